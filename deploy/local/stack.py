@@ -1,0 +1,359 @@
+"""Everything at once on this machine: control plane, Twilio twin, operator and shim, as separate processes.
+
+`make up`, `make demo`, `make bench` and the cluster tests all start it through `Stack`. Operator and shim run under
+the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import yaml
+from kubernetes import client, config, dynamic, watch
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from deploy.local.build import Progress, ensure_controlplane
+from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
+
+ROOT = Path(__file__).parents[2]
+CHANNELS, OPERATOR = "sms-channels", "sms-operator"
+AUDIENCE = "sms-channels-api"
+EXAMPLE_TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
+_YEAR = 365 * 24 * 3600
+
+
+class StackError(Exception):
+    """Something did not start; the text says what, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio."""
+
+    twilio_url: str | None = None
+    webhook_url_template: str = EXAMPLE_TEMPLATE
+    accounts: int = 1
+    numbers: int = 40
+    cluster_dir: Path | None = None
+    finalizer_policy: bool = True
+    operator_settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def _silently(text: str, fraction: float | None = None, /) -> None:
+    pass
+
+
+class Stack:
+    """`start` returns when everything is ready; `stop` stops exactly what was started."""
+
+    def __init__(self, home: Path, options: Options = Options(), say: Progress = _silently) -> None:
+        self.home = home
+        self.options = options
+        self.logs = home / "logs"
+        self._say = say
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._control_plane: ControlPlane | None = None
+        self.cluster: Cluster
+        self.api: dynamic.DynamicClient
+        self.api_key = ""
+        self.api_token = ""
+        self.twin: dict[str, Any] = {}
+        self.operator_port = free_port()
+        self.shim_port = free_port()
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.shim_port}"
+
+    @property
+    def operator_url(self) -> str:
+        return f"http://127.0.0.1:{self.operator_port}"
+
+    @property
+    def twilio_url(self) -> str:
+        return str(self.twin.get("url") or self.options.twilio_url)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.start_control_plane()
+        self.install()
+        if self.options.twilio_url is None:
+            self.start_twin()
+        self.start_operator()
+        self.start_shim()
+        return self
+
+    def start_control_plane(self) -> None:
+        binary = ensure_controlplane(self._say)
+        home = self.options.cluster_dir or self.home / "cluster"
+        self._control_plane = ControlPlane(binary, home=home, log=self.logs / "controlplane.log")
+        self.cluster = self._control_plane.start()
+        configuration = client.Configuration()
+        config.load_kube_config(str(self.cluster.kubeconfig), client_configuration=configuration)
+        self.api = dynamic.DynamicClient(client.ApiClient(configuration))
+        self._say(f"control plane  {self.cluster.url}")
+
+    def restart_control_plane(self) -> None:
+        assert self._control_plane
+        self._control_plane.restart()
+
+    def install(self) -> None:
+        """The CRD, namespaces, RBAC and the admission policy; and who may log in to the shim."""
+        self._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
+        self._wait_for_crd()
+        names = ["namespaces", "operator-rbac", "shim-rbac"]
+        if self.options.finalizer_policy:
+            names.append("finalizer-policy")
+        for name in names:
+            self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
+        self._apply(_api_user())
+        self._write_kubeconfig("sms-channel-operator")
+        self._write_kubeconfig("sms-api-shim")
+        self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
+        self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
+
+    def make_api_key(self, instances: list[str], verbs: list[str], key_id: str | None = None) -> str:
+        """An API key of the shim: shown once, kept as a hash."""
+        key_id = key_id or secrets.token_hex(4)
+        key = f"smsch_{key_id}_{secrets.token_urlsafe(32)}"
+        entry = {
+            "sha256": hashlib.sha256(key.encode()).hexdigest(),
+            "instances": instances,
+            "verbs": verbs,
+            "expires": None,
+        }
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "smschannel-api-keys", "namespace": OPERATOR},
+            "data": {key_id: base64.b64encode(json.dumps(entry).encode()).decode()},
+        }
+        self._apply([secret], field_manager=f"key-{key_id}")
+        return key
+
+    def start_twin(self) -> None:
+        state = self.home / "twin.json"
+        command = [sys.executable, "-m", "tests.twin", "--state", str(state)]
+        command += ["--accounts", str(self.options.accounts), "--numbers", str(self.options.numbers)]
+        process = self._spawn("twin", command, stdout=subprocess.PIPE)
+        assert process.stdout
+        with process.stdout:
+            line = process.stdout.readline()
+        if not line:
+            raise StackError(f"the Twilio twin did not start: see {self.logs / 'twin.log'}")
+        self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
+        self._say(f"twilio twin    {self.twin['url']}")
+
+    def start_operator(self) -> None:
+        environment = {
+            "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
+            "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
+            "SMSCHANNEL_HTTP_PORT": str(self.operator_port),
+            "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
+            **self.options.operator_settings,
+        }
+        if self.options.twilio_url != "real":
+            environment["SMSCHANNEL_TWILIO_URL"] = self.twilio_url
+        self._spawn("operator", [sys.executable, "-m", "smschannel"], environment)
+        self._wait_ready("operator", f"{self.operator_url}/readyz")
+
+    def start_shim(self) -> None:
+        environment = {
+            "KUBECONFIG": str(self.home / "sms-api-shim.kubeconfig"),
+            "SMSSHIM_HTTP_PORT": str(self.shim_port),
+        }
+        self._spawn("shim", [sys.executable, "-m", "api_shim"], environment)
+        self._wait_ready("shim", f"{self.api_url}/readyz")
+
+    def stop(self) -> None:
+        for name in ("shim", "operator", "twin"):
+            if name in self._processes:
+                self.stop_process(name)
+        if self._control_plane:
+            self._control_plane.stop()
+            self._control_plane = None
+
+    def stop_process(self, name: str, *, kill: bool = False) -> int:
+        """SIGTERM, or SIGKILL; returns the exit status."""
+        process = self._processes.pop(name)
+        process.kill() if kill else process.terminate()
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def process(self, name: str) -> psutil.Process:
+        return psutil.Process(self._processes[name].pid)
+
+    def pids(self) -> dict[str, int]:
+        assert self._control_plane
+        return {name: each.pid for name, each in self._processes.items()} | {"controlplane": self._control_plane.pid}
+
+    def environment(self) -> dict[str, str]:
+        """What `.local/env` holds."""
+        known = {
+            "KUBECONFIG": str(self.cluster.kubeconfig),
+            "CHANNEL_NAMESPACE": CHANNELS,
+            "OPERATOR_NAMESPACE": OPERATOR,
+            "API_URL": self.api_url,
+            "API_KEY": self.api_key,
+            "API_TOKEN": self.api_token,
+            "WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
+            "METRICS_URL": f"{self.operator_url}/metrics",
+        }
+        if self.options.twilio_url != "real":
+            known["TWILIO_URL"] = self.twilio_url
+        if self.twin:
+            known["TWILIO_ACCOUNT_SID"] = self.twin["account_sid"]
+            known["TWILIO_AUTH_TOKEN"] = self.twin["auth_token"]
+            known["TWILIO_PHONE_NUMBERS"] = " ".join(self.twin["phone_numbers"])
+        known["ETCD_DIR"] = str(self.cluster.etcd_dir)
+        known["LOG_DIR"] = str(self.logs)
+        return known
+
+    def write_environment(self, path: Path) -> None:
+        lines = [f"{name}={shlex.quote(value)}" for name, value in self.environment().items()]
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def _spawn(
+        self, name: str, command: list[str], environment: Mapping[str, str] | None = None, stdout: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self._processes[name] = process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**_plain_environment(), **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log if stdout is None else stdout,
+                stderr=log,
+                start_new_session=True,
+            )
+        return process
+
+    def _wait_ready(self, name: str, url: str) -> None:
+        process = self._processes[name]
+        for attempt in Retrying(
+            retry=retry_if_exception_type(OSError), wait=wait_fixed(0.05), stop=stop_after_delay(60), reraise=True
+        ):
+            with attempt:
+                if process.poll() is not None:
+                    raise StackError(f"the {name} ended with status {process.returncode}: see {self.logs / name}.log")
+                with urllib.request.urlopen(url, timeout=5):  # noqa: S310  (a loopback URL of ours)
+                    pass
+        self._say(f"{name:<14} {url.removesuffix('/readyz')}")
+
+    def _apply(self, manifests: Any, field_manager: str = "local-stack") -> None:
+        for manifest in manifests:
+            resource = self.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+            self.api.server_side_apply(
+                resource,
+                body=manifest,
+                name=manifest["metadata"]["name"],
+                namespace=manifest["metadata"].get("namespace"),
+                field_manager=field_manager,
+                force_conflicts=True,
+            )
+
+    def _wait_for_crd(self) -> None:
+        crds = client.ApiextensionsV1Api(self.api.client)
+        name = "smschannels.channels.hydracore.io"
+        for event in watch.Watch().stream(
+            crds.list_custom_resource_definition, field_selector=f"metadata.name={name}", timeout_seconds=30
+        ):
+            if any(
+                each.type == "Established" and each.status == "True" for each in event["object"].status.conditions or ()
+            ):
+                break
+        else:
+            raise StackError("the CRD was not established within 30 s")
+        self.api.resources.invalidate_cache()
+
+    def _write_kubeconfig(self, account: str) -> None:
+        write_kubeconfig(
+            self.home / f"{account}.kubeconfig",
+            url=self.cluster.url,
+            ca_data=self.cluster.ca_data,
+            token=self._token(account, OPERATOR, []),
+            namespace=CHANNELS,
+        )
+
+    def _token(self, account: str, namespace: str, audiences: list[str]) -> str:
+        spec = client.V1TokenRequestSpec(audiences=audiences, expiration_seconds=_YEAR)
+        answer = client.CoreV1Api(self.api.client).create_namespaced_service_account_token(
+            account, namespace, client.AuthenticationV1TokenRequest(spec=spec)
+        )
+        assert answer.status
+        assert answer.status.token
+        return answer.status.token
+
+
+def wipe(home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True, mode=0o700)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _plain_environment() -> dict[str, str]:
+    """Ours without what would change the programs' minds: their own settings, proxies and Twilio's variables."""
+    strange = ("SMSCHANNEL_", "SMSSHIM_", "TWILIO_", "KUBERNETES_", "KUBECONFIG")
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(strange)}
+
+
+def _api_user() -> list[dict[str, Any]]:
+    """A ServiceAccount that may use channels: its tokens show how RBAC decides for bearers."""
+    name = "sms-api-user"
+    rbac = "rbac.authorization.k8s.io"
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": CHANNELS}},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "Role",
+            "metadata": {"name": name, "namespace": CHANNELS},
+            "rules": [
+                {
+                    "apiGroups": ["channels.hydracore.io"],
+                    "resources": ["smschannels"],
+                    "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"],
+                }
+            ],
+        },
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": name, "namespace": CHANNELS},
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": CHANNELS}],
+        },
+    ]

@@ -1,0 +1,180 @@
+"""One way to talk to the Kubernetes API: dictionaries in, dictionaries out, over one keep-alive session.
+
+Configuration and authentication are the `kubernetes` package's; its generated API classes are not used, since
+building and checking model objects costs more per channel than everything else the operator does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.configuration import Configuration
+
+from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable
+
+Object = dict[str, Any]
+
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+_PAGE = 500
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+class KubernetesRefused(ChannelError):
+    """The API server understood and said no: no right (403), an invalid object (422) and the like."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KubeApi:
+    """Raises `Gone` (404), `Conflict` (409), `KubernetesRefused` (other 4xx), `KubernetesUnavailable` (the rest)."""
+
+    def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
+        self.configuration = configuration
+        self._timeout = aiohttp.ClientTimeout(total=timeout, connect=5)
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
+        """From `kubeconfig`, else $KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config.
+
+        Raises `kubernetes.aio.config.ConfigException` where none of them can be used.
+        """
+        configuration = Configuration()
+        in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+        if kubeconfig is None and in_pod:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(
+                config_file=kubeconfig or os.environ.get("KUBECONFIG"),
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        return cls(configuration)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            base_url=self.configuration.host,
+            connector=aiohttp.TCPConnector(ssl=tls(self.configuration), limit=0, keepalive_timeout=60),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session:
+            await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Object:
+        """One call; the answer's body. `path` begins with `/api` or `/apis`."""
+        headers = {**await self._headers(), "Accept": accept}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        assert self._session, "use 'async with'"
+        try:
+            async with self._session.request(method, path, json=body, params=params, headers=headers) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubernetesUnavailable(f"the API server does not answer: {type(error).__name__}") from None
+        if response.status < 300:
+            return _json(answer)
+        raise _error(response, answer)
+
+    async def pages(
+        self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
+    ) -> AsyncIterator[Object]:
+        """All objects of a list, 500 a call. `Conflict` if the list expired halfway: begin again."""
+        accept = _METADATA_ONLY if metadata_only else "application/json"
+        more: dict[str, str] = {}
+        while True:
+            query = {**(params or {}), "limit": str(_PAGE), **more}
+            page = await self.request("GET", path, params=query, accept=accept)
+            for item in page.get("items", ()):
+                yield item
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            more = {"continue": token}
+
+    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
+        """Watch events (`type`, `object`) until the server ends the stream. Same errors as `request`."""
+        assert self._session, "use 'async with'"
+        query = {"watch": "true", "allowWatchBookmarks": "true", **params}
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
+        try:
+            async with self._session.get(
+                path, params=query, headers=await self._headers(), timeout=timeout, read_bufsize=2**21
+            ) as response:
+                if response.status >= 300:
+                    raise _error(response, await response.read())
+                async for line in response.content:
+                    yield _json(line)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubernetesUnavailable(f"the watch broke: {type(error).__name__}") from None
+
+    async def token(self) -> str | None:
+        """The bearer token in force, refreshed by the `kubernetes` package where it rotates."""
+        value: str | None = await self.configuration.get_api_key_with_prefix("BearerToken")
+        return value.split(" ", 1)[-1] if value else None
+
+    async def _headers(self) -> dict[str, str]:
+        token = await self.token()
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def tls(configuration: Configuration) -> ssl.SSLContext | bool:
+    if not configuration.host.startswith("https"):
+        return False
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _json(answer: bytes) -> Object:
+    try:
+        document = json.loads(answer) if answer else {}
+    except ValueError:
+        raise KubernetesUnavailable("the API server's answer was cut") from None
+    if not isinstance(document, dict):
+        raise KubernetesUnavailable("the API server answered something that is no object")
+    return document
+
+
+def _error(response: aiohttp.ClientResponse, answer: bytes) -> ChannelError:
+    try:
+        message = str(json.loads(answer)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP {response.status}"
+    if response.status == 404:
+        return Gone(message)
+    if response.status in {409, 410}:
+        return Conflict(message)
+    if response.status == 429 or response.status >= 500:
+        after = response.headers.get("Retry-After", "")
+        return KubernetesUnavailable(
+            f"the API server answers HTTP {response.status}", float(after) if after.isdigit() else None
+        )
+    return KubernetesRefused(response.status, message)

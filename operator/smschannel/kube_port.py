@@ -1,0 +1,231 @@
+"""What a reconcile asks of Kubernetes: channels, Secrets, Events, and the operator's own records and keyring."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost
+from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
+from smschannel.ledger import Record
+from smschannel.metrics import KUBERNETES_WRITES
+from smschannel.resource import API_VERSION, FINALIZER, GROUP, KIND, PLURAL, VERSION, SmsChannel
+from smschannel.sealing import Keyring, SealingKey
+
+KEYRING_SECRET = "smschannel-keyring"  # noqa: S105  (a name)
+PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
+PUBLIC_KEY = "public-key"
+_RECORD_LABEL = f"{GROUP}/record"
+_OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
+
+
+def channels_path(namespace: str, name: str = "", subresource: str = "") -> str:
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    return "/".join(part for part in (path, name, subresource) if part)
+
+
+def _core(namespace: str, kind: str, name: str = "") -> str:
+    path = f"/api/v1/namespaces/{namespace}/{kind}"
+    return f"{path}/{name}" if name else path
+
+
+class KubePort:
+    """Every write is idempotent or refused by a precondition; reads never modify anything.
+
+    The operator is the only writer of its records, so their versions are kept here: a channel without a version
+    has no record, which saves a read for each new channel.
+    """
+
+    def __init__(self, api: KubeApi, operator_namespace: str) -> None:
+        self._api = api
+        self._own = operator_namespace
+        self._keyring: Keyring | None = None
+        self._versions: dict[str, str] = {}
+
+    # Channels
+
+    async def channel(self, namespace: str, name: str) -> Object | None:
+        try:
+            return await self._api.request("GET", channels_path(namespace, name))
+        except Gone:
+            return None
+
+    def channels(self, namespace: str) -> AsyncIterator[Object]:
+        return self._api.pages(channels_path(namespace))
+
+    async def channel_metadata(self, namespace: str) -> AsyncIterator[Object]:
+        async for item in self._api.pages(channels_path(namespace), metadata_only=True):
+            yield item["metadata"]
+
+    async def add_finalizer(self, channel: SmsChannel) -> None:
+        await self._finalizers(channel, [*channel.metadata.finalizers, FINALIZER], "finalizer_add")
+
+    async def remove_finalizer(self, channel: SmsChannel) -> None:
+        others = [each for each in channel.metadata.finalizers if each != FINALIZER]
+        with contextlib.suppress(Gone):
+            await self._finalizers(channel, others, "finalizer_remove")
+
+    async def _finalizers(self, channel: SmsChannel, finalizers: list[str], kind: str) -> None:
+        meta = channel.metadata
+        precondition = {"uid": meta.uid, "resourceVersion": meta.resource_version}
+        body = {"metadata": {**precondition, "finalizers": finalizers}}
+        await self._write(kind, "PATCH", channels_path(meta.namespace, meta.name), body)
+
+    async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
+        """The uid keeps a successor of the same name untouched."""
+        meta = channel.metadata
+        body = {"metadata": {"uid": meta.uid}, "status": status}
+        await self._write("status", "PATCH", channels_path(meta.namespace, meta.name, "status"), body)
+
+    async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
+        meta = channel.metadata
+        event = {
+            "metadata": {"name": f"{meta.name}.{uuid.uuid4().hex[:16]}", "namespace": meta.namespace},
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": f"{GROUP}/operator",
+            "reportingInstance": socket.gethostname()[:128],
+            "type": "Warning" if warning else "Normal",
+            "action": "Reconcile",
+            "reason": reason,
+            "note": note[:1024],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "namespace": meta.namespace,
+                "name": meta.name,
+                "uid": meta.uid,
+            },
+        }
+        path = f"/apis/events.k8s.io/v1/namespaces/{meta.namespace}/events"
+        await self._write("event", "POST", path, event)
+
+    # Tenants' Secrets
+
+    async def secret(self, namespace: str, name: str) -> Object | None:
+        try:
+            return await self._api.request("GET", _core(namespace, "secrets", name))
+        except Gone:
+            return None
+
+    # The keyring
+
+    async def open_keyring(self) -> Keyring:
+        """The keyring, made at the very first start. Raises `KeyringLost` where one was there before."""
+        path = _core(self._own, "secrets")
+        secret = await self.secret(self._own, KEYRING_SECRET)
+        if secret is None:
+            await self._refuse_second_keyring()
+            keyring = Keyring([SealingKey.generate()])
+            made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
+            try:
+                secret = await self._write("keyring", "POST", path, made)
+            except Conflict:  # another operator was faster: its keyring is the one
+                secret = await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
+        try:
+            self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
+        except (KeyError, TypeError, ValueError):
+            raise KeyringLost(
+                f"Secret {self._own}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
+            ) from None
+        await self._publish(self._keyring)
+        return self._keyring
+
+    async def _refuse_second_keyring(self) -> None:
+        try:
+            await self._api.request("GET", _core(self._own, "configmaps", PUBLIC_KEY_CONFIGMAP))
+            witness = f"ConfigMap {PUBLIC_KEY_CONFIGMAP}"
+        except Gone:
+            records = await self._api.request("GET", _core(self._own, "secrets"), params=_records(limit="1"))
+            if not records["items"]:
+                return
+            witness = "records of channels"
+        raise KeyringLost(
+            f"Secret {self._own}/{KEYRING_SECRET} is gone, but {witness} made with it are there: restore it from its "
+            f"backup. Only if that is lost for good: delete them, and seal every token again with the new key"
+        )
+
+    async def _publish(self, keyring: Keyring) -> None:
+        path = _core(self._own, "configmaps")
+        public = keyring.current.public
+        content = {PUBLIC_KEY: public.encoded, "fingerprint": public.fingerprint.hex()}
+        try:
+            there = await self._api.request("GET", f"{path}/{PUBLIC_KEY_CONFIGMAP}")
+        except Gone:
+            await self._write("public_key", "POST", path, self._own_object("ConfigMap", PUBLIC_KEY_CONFIGMAP, content))
+            return
+        if there.get("data") != content:
+            await self._write("public_key", "PATCH", f"{path}/{PUBLIC_KEY_CONFIGMAP}", {"data": content})
+
+    # Records
+
+    async def records(self) -> AsyncIterator[Record | ChannelError]:
+        """All records, and an error for each that cannot be read."""
+        async for secret in self._api.pages(_core(self._own, "secrets"), _records()):
+            try:
+                yield self._opened(secret)
+            except ChannelError as error:
+                yield error
+
+    async def load_record(self, uid: str) -> Record | None:
+        """Raises `Unreadable` where the keyring does not open it."""
+        if uid not in self._versions:
+            return None
+        secret = await self.secret(self._own, uid)
+        if secret is None:
+            del self._versions[uid]
+            return None
+        return self._opened(secret)
+
+    def _opened(self, secret: Object) -> Record:
+        uid = secret["metadata"]["name"]
+        self._versions[uid] = secret["metadata"]["resourceVersion"]
+        assert self._keyring
+        return Record.decode(self._keyring.unwrap(base64.b64decode(secret["data"]["record"]), uid))
+
+    async def save_record(self, record: Record) -> None:
+        """`Conflict` where somebody else wrote it: it is read again next time."""
+        assert self._keyring
+        content = {"record": _encode(self._keyring.wrap(record.encode(), record.uid))}
+        secret = self._own_object("Secret", record.uid, content)
+        meta = secret["metadata"]
+        meta["labels"] = {**_OURS, _RECORD_LABEL: "true"}
+        meta["annotations"] = {f"{GROUP}/channel": f"{record.namespace}/{record.name}"}
+        version = self._versions.get(record.uid)
+        if version:
+            meta["resourceVersion"] = version
+        try:
+            if version:
+                saved = await self._write("record", "PUT", _core(self._own, "secrets", record.uid), secret)
+            else:
+                saved = await self._write("record", "POST", _core(self._own, "secrets"), secret)
+        except (Conflict, Gone) as error:
+            self._versions[record.uid] = ""
+            raise Conflict("the record was written by somebody else") from error
+        self._versions[record.uid] = saved["metadata"]["resourceVersion"]
+
+    async def drop_record(self, uid: str) -> None:
+        with contextlib.suppress(Gone):
+            await self._write("record_drop", "DELETE", _core(self._own, "secrets", uid))
+        self._versions.pop(uid, None)
+
+    def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
+        meta = {"name": name, "namespace": self._own, "labels": _OURS}
+        return {"apiVersion": "v1", "kind": kind, "metadata": meta, "data": dict(content)}
+
+    async def _write(self, kind: str, method: str, path: str, body: Object | None = None) -> Object:
+        KUBERNETES_WRITES.labels(kind).inc()
+        content_type = MERGE_PATCH if method == "PATCH" else "application/json"
+        return await self._api.request(method, path, body, content_type=content_type)
+
+
+def _records(**params: str) -> dict[str, str]:
+    return {"labelSelector": f"{_RECORD_LABEL}=true", **params}
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,283 @@
+"""Deciding what to do: desired state and observation in, changes and a verdict out. No I/O, no clock.
+
+`plan` is asked again with what the changes brought about, until it has no more to ask for. One table, mirrored by
+tests/unit/test_plan.py:
+
+    channel                     number at Twilio             changes, in the safe order
+    wanted                      points elsewhere             finalizer, record (previous webhook), webhook
+    wanted, entry is there      points elsewhere             webhook (drift), or only a report of it
+    wanted                      points at us                 none
+    wanted, number was changed  new one points at us         give the old one back; then the record without it
+    being deleted               points at us                 give back
+    being deleted               points elsewhere, or gone    record without the entry; at last no record, no finalizer
+    being deleted               cannot be reached            wait; after the grace period no finalizer, the record stays
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from smschannel.errors import ChannelError, Refused
+from smschannel.ledger import Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.reasons import Reason
+from smschannel.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What the channel's author and the operator's settings ask for."""
+
+    account_sid: str
+    phone_number: str
+    webhook: Webhook
+    suspend: bool
+    takeover_policy: TakeoverPolicy
+    drift_policy: DriftPolicy
+    deletion_policy: DeletionPolicy
+
+
+@dataclass(frozen=True)
+class Number:
+    """A phone number as Twilio has it. `application_sid` set means that the webhook is not used."""
+
+    sid: str
+    phone_number: str
+    webhook: Webhook
+    application_sid: str
+    receives_sms: bool
+
+
+Debt = Number | ChannelError | None
+"""What became of a number that is owed: as it is, why that could not be seen, or None where it is gone."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was found. `number` is a `Refused` where Twilio, the credentials or another channel stand in the way."""
+
+    record: Record
+    stored: bool = False
+    finalizer: bool = False
+    login: Login | None = None
+    source: str = ""
+    number: Number | Refused | None = None
+    rejected: Refused | None = None
+    was_configured: bool = False
+    debts: Mapping[str, Debt] = field(default_factory=dict)
+    grace_over: bool = False
+
+
+@dataclass(frozen=True)
+class AddFinalizer:
+    pass
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    record: Record
+
+
+@dataclass(frozen=True)
+class SetWebhook:
+    """Point the wanted number at the instance's webhook."""
+
+    login: Login
+    account_sid: str
+    number_sid: str
+    webhook: Webhook
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """Put back (or clear) the webhook of a number that is not wanted any more."""
+
+    entry: Entry
+    webhook: Webhook
+
+
+@dataclass(frozen=True)
+class DropRecord:
+    pass
+
+
+@dataclass(frozen=True)
+class RemoveFinalizer:
+    pass
+
+
+Change = AddFinalizer | SaveRecord | SetWebhook | GiveBack | DropRecord | RemoveFinalizer
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to tell people. `effective` names what keeps the webhook from being used, where something does."""
+
+    reason: Reason
+    message: str
+    number_sid: str = ""
+    effective: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    changes: tuple[Change, ...]
+    verdict: Verdict
+
+
+def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
+    """None while the channel is being deleted: then nothing is wanted, and everything is given back."""
+    if channel.deleting:
+        return None
+    spec = channel.spec
+    return Desired(
+        account_sid=spec.account_sid,
+        phone_number=spec.phone_number,
+        webhook=Webhook(url=template.url(channel.metadata.name), method="POST"),
+        suspend=spec.suspend,
+        takeover_policy=spec.takeover_policy,
+        drift_policy=spec.drift_policy,
+        deletion_policy=spec.deletion_policy,
+    )
+
+
+def plan(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
+    return _release(seen) if want is None else _configure(want, seen, template, now)
+
+
+def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
+    if want.suspend:
+        return Plan(
+            _remember_policy(want, seen), Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true.")
+        )
+    number = seen.number
+    if isinstance(number, Refused):
+        return Plan(_remember_policy(want, seen), Verdict(number.reason, str(number)))
+    if number is None or seen.login is None:
+        return Plan((), Verdict(Reason.Pending, "The number has not been looked at yet."))
+
+    entry = seen.record.entry(number.sid)
+    points_at_us = number.webhook == want.webhook
+    refusal = _refusal(want, seen, number, entry)
+    if refusal:
+        return Plan(_remember_policy(want, seen), refusal)
+
+    changes: list[Change] = []
+    record = _claimed(want, seen, number, entry, seen.login, template, now)
+    if not seen.finalizer:
+        changes.append(AddFinalizer())
+    if record != seen.record:
+        changes.append(SaveRecord(record))
+    if not points_at_us:
+        changes.append(SetWebhook(seen.login, want.account_sid, number.sid, want.webhook))
+    if not changes:
+        changes += _pay(seen, record, want.deletion_policy)
+    return Plan(tuple(changes), _configured(number, seen))
+
+
+def _refusal(want: Desired, seen: Observed, number: Number, entry: Entry | None) -> Verdict | None:
+    """Why a number that is there and is ours to take is left alone."""
+    foreign = number.webhook != want.webhook
+    if not number.receives_sms:
+        message = f"{number.phone_number} cannot receive SMS."
+        return Verdict(Reason.NumberLacksSms, message, number.sid)
+    if foreign and entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and number.webhook.url:
+        message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
+        return Verdict(Reason.WebhookForeign, message, number.sid, effective="UrlMismatch")
+    if foreign and entry and seen.was_configured and want.drift_policy is DriftPolicy.REPORT:
+        message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
+        mismatch = "MethodMismatch" if number.webhook.url == want.webhook.url else "UrlMismatch"
+        return Verdict(Reason.WebhookDrifted, message, number.sid, effective=mismatch)
+    return None
+
+
+def _claimed(
+    want: Desired,
+    seen: Observed,
+    number: Number,
+    entry: Entry | None,
+    login: Login,
+    template: WebhookTemplate,
+    now: datetime,
+) -> Record:
+    """The record that must be stored before Twilio is written."""
+    if entry is None:
+        entry = Entry(
+            account_sid=want.account_sid,
+            number_sid=number.sid,
+            phone_number=number.phone_number,
+            login=login,
+            previous=None if template.made(number.webhook.url) else number.webhook,
+            wrote=(want.webhook.url,),
+            claimed_at=now,
+        )
+    wrote = entry.wrote if want.webhook.url in entry.wrote else (*entry.wrote, want.webhook.url)
+    record = seen.record.with_entry(entry.model_copy(update={"wrote": wrote})).with_login(want.account_sid, login)
+    source = seen.record.source if seen.rejected else seen.source
+    return record.model_copy(update={"deletion_policy": want.deletion_policy, "source": source})
+
+
+def _remember_policy(want: Desired, seen: Observed) -> tuple[Change, ...]:
+    """A policy edited while nothing else can be done must hold if the channel is deleted next."""
+    if not seen.stored or seen.record.deletion_policy is want.deletion_policy:
+        return ()
+    return (SaveRecord(seen.record.model_copy(update={"deletion_policy": want.deletion_policy})),)
+
+
+def _configured(number: Number, seen: Observed) -> Verdict:
+    if number.application_sid:
+        message = f"The TwiML application {number.application_sid} receives this number's messages."
+        return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByApplication")
+    if seen.rejected:
+        return Verdict(Reason.TokenRejected, str(seen.rejected), number.sid)
+    return Verdict(Reason.Configured, "Twilio delivers this number's messages to the instance's webhook.", number.sid)
+
+
+def _release(seen: Observed) -> Plan:
+    changes = _pay(seen, seen.record, seen.record.deletion_policy)
+    if changes:
+        return Plan(tuple(changes), Verdict(Reason.Releasing, "The number is being given back."))
+    trouble = next((debt for debt in seen.debts.values() if isinstance(debt, ChannelError)), None)
+    if trouble is None:
+        gone: list[Change] = [DropRecord()] if seen.stored else []
+        if seen.finalizer:
+            gone.append(RemoveFinalizer())
+        return Plan(tuple(gone), Verdict(Reason.Releasing, "The number is given back."))
+    letting_go: list[Change] = []
+    if seen.grace_over and seen.finalizer:
+        if seen.record.entries:
+            letting_go.append(SaveRecord(seen.record))  # with the policy that the channel has now
+        letting_go.append(RemoveFinalizer())
+    reason = Reason.ReleaseFailed if isinstance(trouble, Refused) else Reason.Releasing
+    return Plan(tuple(letting_go), Verdict(reason, f"The number is not given back yet: {trouble}"))
+
+
+def _pay(seen: Observed, record: Record, policy: DeletionPolicy) -> list[Change]:
+    """Give back what still points at us; what is settled leaves the ledger."""
+    give_back: list[Change] = []
+    settled: list[str] = []
+    for number_sid, debt in seen.debts.items():
+        entry = record.entry(number_sid)
+        if entry is None or isinstance(debt, ChannelError):
+            continue
+        webhook = _owed(entry, policy)
+        if debt is None or webhook is None or not entry.points_at_us(debt.webhook):
+            settled.append(number_sid)
+        else:
+            give_back.append(GiveBack(entry, webhook))
+    if give_back:
+        return give_back
+    remaining = record.without(settled)
+    return [SaveRecord(remaining)] if settled and remaining.entries else []
+
+
+def _owed(entry: Entry, policy: DeletionPolicy) -> Webhook | None:
+    """The webhook that the number gets back; None where it is left as it is."""
+    match policy:
+        case DeletionPolicy.RETAIN:
+            return None
+        case DeletionPolicy.CLEAR:
+            return Webhook(url="", method="POST")
+        case DeletionPolicy.RESTORE:
+            return entry.previous

@@ -1,0 +1,124 @@
+"""The operator's settings: environment variables `SMSCHANNEL_*`, checked at start-up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from smschannel.ledger import WebhookTemplate
+
+
+def _template(value: str) -> str:
+    example = "write for example https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
+    if value.count("{instance_id}") != 1:
+        raise ValueError(f"must contain {{instance_id}} exactly once; {example}")
+    parts = urlsplit(value)
+    if not parts.hostname or "{instance_id}" in parts.netloc:
+        raise ValueError(f"must be a URL with a host, and {{instance_id}} after it; {example}")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+        raise ValueError(f"must be https (http is for loopback addresses only); {example}")
+    return value
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
+        raise ValueError("must be an origin without a path; write for example https://api.twilio.com")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+        raise ValueError("must be https (http is for loopback addresses only); write https://api.twilio.com")
+    return value.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _words(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+_PREFIX = "SMSCHANNEL_"
+
+Template = Annotated[str, AfterValidator(_template)]
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
+class Settings(BaseSettings):
+    """Field descriptions are what `python -m smschannel --help` prints."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
+
+    webhook_url_template: Template = Field(
+        description="URL of an instance's webhook, with {instance_id} in it; e.g."
+        " https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
+    )
+    former_webhook_url_templates: Annotated[tuple[Template, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(), description="Templates used before, separated by spaces: their URLs are ours too."
+    )
+    channel_namespace: str = Field(default="sms-channels", description="The namespace whose channels are managed.")
+    operator_namespace: str = Field(
+        default="sms-operator", description="Where keyring and records are kept: nobody else may read it."
+    )
+    twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
+    twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
+    twilio_url: Origin | None = Field(default=None, description="One origin that stands for both of Twilio's.")
+    twilio_timeout_seconds: float = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
+    twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
+    workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
+    drift_interval_seconds: float = Field(
+        default=600, ge=1, description="How often a configured number is compared with Twilio (+-20 %)."
+    )
+    slow_interval_seconds: float = Field(
+        default=1800, ge=1, description="How often refused credentials and missing numbers are tried again."
+    )
+    resync_interval_seconds: float = Field(
+        default=600, ge=1, description="How often all channels are listed, to find what the watch missed."
+    )
+    retry_floor_seconds: float = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
+    retry_ceiling_seconds: float = Field(default=300, gt=0, description="The longest wait after an error.")
+    deletion_grace_seconds: float = Field(
+        default=120, ge=0, description="How long a deletion waits for the number to be given back."
+    )
+    http_host: str = Field(default="127.0.0.1", description="Address for /metrics, /healthz and /readyz.")
+    http_port: int = Field(default=8080, ge=0, le=65535, description="Port for them.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
+    log_format: Literal["json", "console"] = Field(default="json", description="One JSON object a line, or text.")
+
+    @property
+    def template(self) -> WebhookTemplate:
+        return WebhookTemplate(self.webhook_url_template, self.former_webhook_url_templates)
+
+    @property
+    def api_origin(self) -> str:
+        return self.twilio_url or self.twilio_api_url
+
+    @property
+    def messaging_origin(self) -> str:
+        return self.twilio_url or self.twilio_messaging_url
+
+
+def settings_help() -> str:
+    """For --help: each environment variable, what it means and its default."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else f"default: {_plain(field.default)}"
+        lines.append(f"\b\n{_PREFIX}{name.upper()} ({default})\n  {field.description}")
+    return "\n\n".join(lines)
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the environment, one variable a line. The values are left out: one may be a secret."""
+    lines = ["The settings cannot be used:"]
+    for each in error.errors():
+        name = str(each["loc"][0])
+        field = Settings.model_fields[name]
+        what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
+        lines.append(f"  {_PREFIX}{name.upper()}: {what}\n    {field.description}")
+    return "\n".join(lines)
+
+
+def _plain(default: object) -> str:
+    return " ".join(default) if isinstance(default, tuple) else str(default)

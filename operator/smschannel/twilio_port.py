@@ -1,0 +1,226 @@
+"""What a reconcile asks of Twilio: find a number, read it, and set its `SmsUrl` and `SmsMethod`. Nothing else.
+
+Requests are twilio-python's; they travel over one shared session that has real time-outs, never follows a
+redirect, and turns Twilio's answers into this package's errors before the library sees them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import aiohttp
+from twilio.base.exceptions import TwilioException
+from twilio.http import AsyncHttpClient
+from twilio.http.response import Response
+from twilio.rest import Client
+from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
+
+from smschannel.errors import ChannelError, Gone, Refused, TwilioUnavailable
+from smschannel.ledger import Login, Webhook
+from smschannel.metrics import TWILIO_SECONDS
+from smschannel.plan import Number
+from smschannel.reasons import Reason
+
+_NO_ENVIRONMENT = {"": ""}
+"""Not empty, or twilio-python would read TWILIO_* of the process: another's token, or another host."""
+
+_SUSPENDED = {20005, 20403, 10001}
+_WEBHOOK_REFUSED = {21402, 21403, 21406}
+_LACKS_SMS = {21407}
+
+
+class TwilioPort:
+    """Observing never modifies; setting a webhook twice is the same as once.
+
+    Raises `TwilioUnavailable`, or `Refused` where trying again alone mends nothing.
+    """
+
+    def __init__(self, *, api_origin: str, messaging_origin: str, concurrency: int, timeout: float) -> None:
+        self._origins = {
+            "https://api.twilio.com": api_origin,
+            "https://messaging.twilio.com": messaging_origin,
+        }
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._transport: _Transport | None = None
+
+    async def __aenter__(self) -> Self:
+        self._transport = _Transport(self._origins, self._concurrency, self._timeout)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._transport:
+            await self._transport.session.close()
+
+    async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
+        """The number of the account that is exactly `phone_number`; None where it has none."""
+        numbers = self._account(login, account_sid).incoming_phone_numbers
+        try:
+            with _understood():
+                found = await numbers.list_async(phone_number=phone_number)  # matches parts of numbers too
+                return next((_number(each) for each in found if each.phone_number == phone_number), None)
+        except Gone:
+            return None
+
+    async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None:
+        """The number with this SID; None where it is gone from the account."""
+        number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
+        try:
+            with _understood():
+                return _number(await number.fetch_async())
+        except Gone:
+            return None
+
+    async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number:
+        """Returns the number as it is afterwards, from Twilio's answer. Raises `Gone` too."""
+        number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
+        with _understood():
+            return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
+
+    def _account(self, login: Login, account_sid: str) -> Any:
+        client = Client(
+            login.sid,
+            login.token.get_secret_value(),
+            account_sid,
+            http_client=self._transport,
+            environment=_NO_ENVIRONMENT,
+        )
+        return client.api.v2010.accounts(account_sid)
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """JSON of another shape than Twilio's must not look like a mistake of ours."""
+    try:
+        yield
+    except (TwilioException, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TwilioUnavailable(f"Twilio's answer is not understood ({type(error).__name__}).") from None
+
+
+class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
+    """twilio-python's seam, one method wide."""
+
+    def __init__(self, origins: Mapping[str, str], concurrency: int, timeout: float) -> None:
+        self.is_async = True  # the base class would keep a logger that prints SIDs and phone numbers
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=timeout, connect=5),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._origins = origins
+        self._concurrency = concurrency
+        self._slots: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  (the base class's signature)
+        allow_redirects: bool = False,
+    ) -> Response:
+        assert auth, "twilio-python was given a login"
+        slots = self._slots_of(auth)
+        origin, slash, path = url.partition("/2010-04-01/")
+        async with slots:
+            status, answer, retry_after = await self._send(
+                method, self._origins[origin] + slash + path, params, data, aiohttp.encode_basic_auth(*auth)
+            )
+        if status < 300:
+            return Response(status, answer)
+        raise twilio_error(status, answer, retry_after)
+
+    def _slots_of(self, auth: tuple[str, str]) -> asyncio.Semaphore:
+        digest = hashlib.sha256("\0".join(auth).encode()).digest()
+        slots = self._slots.get(digest)
+        if slots is None:
+            slots = self._slots[digest] = asyncio.Semaphore(self._concurrency)
+        return slots
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, object] | None,
+        form: Mapping[str, object] | None,
+        authorization: str,
+    ) -> tuple[int, str, float | None]:
+        """Status, body (JSON, checked) and Retry-After in seconds."""
+        kind = "set_webhook" if method == "POST" else "find_number" if params else "fetch_number"
+        query = {name: str(value) for name, value in (params or {}).items()}
+        started = time.perf_counter()
+        outcome = "error"
+        try:
+            async with self.session.request(
+                method,
+                url,
+                params=query,
+                data=form,
+                headers={"Authorization": authorization, "Accept": "application/json"},
+                allow_redirects=False,
+            ) as response:
+                answer = await response.text()
+                outcome = str(response.status)
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+            raise TwilioUnavailable(f"Twilio does not answer ({type(error).__name__}).") from None
+        finally:
+            TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
+        if response.status < 300:
+            _object(answer, response.status)
+        after = response.headers.get("Retry-After", "")
+        return response.status, answer, float(after) if after.isdigit() else None
+
+
+def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:
+    """Twilio's refusal as one of our errors: from the HTTP status and the code in the body, never from its words."""
+    try:
+        code = int(_object(body, status).get("code") or 0)
+    except (TwilioUnavailable, TypeError, ValueError):
+        code = 0
+    told = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
+    if status == 429 or status >= 500:
+        return TwilioUnavailable(f"{told}.", retry_after)
+    if code in _SUSPENDED:
+        return Refused(Reason.AccountSuspended, f"The Twilio account is suspended or closed ({told}).")
+    if code == 20008:
+        return Refused(Reason.AuthenticationFailed, f"These are test credentials, which own no numbers ({told}).")
+    if status in {401, 403}:
+        return Refused(Reason.AuthenticationFailed, f"Twilio refuses the credentials ({told}).")
+    if code in _LACKS_SMS:
+        return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({told}).")
+    if code in _WEBHOOK_REFUSED:
+        return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({told}).")
+    if status == 404:
+        return Gone(f"{told}.")
+    return TwilioUnavailable(f"{told}, which is not known here.")
+
+
+def _object(body: str, status: int) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        return document
+    raise TwilioUnavailable(f"Twilio answers HTTP {status} with something that is not its JSON.")
+
+
+def _number(instance: IncomingPhoneNumberInstance) -> Number:
+    capabilities: Any = instance.capabilities or {}
+    return Number(
+        sid=str(instance.sid),
+        phone_number=str(instance.phone_number),
+        webhook=Webhook(url=instance.sms_url or "", method=instance.sms_method or "POST"),
+        application_sid=instance.sms_application_sid or "",
+        receives_sms=bool(capabilities.get("sms", True)),
+    )

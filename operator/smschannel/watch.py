@@ -1,0 +1,117 @@
+"""kopf as the informer: watch events of channels and labelled Secrets go to the controller, and nothing else.
+
+Its change handlers, timers and annotations are not used: a handled change whose status could not be written would
+be lost for ever. Where kopf keeps state, it is given stores that keep none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import kopf
+
+from smschannel.controller import Controller
+from smschannel.kube_api import KubeApi
+from smschannel.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
+
+
+async def watch(api: KubeApi, controller: Controller, namespace: str, stop: asyncio.Event) -> None:
+    """Runs until SIGTERM or SIGINT sets `stop`. Raises `RuntimeError` if kopf ends by itself."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=registry)
+    async def own_signals(**_: Any) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):  # kopf has just put its own handlers there
+            asyncio.get_running_loop().add_signal_handler(each, stop.set)
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        configuration = api.configuration
+        token = await api.token()
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            ca_data=configuration.ca_cert_data,
+            insecure=not configuration.verify_ssl,
+            scheme="Bearer" if token else None,
+            token=token,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def channel(event: Mapping[str, Any], **_: Any) -> None:
+        controller.on_channel(event["type"], event["object"])
+
+    @kopf.on.event("v1", "secrets", registry=registry)
+    async def secret(event: Mapping[str, Any], **_: Any) -> None:
+        controller.on_secret(event["type"], event["object"])
+
+    # The handlers above are called with many more arguments than they name: that is kopf's convention.
+    await kopf.operator(
+        registry=registry, settings=_settings(), standalone=True, namespaces=[namespace], stop_flag=stop
+    )
+    if not stop.is_set():
+        raise RuntimeError("kopf ended by itself")
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["secrets"] = f"{CREDENTIALS_LABEL}=true"
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 270
+    settings.watching.connect_timeout = 5
+    settings.queueing.idle_timeout = 0.1
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = _EndlessBackoff()
+    settings.persistence.finalizer = f"{GROUP}/unused-by-kopf"
+    settings.persistence.diffbase_storage = _NoDiffBase()
+    settings.persistence.progress_storage = _NoProgress()
+    for name in ("kopf", "kopf.objects", "kopf.activities"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # at DEBUG it prints bodies and patches
+    return settings
+
+
+class _EndlessBackoff:
+    """kopf ends when its list of back-offs does; and it begins anew on it for every request."""
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 0.5
+        while True:
+            yield delay
+            delay = min(delay * 2, 15)
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence

@@ -1,0 +1,109 @@
+"""Faults on demand: which calls are hit, and what happens to them. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import count
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+class Match(BaseModel):
+    """Which calls a rule hits; what is left out matches everything.
+
+    `path` is a regular expression searched in the path (no query). `account` is the SID in the path, or the
+    one that logs in. Of the calls that match, the `nth` (from 1) is the first to be hit, then `count` in all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Annotated[str, Field(pattern="^[A-Z]+$")] | None = None
+    path: Annotated[str, AfterValidator(_compiles)] | None = None
+    account: str | None = None
+    nth: int = Field(default=1, ge=1)
+    count: int | None = Field(default=None, ge=1)
+
+
+class Action(BaseModel):
+    """What happens to a call that is hit.
+
+    status: answer with `status` and Twilio's `code` (default 20000 + status), as RFC 9457 if `problem`;
+    reset: the connection is reset; hang: no answer, ever; delay: `seconds` late; truncate: half of the real
+    body, then the end; html200: 200 with a page of HTML. With `after` the call takes effect first, and only
+    the answer is lost (truncate is always so).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["status", "reset", "hang", "delay", "truncate", "html200"]
+    status: int = Field(default=503, ge=400, le=599)
+    code: int | None = None
+    retry_after: int | None = Field(default=None, ge=0)
+    problem: bool = False
+    seconds: float = Field(default=0.0, ge=0)
+    after: bool = False
+
+
+@dataclass(slots=True)
+class Rule:
+    """A match, an action, and how often it saw and hit a call."""
+
+    id: int
+    match: Match
+    action: Action
+    seen: int = 0
+    hit: int = 0
+
+    def covers(self, method: str, path: str, accounts: Collection[str | None]) -> bool:
+        match = self.match
+        return (
+            (match.method is None or match.method == method)
+            and (match.account is None or match.account in accounts)
+            and (match.path is None or re.search(match.path, path) is not None)
+        )
+
+    def strikes(self) -> bool:
+        """Counts one call that is covered; True if this one is hit."""
+        self.seen += 1
+        match = self.match
+        if self.seen < match.nth or (match.count is not None and self.hit >= match.count):
+            return False
+        self.hit += 1
+        return True
+
+
+class Faults:
+    """The rules in force, oldest first; the first that strikes decides."""
+
+    def __init__(self) -> None:
+        self.rules: dict[int, Rule] = {}
+        self._ids = count(1)
+
+    def add(self, match: Match, action: Action) -> Rule:
+        rule = Rule(next(self._ids), match, action)
+        self.rules[rule.id] = rule
+        return rule
+
+    def remove(self, rule_id: int) -> None:
+        """KeyError when there is no such rule."""
+        del self.rules[rule_id]
+
+    def clear(self) -> None:
+        self.rules.clear()
+
+    def pick(self, method: str, path: str, accounts: Collection[str | None]) -> Action | None:
+        for rule in self.rules.values():
+            if rule.covers(method, path, accounts) and rule.strikes():
+                return rule.action
+        return None

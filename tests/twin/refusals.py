@@ -1,0 +1,39 @@
+"""Every "no" the twin can say, as Twilio says it: HTTP status, error code, sentence.
+
+Source: notes on Twilio's errors; messages follow Twilio's own wording where it is public. No I/O.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One row of Twilio's error table; `message` is a format string."""
+
+    status: int
+    code: int
+    message: str
+
+
+BAD_REQUEST = Row(400, 20001, "{what}")
+UNAUTHENTICATED = Row(401, 20003, "Authenticate")
+METHOD_NOT_ALLOWED = Row(405, 20004, "Method not allowed")
+ACCOUNT_INACTIVE = Row(401, 20005, "Account not active")
+TEST_CREDENTIALS = Row(403, 20008, "Resource not accessible with Test Account Credentials")
+NOT_FOUND = Row(404, 20404, "The requested resource {path} was not found")
+TOO_MANY_REQUESTS = Row(429, 20429, "Too Many Requests")
+INVALID_URL = Row(400, 21402, "{field} is not valid")
+INVALID_METHOD = Row(400, 21403, "{field} is not valid: it must be GET or POST")
+FALLBACK_WITHOUT_URL = Row(400, 21406, "SmsFallbackUrl cannot be set without SmsUrl")
+NO_SMS = Row(400, 21407, "This phone number type does not support SMS")
+
+
+class Refusal(Exception):
+    """Twilio's answer is this error. Carries no secret: only the row and what fills its sentence."""
+
+    def __init__(self, row: Row, **words: str) -> None:
+        self.status = row.status
+        self.code = row.code
+        self.message = row.message.format(**words)
+        super().__init__(f"{self.status}/{self.code} {self.message}")

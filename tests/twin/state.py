@@ -1,0 +1,482 @@
+"""What Twilio remembers: accounts, tokens, keys, numbers, services, applications. No I/O.
+
+Tokens and secrets are kept out of every repr.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hmac import compare_digest
+from itertools import count
+from random import Random
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from tests.twin.faults import Faults
+from tests.twin.journal import Journal
+from tests.twin.refusals import (
+    ACCOUNT_INACTIVE,
+    FALLBACK_WITHOUT_URL,
+    INVALID_METHOD,
+    INVALID_URL,
+    NO_SMS,
+    NOT_FOUND,
+    TOO_MANY_REQUESTS,
+    UNAUTHENTICATED,
+    Refusal,
+    Row,
+)
+
+DEMO_URL: Final = "https://demo.twilio.com/welcome/sms/reply"
+FIRST_NUMBER: Final = "+61400111222"
+
+Status = Literal["active", "suspended", "closed"]
+KeyKind = Literal["main", "standard"]
+
+# Form parameter -> field, for all that an update may set on a number.
+SETTINGS: Final[Mapping[str, str]] = {
+    "FriendlyName": "friendly_name",
+    "SmsUrl": "sms_url",
+    "SmsMethod": "sms_method",
+    "SmsFallbackUrl": "sms_fallback_url",
+    "SmsFallbackMethod": "sms_fallback_method",
+    "SmsApplicationSid": "sms_application_sid",
+    "StatusCallback": "status_callback",
+    "StatusCallbackMethod": "status_callback_method",
+    "VoiceUrl": "voice_url",
+    "VoiceMethod": "voice_method",
+    "VoiceFallbackUrl": "voice_fallback_url",
+    "VoiceFallbackMethod": "voice_fallback_method",
+    "VoiceApplicationSid": "voice_application_sid",
+}
+
+_BLANK = re.compile(r"[\x00-\x20]")
+_E164 = re.compile(r"\+[1-9][0-9]{1,14}")
+
+
+class UnknownError(LookupError):
+    """The control API named something that the twin does not have."""
+
+
+class ConflictError(ValueError):
+    """The control API asked for something that cannot be, such as one number twice."""
+
+
+@dataclass(slots=True, eq=False)
+class Number:
+    """A phone number. An empty string in `settings` is a cleared field."""
+
+    sid: str
+    account_sid: str
+    phone_number: str
+    ordinal: int
+    created: datetime
+    sms: bool
+    settings: dict[str, str]
+    updated: datetime
+    service_sid: str | None = None
+    # The JSON of the last answer, until something changes: a page of 1,000 is then a join.
+    rendered: bytes | None = None
+
+    def change(self, settings: Mapping[str, str], now: datetime) -> None:
+        """Sets fields by their snake_case name, without asking whether Twilio would allow it."""
+        self.settings.update(settings)
+        self.updated = now
+        self.rendered = None
+
+
+class NumberBook:
+    """The numbers of one account, in order of creation, with an index for the PhoneNumber filter."""
+
+    def __init__(self) -> None:
+        self.by_sid: dict[str, Number] = {}
+        self._ordered: list[Number] = []
+        self._by_phone: dict[str, Number] = {}
+        self._phones: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._ordered)
+
+    def __iter__(self) -> Iterator[Number]:
+        return iter(self._ordered)
+
+    def add(self, number: Number) -> None:
+        self.by_sid[number.sid] = number
+        self._by_phone[number.phone_number] = number
+        insort(self._ordered, number, key=_ordinal)
+        insort(self._phones, number.phone_number)
+
+    def remove(self, number: Number) -> None:
+        del self.by_sid[number.sid]
+        del self._by_phone[number.phone_number]
+        self._ordered.remove(number)
+        del self._phones[bisect_left(self._phones, number.phone_number)]
+
+    def matching(self, pattern: str) -> Sequence[Number]:
+        """Numbers that contain `pattern`, where `*` stands for one digit; all for "".
+
+        Twilio matches partially even when the filter is a whole E.164 number. A "+" only ever comes first,
+        so a filter that starts with it is a prefix, and a sorted list answers it without a scan. Everything
+        else is scanned.
+        """
+        if not pattern:
+            return self._ordered
+        if "*" in pattern:
+            search = re.compile("[0-9]".join(map(re.escape, pattern.split("*")))).search
+            return [number for number in self._ordered if search(number.phone_number)]
+        if not pattern.startswith("+"):
+            return [number for number in self._ordered if pattern in number.phone_number]
+        found = []
+        for index in range(bisect_left(self._phones, pattern), len(self._phones)):
+            if not self._phones[index].startswith(pattern):
+                break
+            found.append(self._by_phone[self._phones[index]])
+        return sorted(found, key=_ordinal)
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """A Messaging Service; `inbound_request_url` None (or "") drops what arrives, unless the number decides."""
+
+    sid: str
+    account_sid: str
+    ordinal: int
+    created: datetime
+    friendly_name: str
+    inbound_request_url: str | None
+    inbound_method: str
+    use_inbound_webhook_on_number: bool
+    numbers: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A TwiML application: on a number it wins over the number's own URLs."""
+
+    sid: str
+    account_sid: str
+    sms_url: str
+    sms_method: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key: logs in for one account, and for no other, not even a subaccount."""
+
+    sid: str
+    account: Account
+    kind: KeyKind
+    secret: str = field(repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """An account or subaccount. `concurrency` is how many requests Twilio takes at a time, None for any."""
+
+    sid: str
+    friendly_name: str
+    created: datetime
+    auth_token: str = field(repr=False)
+    secondary_token: str | None = field(default=None, repr=False)
+    parent: Account | None = field(default=None, repr=False)
+    test: bool = False
+    own_status: Status = "active"
+    inactive_row: Row = ACCOUNT_INACTIVE
+    concurrency: int | None = 40
+    retry_after: int | None = None
+    in_flight: int = 0
+    numbers: NumberBook = field(default_factory=NumberBook, repr=False)
+    services: dict[str, Service] = field(default_factory=dict, repr=False)
+    applications: dict[str, Application] = field(default_factory=dict, repr=False)
+
+    @property
+    def status(self) -> Status:
+        """A subaccount is never more alive than its parent."""
+        if self.own_status == "active" and self.parent is not None:
+            return self.parent.status
+        return self.own_status
+
+    def accepts(self, token: str) -> bool:
+        given = token.encode()
+        return compare_digest(given, self.auth_token.encode()) or (
+            self.secondary_token is not None and compare_digest(given, self.secondary_token.encode())
+        )
+
+    def require_active(self) -> None:
+        """Refusal, by default 401/20005, when suspended or closed (Twilio's exact answer is not documented)."""
+        if self.status != "active":
+            raise Refusal(self.inactive_row)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One request in flight; Refusal 429/20429 beyond the account's concurrency."""
+        if self.concurrency is not None and self.in_flight >= self.concurrency:
+            raise Refusal(TOO_MANY_REQUESTS)
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who logged in: an account, perhaps through one of its API keys."""
+
+    account: Account
+    key: ApiKey | None = None
+
+
+class Twin:
+    """The whole of Twilio, as far as this product sees it.
+
+    `seed` makes SIDs and tokens repeatable; `concurrency` is what new accounts get; `latency` is how many
+    seconds every answer takes, without which requests in flight seldom meet.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        concurrency: int | None = 40,
+        latency: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.keys: dict[str, ApiKey] = {}
+        self.numbers: dict[str, Number] = {}
+        self.faults = Faults()
+        self.journal = Journal()
+        self.concurrency = concurrency
+        self.latency = latency
+        self.clock = clock
+        self._random: Random = secrets.SystemRandom() if seed is None else Random(seed)  # noqa: S311 (repeatable on request)
+        self._ordinals = count(1)
+
+    def __repr__(self) -> str:
+        return f"Twin({len(self.accounts)} accounts, {len(self.numbers)} numbers)"
+
+    # -- what the API needs ------------------------------------------------------------------------------
+
+    def authenticate(self, username: str, password: str) -> Principal:
+        """Refusal 401/20003 unless the SID and the token (either of two) or the key and its secret fit."""
+        key = self.keys.get(username)
+        if key is not None and compare_digest(key.secret.encode(), password.encode()):
+            return Principal(key.account, key)
+        account = self.accounts.get(username)
+        if account is None or not account.accepts(password):
+            raise Refusal(UNAUTHENTICATED)
+        return Principal(account)
+
+    def reach(self, principal: Principal, account_sid: str, path: str) -> Account:
+        """The account in a 2010 path, if `principal` may see it.
+
+        Its own, or with the parent's token a subaccount. A relative that is out of reach (a key of the
+        parent, a subaccount looking up or sideways): Refusal 401/20003. A stranger: Refusal 404/20404.
+        """
+        target = self.accounts.get(account_sid)
+        own = principal.account
+        if target is own:
+            return own
+        if target is None or (target.parent or target) is not (own.parent or own):
+            raise Refusal(NOT_FOUND, path=path)
+        if target.parent is not own or principal.key is not None:
+            raise Refusal(UNAUTHENTICATED)
+        return target
+
+    def update(self, number: Number, form: Mapping[str, str]) -> None:
+        """A number's POST, without AccountSid: sets what is sent, clears what is sent empty, ignores the rest.
+
+        Refusals: 21407 no SMS, 21402 a URL, 21403 a method, 21406 a fallback without SmsUrl. None changes
+        anything.
+        """
+        if not number.sms and any(value and name.startswith("Sms") for name, value in form.items()):
+            raise Refusal(NO_SMS)
+        for name in ("SmsUrl", "SmsFallbackUrl"):
+            if form.get(name) and not is_web_url(form[name]):
+                raise Refusal(INVALID_URL, field=name)
+        for name in ("SmsMethod", "SmsFallbackMethod"):
+            if form.get(name) and form[name] not in {"GET", "POST"}:
+                raise Refusal(INVALID_METHOD, field=name)
+        if form.get("SmsFallbackUrl") and not form.get("SmsUrl"):
+            raise Refusal(FALLBACK_WITHOUT_URL)
+        changed = {SETTINGS[name]: value for name, value in form.items() if name in SETTINGS}
+        # A method is never empty: cleared means the default.
+        changed.update({name: "POST" for name, value in changed.items() if name.endswith("_method") and not value})
+        number.change(changed, self.now())
+
+    def transfer(self, number: Number, to: Account) -> None:
+        self.leave_service(number)
+        self.accounts[number.account_sid].numbers.remove(number)
+        number.account_sid = to.sid
+        number.change({}, self.now())
+        to.numbers.add(number)
+
+    def release(self, number: Number) -> None:
+        self.leave_service(number)
+        self.accounts[number.account_sid].numbers.remove(number)
+        del self.numbers[number.phone_number]
+
+    # -- what only Twilio's console (here: the control API and tests) can do -------------------------------
+
+    def add_account(self, *, friendly_name: str = "", parent: Account | None = None, test: bool = False) -> Account:
+        account = Account(
+            sid=self.new_sid("AC"),
+            friendly_name=friendly_name,
+            created=self.now(),
+            auth_token=self._new_secret(),
+            parent=parent,
+            test=test,
+            concurrency=self.concurrency,
+        )
+        if parent is not None and parent.parent is not None:
+            raise ConflictError("a subaccount has no subaccounts")
+        self.accounts[account.sid] = account
+        return account
+
+    def add_key(self, account: Account, kind: KeyKind = "standard") -> ApiKey:
+        key = ApiKey(self.new_sid("SK"), account, kind, self._new_secret())
+        self.keys[key.sid] = key
+        return key
+
+    def add_number(self, account: Account, phone_number: str, *, sms: bool = True, **settings: str) -> Number:
+        """A freshly bought number, with the demo webhook unless `settings` (snake_case) say otherwise."""
+        if not _E164.fullmatch(phone_number):
+            raise ConflictError(f"{phone_number} is no E.164 number")
+        if phone_number in self.numbers:
+            raise ConflictError(f"{phone_number} belongs to {self.numbers[phone_number].account_sid}")
+        now = self.now()
+        fresh = {name: "POST" if name.endswith("_method") else "" for name in SETTINGS.values()}
+        number = Number(
+            sid=self.new_sid("PN"),
+            account_sid=account.sid,
+            phone_number=phone_number,
+            ordinal=next(self._ordinals),
+            created=now,
+            sms=sms,
+            settings={**fresh, "friendly_name": phone_number, "sms_url": DEMO_URL if sms else "", **settings},
+            updated=now,
+        )
+        account.numbers.add(number)
+        self.numbers[phone_number] = number
+        return number
+
+    def add_application(self, account: Account, *, sms_url: str, sms_method: str = "POST") -> Application:
+        application = Application(self.new_sid("AP"), account.sid, sms_url, sms_method)
+        account.applications[application.sid] = application
+        return application
+
+    def add_service(
+        self,
+        account: Account,
+        *,
+        friendly_name: str = "",
+        inbound_request_url: str | None = None,
+        inbound_method: str = "POST",
+        use_inbound_webhook_on_number: bool = False,
+    ) -> Service:
+        service = Service(
+            sid=self.new_sid("MG"),
+            account_sid=account.sid,
+            ordinal=next(self._ordinals),
+            created=self.now(),
+            friendly_name=friendly_name,
+            inbound_request_url=inbound_request_url,
+            inbound_method=inbound_method,
+            use_inbound_webhook_on_number=use_inbound_webhook_on_number,
+        )
+        account.services[service.sid] = service
+        return service
+
+    def join_service(self, number: Number, service: Service) -> None:
+        if number.account_sid != service.account_sid:
+            raise ConflictError("the number and the messaging service belong to different accounts")
+        self.leave_service(number)
+        service.numbers[number.sid] = number
+        number.service_sid = service.sid
+
+    def leave_service(self, number: Number) -> None:
+        if number.service_sid is not None:
+            del self.accounts[number.account_sid].services[number.service_sid].numbers[number.sid]
+            number.service_sid = None
+
+    def create_secondary_token(self, account: Account) -> str:
+        """A second live token; it replaces an earlier secondary."""
+        account.secondary_token = self._new_secret()
+        return account.secondary_token
+
+    def promote(self, account: Account) -> None:
+        """The secondary becomes primary; the old primary is dead at once."""
+        if account.secondary_token is None:
+            raise ConflictError("there is no secondary token to promote")
+        account.auth_token, account.secondary_token = account.secondary_token, None
+
+    def seed(self, accounts: int = 1, numbers: int = 40, first: str | None = None) -> list[Account]:
+        """`accounts` accounts of `numbers` numbers each, counting up from `first` past what is taken."""
+        following = count(int((first or FIRST_NUMBER).removeprefix("+")))
+        made = []
+        for _ in range(accounts):
+            account = self.add_account(friendly_name=f"Account {len(self.accounts) + 1}")
+            for _ in range(numbers):
+                phone_number = next(
+                    candidate for digits in following if (candidate := f"+{digits}") not in self.numbers
+                )
+                self.add_number(account, phone_number)
+            made.append(account)
+        return made
+
+    def account(self, sid: str) -> Account:
+        """UnknownError when there is none."""
+        if sid not in self.accounts:
+            raise UnknownError(f"no account {sid}")
+        return self.accounts[sid]
+
+    def number(self, name: str) -> Number:
+        """By E.164 or by PN SID. UnknownError when there is none."""
+        if name in self.numbers:
+            return self.numbers[name]
+        for account in self.accounts.values():
+            if name in account.numbers.by_sid:
+                return account.numbers.by_sid[name]
+        raise UnknownError(f"no number {name}")
+
+    def service(self, sid: str) -> Service:
+        """UnknownError when there is none."""
+        for account in self.accounts.values():
+            if sid in account.services:
+                return account.services[sid]
+        raise UnknownError(f"no messaging service {sid}")
+
+    # -- chance and time -----------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(int(self.clock()), UTC)
+
+    def new_sid(self, prefix: str) -> str:
+        return f"{prefix}{self._random.getrandbits(128):032x}"
+
+    def _new_secret(self) -> str:
+        return f"{self._random.getrandbits(128):032x}"
+
+
+def is_web_url(text: str) -> bool:
+    """Absolute http(s) with a host and no blanks. Unlike Twilio's, a loopback or private host will do."""
+    if _BLANK.search(text):
+        return False
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def _ordinal(number: Number) -> int:
+    return number.ordinal

