@@ -16,8 +16,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,10 +27,13 @@ from typing import Any, Self
 import psutil
 import yaml
 from kubernetes import client, config, dynamic, watch
+from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from deploy.local.build import Progress, ensure_controlplane
 from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
+from smschannel.resource import API_VERSION, KIND
+from smschannel.sealing import Binding, PublicKey
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
@@ -242,6 +247,107 @@ class Stack:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write("\n".join(lines) + "\n")
 
+    # What people, tests and the demo do with it
+
+    @property
+    def channels(self) -> Any:
+        return self.api.resources.get(api_version=API_VERSION, kind=KIND)
+
+    def public_key(self) -> PublicKey:
+        configmaps = self.api.resources.get(api_version="v1", kind="ConfigMap")
+        return PublicKey.decode(configmaps.get(name="smschannel-sealing-key", namespace=OPERATOR).data["public-key"])
+
+    def manifest(
+        self, phone_number: str, *, name: str = "", account: Mapping[str, Any] | None = None, **spec: Any
+    ) -> Any:
+        """A manifest with the account's token, sealed for it; `spec` replaces what else would be in there."""
+        account = account or self.twin
+        name = name or str(uuid.uuid4())
+        binding = Binding(CHANNELS, name, account["account_sid"])
+        sealed = self.public_key().seal(SecretStr(account["auth_token"]), binding)
+        content = {
+            "accountSid": account["account_sid"],
+            "phoneNumber": phone_number,
+            "credentials": {"sealed": sealed},
+            **spec,
+        }
+        return {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": name, "namespace": CHANNELS},
+            "spec": content,
+        }
+
+    def apply(self, *manifests: Any) -> None:
+        self._apply(manifests, field_manager="kubectl")
+
+    def delete(self, *names: str) -> None:
+        for name in names:
+            self.channels.delete(name=name, namespace=CHANNELS)
+
+    def wait_until(
+        self, condition: Callable[[dict[str, Any]], bool], *names: str, timeout: int = 60, enough: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Watches until all of `names` (or `enough` of them) fulfil the condition; returns them as they were then."""
+        fulfilled: dict[str, dict[str, Any]] = {}
+        latest: dict[str, dict[str, Any]] = {}
+        for event in self.channels.watch(namespace=CHANNELS, timeout=timeout):
+            channel = event["raw_object"]
+            name = channel["metadata"]["name"]
+            if name in names:
+                latest[name] = channel.get("status", {})
+                if event["type"] != "DELETED" and condition(channel):
+                    fulfilled[name] = channel
+                if len(fulfilled) >= (enough or len(names)):
+                    return fulfilled
+        raise StackError(
+            f"waited {timeout} s in vain; the others are: { {n: latest.get(n) for n in names if n not in fulfilled} }"
+        )
+
+    def wait_ready(self, *names: str, timeout: int = 60, enough: int | None = None) -> dict[str, dict[str, Any]]:
+        return self.wait_until(
+            lambda channel: ready_reason(channel)[0] == "True", *names, timeout=timeout, enough=enough
+        )
+
+    def wait_gone(self, *names: str, timeout: int = 60) -> None:
+        left = set(names)
+        version = self.channels.get(namespace=CHANNELS)
+        left &= {each["metadata"]["name"] for each in version.to_dict()["items"]}
+        if not left:
+            return
+        for event in self.channels.watch(
+            namespace=CHANNELS, timeout=timeout, resource_version=version.metadata.resourceVersion
+        ):
+            if event["type"] == "DELETED":
+                left.discard(event["raw_object"]["metadata"]["name"])
+            if not left:
+                return
+        raise StackError(f"waited {timeout} s in vain for the end of {sorted(left)}")
+
+    def records(self) -> list[str]:
+        """The uids of the channels that the operator remembers."""
+        core = client.CoreV1Api(self.api.client)
+        found = core.list_namespaced_secret(OPERATOR, label_selector="channels.hydracore.io/record=true")
+        return [str(each.metadata.name) for each in found.items if each.metadata]
+
+    def rest(self, method: str, instance: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """A call of the REST API as its clients make it."""
+        url = f"{self.api_url}/v1/instances/{instance}/channels/sms"
+        return call(method, url, body, {"X-Api-Key": self.api_key, **headers})
+
+    def twin_call(self, method: str, path: str, body: Any = None) -> Any:
+        """A call of the twin's control API; `path` as in `/numbers/+61400111222`."""
+        status, answer = call(method, f"{self.twilio_url}/_twin{path}", body)
+        if status >= 400:
+            raise StackError(f"the twin answers {status}: {answer}")
+        return answer
+
+    def number(self, phone_number: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.twin_call("GET", f"/numbers/{phone_number}")
+        return answer
+
+    # How it is done
+
     def _spawn(
         self, name: str, command: list[str], environment: Mapping[str, str] | None = None, stdout: int | None = None
     ) -> subprocess.Popen[bytes]:
@@ -312,6 +418,31 @@ class Stack:
         assert answer.status
         assert answer.status.token
         return answer.status.token
+
+
+def ready_reason(channel: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Status, reason and message of `Ready` for the channel's present generation; all empty where it has none."""
+    status = channel.get("status") or {}
+    if status.get("observedGeneration") != channel["metadata"]["generation"]:
+        return "", "", ""
+    ready = next((each for each in status.get("conditions", ()) if each["type"] == "Ready"), None)
+    return (ready["status"], ready["reason"], ready["message"]) if ready else ("", "", "")
+
+
+def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    """Status and JSON answer (None where there is none), whatever the status is."""
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(  # noqa: S310  (loopback URLs of ours)
+        url, content, {"Content-Type": "application/json", **(headers or {})}, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            answer = response.read()
+            return response.status, json.loads(answer) if answer else None
+    except urllib.error.HTTPError as error:
+        with error:
+            answer = error.read()
+        return error.code, json.loads(answer) if answer else None
 
 
 def wipe(home: Path) -> None:

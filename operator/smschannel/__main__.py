@@ -42,17 +42,20 @@ async def run(settings: Settings) -> None:
             ) as twilio,
         ):
             controller = await _load(settings, KubePort(api, settings.operator_namespace), twilio)
-            stop = asyncio.Event()
+            stop, over = asyncio.Event(), asyncio.Event()
             work = asyncio.create_task(controller.run())
-            watching = asyncio.create_task(watch(api, controller, settings.channel_namespace, stop))
+            watching = asyncio.create_task(watch(api, controller, settings.channel_namespace, stop=stop, over=over))
             ready.set()
-            await asyncio.wait({work, watching}, return_when=asyncio.FIRST_COMPLETED)
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({work, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
             ready.clear()
-            stop.set()
-            work.cancel()
-            for ended in await asyncio.gather(work, watching, return_exceptions=True):
-                if isinstance(ended, Exception):
-                    raise ended
+            work.cancel()  # turns that have begun are let finish
+            ended = await asyncio.gather(work, return_exceptions=True)
+            over.set()  # kopf would cancel them
+            stopping.cancel()
+            for each in [*ended, *await asyncio.gather(watching, return_exceptions=True)]:
+                if isinstance(each, Exception):
+                    raise each
     finally:
         await probes.cleanup()
 

@@ -100,23 +100,23 @@ class Settings(BaseSettings):
         return self.twilio_url or self.twilio_messaging_url
 
 
-def settings_help() -> str:
+def settings_help(settings: type[BaseSettings] = Settings) -> str:
     """For --help: each environment variable, what it means and its default."""
-    lines = []
-    for name, field in Settings.model_fields.items():
+    prefix, lines = settings.model_config["env_prefix"], []
+    for name, field in settings.model_fields.items():
         default = "required" if field.is_required() else f"default: {_plain(field.default)}"
-        lines.append(f"\b\n{_PREFIX}{name.upper()} ({default})\n  {field.description}")
+        lines.append(f"\b\n{prefix}{name.upper()} ({default})\n  {field.description}")
     return "\n\n".join(lines)
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, settings: type[BaseSettings] = Settings) -> str:
     """What is wrong with the environment, one variable a line. The values are left out: one may be a secret."""
-    lines = ["The settings cannot be used:"]
+    prefix, lines = settings.model_config["env_prefix"], ["The settings cannot be used:"]
     for each in error.errors():
         name = str(each["loc"][0])
-        field = Settings.model_fields[name]
+        field = settings.model_fields[name]
         what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
-        lines.append(f"  {_PREFIX}{name.upper()}: {what}\n    {field.description}")
+        lines.append(f"  {prefix}{name.upper()}: {what}\n    {field.description}")
     return "\n".join(lines)
 
 

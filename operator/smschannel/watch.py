@@ -19,14 +19,11 @@ from smschannel.kube_api import KubeApi
 from smschannel.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 
 
-async def watch(api: KubeApi, controller: Controller, namespace: str, stop: asyncio.Event) -> None:
-    """Runs until SIGTERM or SIGINT sets `stop`. Raises `RuntimeError` if kopf ends by itself."""
+async def watch(
+    api: KubeApi, controller: Controller, namespace: str, *, stop: asyncio.Event, over: asyncio.Event
+) -> None:
+    """Until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
     registry = kopf.OperatorRegistry()
-
-    @kopf.on.startup(registry=registry)
-    async def own_signals(**_: Any) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):  # kopf has just put its own handlers there
-            asyncio.get_running_loop().add_signal_handler(each, stop.set)
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -51,11 +48,14 @@ async def watch(api: KubeApi, controller: Controller, namespace: str, stop: asyn
     async def secret(event: Mapping[str, Any], **_: Any) -> None:
         controller.on_secret(event["type"], event["object"])
 
-    # The handlers above are called with many more arguments than they name: that is kopf's convention.
-    await kopf.operator(
-        registry=registry, settings=_settings(), standalone=True, namespaces=[namespace], stop_flag=stop
+    tasks = await kopf.spawn_tasks(
+        registry=registry, settings=_settings(), standalone=True, namespaces=[namespace], stop_flag=over
     )
-    if not stop.is_set():
+    for each in (signal.SIGTERM, signal.SIGINT):  # kopf has just put its own handlers there
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    others = asyncio.all_tasks() - set(tasks)
+    await kopf.run_tasks(tasks, ignored=others)
+    if not over.is_set():
         raise RuntimeError("kopf ended by itself")
 
 

@@ -19,13 +19,13 @@ import (
 // Names inside the home directory, which is also the working directory: a Unix socket's path may have only about 100
 // bytes, and a relative one is always short enough.
 const (
-	etcdDir       = "etcd"
-	etcdSocket    = "etcd.sock"
-	certDir       = "tls"
-	tokensFile    = "tokens.csv"
-	signingKey    = "service-account.key"
-	kubeconfigOut = "kubeconfig"
-	lockFile      = "lock"
+	etcdDir        = "etcd"
+	etcdSocket     = "etcd.sock"
+	certDir        = "tls"
+	tokensFile     = "tokens.csv"
+	signingKey     = "service-account.key"
+	kubeconfigFile = "kubeconfig"
+	lockFile       = "lock"
 )
 
 // home is the directory that outlives a restart.
@@ -93,7 +93,7 @@ func (h *home) writeKubeconfig(client *rest.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return h.path(kubeconfigOut), replace(kubeconfigOut, content)
+	return h.path(kubeconfigFile), replace(kubeconfigFile, content)
 }
 
 // createOnce writes a private file unless it exists.

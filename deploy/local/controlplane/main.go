@@ -52,19 +52,15 @@ func main() {
 
 // run starts everything, announces it on out, and returns when ctx is done (nil) or when a part fails.
 func run(ctx context.Context, dir string, port int, out io.Writer) (err error) {
-	defer func() {
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			err = nil // told to stop while still starting
-		}
-	}()
-
 	home, err := openHome(dir)
 	if err != nil {
 		return err
 	}
 	defer home.close()
 
-	starting, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("not ready in time"))
+	// A signal is obeyed once everything has started: an API server that is stopped before aborts the process.
+	starting, cancel := context.WithTimeoutCause(
+		context.WithoutCancel(ctx), startTimeout, errors.New("not ready in time"))
 	defer cancel()
 	store, err := startEtcd(starting)
 	if err != nil {

@@ -1,0 +1,13 @@
+"""The REST API of SMS channels, for clients that know nothing of Kubernetes.
+
+A request's way, one module a step:
+
+    routes    who are you (401) -> path (422) -> may you (403) -> media type (415) -> body (422)
+    auth      X-Api-Key against a Secret of hashes; bearer tokens by TokenReview and SubjectAccessReview
+    schemas   what comes in and goes out, as pydantic models; `Refusal`, every answer that is not a success
+    channels  the channel in Kubernetes: read, sealed and applied, deleted; refused where somebody else owns it
+    waiting   `Prefer: wait=N`: one watch for all who wait
+    app       the whole as an aiohttp application
+
+It holds public sealing keys only: it cannot read the tokens that it stored.
+"""

@@ -1,0 +1,55 @@
+"""`python -m api_shim`: the REST shim, configured by environment variables."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import click
+import structlog
+import uvloop
+from kubernetes.aio.config import ConfigException
+from pydantic import ValidationError
+
+from api_shim.app import serve
+from api_shim.settings import Settings
+from smschannel.errors import ChannelError
+from smschannel.health import log_to_stderr
+from smschannel.kube_api import KubeApi
+from smschannel.settings import explain, settings_help
+
+log = structlog.get_logger()
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. An API server that is not there yet only keeps it from being ready."""
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    async with await KubeApi.connect() as api, serve(settings, api) as port:
+        log.info("listening", host=settings.http_host, port=port)
+        await stop.wait()
+
+
+@click.command(
+    help=f"The REST shim for SMS channels. It takes no arguments; these environment variables:\n\n"
+    f"{settings_help(Settings)}"
+)
+def main() -> None:
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.exit(explain(error, Settings))
+    log_to_stderr(settings.log_level, settings.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(settings))
+    except (ChannelError, ConfigException, OSError) as error:
+        log.critical("cannot run", error=str(error))
+        sys.exit(1)
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Who asks, and what they may. Every check fails closed.
+
+`X-Api-Key: prefix_id_secret` is looked up by its id (it has no underscore) in the Secret `smschannel-api-keys`:
+
+    id: {"sha256": hex of the whole key, "instances": ["*"] or [UUID, ...], "verbs": ["get", "post", "delete"],
+         "expires": RFC 3339 or null}
+
+`Authorization: Bearer` is Kubernetes' to judge: TokenReview with our audience says who it is, SubjectAccessReview on
+the SmsChannel what they may. Where both headers are sent, both must be right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import structlog
+from cachetools import TTLCache
+from multidict import CIMultiDictProxy
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from api_shim.schemas import Refusal
+from smschannel.errors import ChannelError, Gone
+from smschannel.kube_api import KubeApi, Object
+from smschannel.resource import GROUP, PLURAL, VERSION
+
+API_KEYS_SECRET = "smschannel-api-keys"  # noqa: S105  (a name)
+_NO_KEY = "0" * 64
+_REREAD_SECONDS = 30  # a watch that died without a sign is found out by then
+_STALE_SECONDS = 120  # keys that could not be read for so long may have been revoked
+_CACHE_SECONDS = 10
+_CACHE_ENTRIES = 4096
+
+log = structlog.get_logger()
+
+
+class Verb(StrEnum):
+    GET = "get"
+    POST = "post"
+    DELETE = "delete"
+
+
+_KUBERNETES_VERBS = {Verb.GET: ("get",), Verb.POST: ("create", "update"), Verb.DELETE: ("delete",)}
+
+
+class ApiKey(BaseModel):
+    """One entry of the Secret: no key, only its hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    instances: tuple[Literal["*"] | UUID, ...]
+    verbs: frozenset[Verb]
+    expires: AwareDatetime | None = Field(default=None)
+
+    def may(self, verb: Verb, instance: str) -> bool:
+        return verb in self.verbs and ("*" in self.instances or UUID(instance) in self.instances)
+
+    def expired(self, now: datetime) -> bool:
+        return self.expires is not None and self.expires <= now
+
+
+def load_keys(entries: Mapping[str, str]) -> dict[str, ApiKey]:
+    """From a Secret's `data`. A malformed entry is logged by its id, and disables just that key."""
+    keys = {}
+    for key_id, encoded in entries.items():
+        try:
+            keys[key_id] = ApiKey.model_validate_json(base64.b64decode(encoded, validate=True))
+        except ValidationError as error:
+            why = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
+            log.error("an API key cannot be used", key_id=key_id, why=why)  # noqa: TRY400  (its text may be secret)
+        except binascii.Error:
+            log.error("an API key cannot be used", key_id=key_id, why="not base64")  # noqa: TRY400
+    return keys
+
+
+def find_key(keys: Mapping[str, ApiKey], presented: str, now: datetime) -> tuple[str, ApiKey] | None:
+    """The entry that `presented` opens. It takes as long for an unknown id as for a wrong secret."""
+    parts = presented.split("_", 2)
+    key_id = parts[1] if len(parts) == 3 else ""
+    key = keys.get(key_id)
+    digest = hashlib.sha256(presented.encode(errors="surrogateescape")).hexdigest()
+    right = hmac.compare_digest(digest, key.sha256 if key else _NO_KEY)
+    return (key_id, key) if key and right and not key.expired(now) else None
+
+
+class ApiKeys:
+    """The Secret of hashed keys, followed by a watch: what is revoked there ends here within seconds."""
+
+    def __init__(self, api: KubeApi, namespace: str) -> None:
+        self._api = api
+        self._path = f"/api/v1/namespaces/{namespace}/secrets"
+        self._keys: dict[str, ApiKey] = {}
+        self._read_at: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether they were read, and lately."""
+        return self._read_at is not None and asyncio.get_running_loop().time() - self._read_at < _STALE_SECONDS
+
+    def find(self, presented: str) -> tuple[str, ApiKey] | None:
+        if not self.known:
+            raise Refusal(503, "The API keys cannot be read at the moment.", Retry_After="5")
+        return find_key(self._keys, presented, datetime.now(UTC))
+
+    async def follow(self) -> None:
+        """For ever. The watch tells what changes; reading again now and then bounds what it may have missed."""
+        while True:
+            try:
+                async with asyncio.timeout(_REREAD_SECONDS):
+                    await self._read()
+                    await self._watch()
+            except TimeoutError:
+                continue
+            except ChannelError as error:
+                log.warning("the API keys cannot be followed", error=str(error))
+            await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311
+
+    async def _read(self) -> None:
+        try:
+            self._take(await self._api.request("GET", f"{self._path}/{API_KEYS_SECRET}"))
+        except Gone:
+            self._take({})
+
+    async def _watch(self) -> None:
+        # Without a resourceVersion, since that of a Secret that rarely changes is soon too old to begin at.
+        async for event in self._api.watch(self._path, {"fieldSelector": f"metadata.name={API_KEYS_SECRET}"}):
+            if event["type"] in {"ADDED", "MODIFIED"}:
+                self._take(event["object"])
+            elif event["type"] == "DELETED":
+                self._take({})
+
+    def _take(self, secret: Object) -> None:
+        self._keys = load_keys(secret.get("data") or {})
+        self._read_at = asyncio.get_running_loop().time()
+
+
+@dataclass(frozen=True)
+class Bearer:
+    """Somebody whom Kubernetes knows. `digest` stands for the token, which is not kept."""
+
+    digest: str
+    user: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.user.get("username"))
+
+
+class Reviews:
+    """TokenReview and SubjectAccessReview; answers are kept for some seconds, by the token's hash."""
+
+    def __init__(self, api: KubeApi, *, namespace: str, audience: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._audience = audience
+        self._users: TTLCache[str, Mapping[str, Any]] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
+        self._allowed: TTLCache[tuple[str, Verb, str], bool] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
+
+    async def login(self, token: str) -> Bearer | None:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        user = self._users.get(digest)
+        if user is None:
+            status = await self._ask(
+                "/apis/authentication.k8s.io/v1/tokenreviews", {"token": token, "audiences": [self._audience]}
+            )
+            # Without our audience in the answer, the token was judged for the API server's own.
+            if status.get("authenticated") is not True or self._audience not in status.get("audiences", ()):
+                return None  # not kept: wrong tokens must not push out the right ones
+            user = self._users[digest] = status["user"]
+        return Bearer(digest, user)
+
+    async def may(self, bearer: Bearer, verb: Verb, instance: str) -> bool:
+        question = (bearer.digest, verb, instance)
+        allowed = self._allowed.get(question)
+        if allowed is None:
+            answers = await asyncio.gather(
+                *(self._allows(bearer.user, each, instance) for each in _KUBERNETES_VERBS[verb])
+            )
+            allowed = self._allowed[question] = all(answers)
+        return allowed
+
+    async def _allows(self, user: Mapping[str, Any], verb: str, instance: str) -> bool:
+        attributes = {
+            "group": GROUP,
+            "version": VERSION,
+            "resource": PLURAL,
+            "namespace": self._namespace,
+            "name": instance,
+            "verb": verb,
+        }
+        spec: Object = {"user": user.get("username", ""), "resourceAttributes": attributes}
+        spec |= {key: user[key] for key in ("uid", "groups", "extra") if user.get(key)}
+        status = await self._ask("/apis/authorization.k8s.io/v1/subjectaccessreviews", spec)
+        return status.get("allowed") is True and status.get("denied") is not True
+
+    async def _ask(self, path: str, spec: Object) -> Mapping[str, Any]:
+        group_version, kind = path.removeprefix("/apis/").rsplit("/", 1)
+        kinds = {"tokenreviews": "TokenReview", "subjectaccessreviews": "SubjectAccessReview"}
+        review = await self._api.request("POST", path, {"apiVersion": group_version, "kind": kinds[kind], "spec": spec})
+        status: Mapping[str, Any] = review.get("status", {})
+        return status
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Everybody a request came from: the holder of a key, somebody Kubernetes knows, or both in one."""
+
+    key: tuple[str, ApiKey] | None
+    bearer: Bearer | None
+
+    def __str__(self) -> str:
+        names = [f"api-key:{self.key[0]}"] if self.key else []
+        return " ".join([*names, *([f"user:{self.bearer.name}"] if self.bearer else [])])
+
+
+class Gate:
+    """Raises `Refusal`: 401 for who cannot be told, 403 for what they may not, 503 where nobody can be asked."""
+
+    def __init__(self, keys: ApiKeys, reviews: Reviews) -> None:
+        self._keys = keys
+        self._reviews = reviews
+
+    async def identify(self, headers: CIMultiDictProxy[str]) -> Caller:
+        presented, authorization = _only(headers, "X-Api-Key"), _only(headers, "Authorization")
+        if presented is None and authorization is None:
+            raise _unauthorized("Send an X-Api-Key header, or Authorization: Bearer with a token.")
+        key = None
+        if presented is not None:
+            key = self._keys.find(presented)
+            if key is None:
+                raise _unauthorized("The X-Api-Key is unknown, revoked or expired.")
+        bearer = None
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            token = token.strip()
+            if scheme.lower() == "bearer" and token and token.isascii() and token.isprintable():
+                bearer = await self._reviews.login(token)
+            if bearer is None:
+                raise _unauthorized("The bearer token is expired, for another audience, or none.")
+        return Caller(key, bearer)
+
+    async def admit(self, caller: Caller, verb: Verb, instance: str) -> None:
+        """The same answer whether or not the instance has a channel."""
+        if caller.key and not caller.key[1].may(verb, instance):
+            raise Refusal(403, f"This API key may not {verb.upper()} the SMS channel of this instance.")
+        if caller.bearer and not await self._reviews.may(caller.bearer, verb, instance):
+            needs = " and ".join(_KUBERNETES_VERBS[verb])
+            raise Refusal(403, f"This needs the right to {needs} {PLURAL}.{GROUP} of this name, in Kubernetes RBAC.")
+
+
+def _only(headers: CIMultiDictProxy[str], name: str) -> str | None:
+    values = headers.getall(name, [])
+    if len(values) > 1:  # which of them counts would be a guess
+        raise _unauthorized(f"Send one {name} header.")
+    return values[0].strip() if values else None
+
+
+def _unauthorized(detail: str) -> Refusal:
+    return Refusal(401, detail, WWW_Authenticate='Bearer realm="sms-channels", ApiKey realm="sms-channels"')

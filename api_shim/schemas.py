@@ -1,0 +1,178 @@
+"""What clients send and read. No I/O.
+
+Bodies and errors look as FastAPI's do, with pydantic's own types; of an error only `loc`, `msg` and `type` are
+answered, since the rest would echo the token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, LiteralString, TypedDict
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Secret,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+from smschannel.conditions import reason_of
+from smschannel.errors import ChannelError
+from smschannel.kube_api import Object
+from smschannel.reasons import NOT_CONFIGURED, Reason
+from smschannel.resource import AccountSid, PhoneNumber
+
+_PATTERN = "string_pattern_mismatch"
+_PUNCTUATION = str.maketrans("", "", " -.()")
+
+
+class ErrorItem(TypedDict):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Refusal(ChannelError):
+    """Any answer that is not a success: raised wherever it is found out, rendered in one place."""
+
+    def __init__(self, status: int, detail: str | Sequence[ErrorItem], **headers: str) -> None:
+        super().__init__(detail if isinstance(detail, str) else "invalid input")
+        self.status = status
+        self.detail = detail
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def invalid(loc: Sequence[str | int], msg: str, kind: str) -> Refusal:
+    return Refusal(422, [ErrorItem(loc=list(loc), msg=msg, type=kind)])
+
+
+def _teaching(message: LiteralString) -> WrapValidator:
+    """Instead of a regular expression, say what is expected."""
+
+    def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            if error.errors(include_input=False)[0]["type"] != _PATTERN:
+                raise
+            raise PydanticCustomError(_PATTERN, message) from None
+
+    return WrapValidator(validate)
+
+
+def _without_punctuation(value: object) -> object:
+    return value.translate(_PUNCTUATION) if isinstance(value, str) else value
+
+
+def _at_most_30(value: object) -> object:
+    if isinstance(value, str) and len(value) > 30:
+        raise PydanticCustomError("string_too_long", "String should have at most 30 characters")
+    return value
+
+
+class Setup(BaseModel):
+    """The body of POST."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    account_sid: Annotated[
+        AccountSid,
+        BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
+        _teaching('account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it'),
+    ]
+    auth_token: Annotated[
+        Secret[Annotated[str, StringConstraints(strip_whitespace=True, max_length=512, pattern=r"^[!-~]+$")]],
+        _teaching("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
+        Field(description="Stored encrypted; it can be replaced, but not be read again."),
+    ]
+    phone_number: Annotated[
+        PhoneNumber,
+        BeforeValidator(_without_punctuation),
+        BeforeValidator(_at_most_30),  # the last one runs first: it counts what was sent
+        _teaching('phone_number is in E.164: "+", the country code and the number, such as +61400111222'),
+    ]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Setup:
+        """Raises `Refusal` (422) as FastAPI would."""
+        try:
+            document = json.loads(body.decode()) if body else None
+        except json.JSONDecodeError as error:
+            raise invalid(["body", error.pos], "JSON decode error", "json_invalid") from None
+        except UnicodeDecodeError as error:
+            raise invalid(["body", error.start], "JSON decode error: not UTF-8", "json_invalid") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits; brackets in brackets in ...
+            raise invalid(["body", 0], "JSON decode error", "json_invalid") from None
+        if document is None:
+            raise invalid(["body"], "Field required", "missing")
+        try:
+            return cls.model_validate(document, from_attributes=True)
+        except ValidationError as error:
+            raise Refusal(
+                422,
+                [
+                    ErrorItem(loc=["body", *each["loc"]], msg=each["msg"], type=each["type"])
+                    for each in error.errors(include_url=False, include_context=False, include_input=False)
+                ],
+            ) from None
+
+
+class ChannelStatus(BaseModel):
+    """The body of every answer to GET and POST: these four keys and no others."""
+
+    enabled: bool
+    phone_number: str | None
+    status: str
+    webhook_url: str | None
+
+    @classmethod
+    def of(cls, channel: Object | None) -> ChannelStatus:
+        if channel is None:
+            return cls(enabled=False, phone_number=None, status=NOT_CONFIGURED, webhook_url=None)
+        spec, status = channel["spec"], channel.get("status", {})
+        return cls(
+            enabled=not being_removed(channel) and not spec.get("suspend", False),
+            phone_number=spec["phoneNumber"],
+            status=_rest_status(channel, status),
+            webhook_url=status.get("webhookUrl"),
+        )
+
+
+def _rest_status(channel: Object, status: Mapping[str, Any]) -> str:
+    if being_removed(channel):
+        return Reason.Releasing.rest_status
+    if channel["spec"].get("suspend", False):
+        return Reason.Suspended.rest_status
+    reason = reason_of(status) if is_observed(channel) else None
+    return (reason or Reason.Pending).rest_status
+
+
+def being_removed(channel: Object) -> bool:
+    return "deletionTimestamp" in channel["metadata"]
+
+
+def is_observed(channel: Object) -> bool:
+    """Whether the operator has looked at the channel as it is now."""
+    return bool(channel.get("status", {}).get("observedGeneration") == channel["metadata"]["generation"])
+
+
+_UUID = TypeAdapter(UUID)
+
+
+def instance_id(segment: str) -> str:
+    """In the form that names a channel. Raises `Refusal` (422) for anything pydantic takes for no UUID."""
+    try:
+        return str(_UUID.validate_python(segment))
+    except ValidationError as error:
+        kind = error.errors(include_input=False)[0]["type"]
+        message = "Input should be a valid UUID, such as 497f6eca-6276-4993-bfeb-53cbbbba6f08"
+        raise invalid(["path", "instance_id"], message, kind) from None

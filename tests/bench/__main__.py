@@ -1,0 +1,117 @@
+"""`python -m tests.bench`: what `make bench` runs."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import uvloop
+from rich.console import Console
+
+from deploy.local.build import BuildError, Narrator
+from deploy.local.cluster import ControlPlaneError
+from deploy.local.stack import StackError
+from tests.bench import report
+from tests.bench.case import VARIANTS, Case, Load
+from tests.bench.load import LoadError
+from tests.bench.run import measure
+
+
+def _variants(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    chosen = [each.strip() for each in value.split(",") if each.strip()]
+    if not chosen or set(chosen) - set(VARIANTS):
+        raise click.BadParameter(f"choose from {', '.join(VARIANTS)}, separated by commas")
+    return [each for each in VARIANTS if each in chosen]
+
+
+def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    sources = {}
+    for value in values:
+        name, _separator, root = value.partition("=")
+        if not name or not (Path(root) / "smschannel/__main__.py").is_file():
+            raise click.BadParameter(f"{value}: write NAME=DIR, where DIR/smschannel is the operator's package")
+        sources[name] = Path(root).absolute()
+    return sources
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option("--channels", type=click.IntRange(1), default=1000, help="Channels in a batch.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; medians are told.")
+@click.option("--accounts", type=click.IntRange(1), default=20, help="Twilio accounts the channels are spread over.")
+@click.option("--workers", type=click.IntRange(1, 1000), default=64, help="Channels that each variant has in hand.")
+@click.option("--seed", type=int, default=1, help="For the instances' ids, and the order in which variants take turns.")
+@click.option("--variants", callback=_variants, default=",".join(VARIANTS), help="Measure only these.")
+@click.option(
+    "--finalizer-policy/--no-finalizer-policy",
+    default=True,
+    help="Measure floor and ours also with deploy/finalizer-policy.yaml, which saves one write of three.",
+)
+@click.option(
+    "--also",
+    "sources",
+    metavar="NAME=DIR",
+    multiple=True,
+    callback=_sources,
+    help="Measure the operator of another source root too, such as old=/tmp/worktree/operator. May be repeated.",
+)
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every run, the seed and all versions to this file too.",
+)
+@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the programs' logs in here.")
+def main(
+    channels: int,
+    rounds: int,
+    accounts: int,
+    workers: int,
+    seed: int,
+    variants: list[str],
+    finalizer_policy: bool,
+    sources: dict[str, Path],
+    path: Path | None,
+    logs: Path | None,
+) -> None:
+    """How fast do channels become Ready? Ours beside the usual way and beside the floor, in one run.
+
+    Starts a control plane and a Twilio twin of its own, and takes about four minutes on a quiet machine. In every
+    round each variant is started afresh, has twenty channels one after another (to warm up, and for the latency of
+    one alone), then the batch; the clock runs from the first create to the last Ready that one watch has seen. Then
+    ours is asked to look at 200 of them again, and those are deleted.
+
+    \b
+    floor      only the Kubernetes writes that ours makes: nothing in Python is faster
+    idiomatic  an operator as kopf's documentation would have it: tests/bench/idiomatic.py
+    ours       the operator
+
+    All share this machine's cores with API server, twin and load generator: compare ratios, not machines.
+
+    \b
+    Try it:
+      python -m tests.bench --channels 200 --rounds 1
+      python -m tests.bench --variants floor,ours --no-finalizer-policy --json bench.json
+      git worktree add /tmp/before HEAD~1 && python -m tests.bench --variants ours --also before=/tmp/before/operator
+    """
+    load = Load(channels=channels, rounds=rounds, accounts=accounts, workers=workers, seed=seed)
+    cases = [Case(variant) for variant in variants]
+    if "ours" in variants:
+        cases += [Case("ours", label=name, source=source) for name, source in sources.items()]
+    if finalizer_policy:
+        cases += [Case(each.variant, True, each.label, each.source) for each in cases if each.variant != "idiomatic"]
+    with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
+        home = (logs or Path(temporary)).absolute()
+        runs = uvloop.run(measure(load, cases, home, Narrator(sys.stderr)))
+    summaries = report.summarize(runs, cases, channels)
+    report.show(Console(width=120), summaries, load)
+    if path:
+        report.write(path, load, summaries, runs)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BuildError, ControlPlaneError, LoadError, StackError) as error:
+        sys.exit(f"\n{error}")

@@ -1,0 +1,92 @@
+"""The floor: a channel's Kubernetes writes, made raw. `python -m tests.bench.floor WORKERS`, $KUBECONFIG.
+
+For each new channel: the finalizer, unless it is there; the record; the status. For each deletion: the record, the
+finalizer. Same calls, same sizes, same ServiceAccount as the operator's; what is written means nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import uvloop
+
+from deploy.local.stack import CHANNELS, OPERATOR
+from smschannel.resource import FINALIZER
+from tests.bench.load import PATH, RECORDS, connect, events
+
+_MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
+_JSON = {"Content-Type": "application/json"}
+_STAMP = "2026-01-01T00:00:00Z"
+
+
+async def main(workers: int) -> None:
+    slots = asyncio.Semaphore(workers)
+    under_way = set()
+    async with connect(os.environ["KUBECONFIG"]) as session:
+
+        async def write(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> None:
+            content = json.dumps(body, separators=(",", ":")).encode() if body else None
+            async with session.request(method, path, data=content, headers=headers) as answer:
+                if answer.status >= 300:
+                    sys.exit(f"{method} {path}: {await answer.text()}")
+                await answer.read()
+
+        async def configure(meta: dict[str, Any]) -> None:
+            async with slots:
+                if not meta.get("finalizers"):
+                    await write("PATCH", f"{PATH}/{meta['name']}", _finalizers(meta, [FINALIZER]), _MERGE_PATCH)
+                await write("POST", RECORDS, _record(meta), _JSON)
+                await write("PATCH", f"{PATH}/{meta['name']}/status", _status(meta), _MERGE_PATCH)
+
+        async def release(meta: dict[str, Any]) -> None:
+            async with slots:
+                await write("DELETE", f"{RECORDS}/{meta['uid']}")
+                await write("PATCH", f"{PATH}/{meta['name']}", _finalizers(meta, []), _MERGE_PATCH)
+
+        async for line in events(session, ""):
+            # Only what calls for work is parsed: the rest of the events costs a glance.
+            if line.startswith(b'{"type":"ADDED"'):
+                work = configure
+            elif line.startswith(b'{"type":"MODIFIED"') and b'"deletionTimestamp"' in line:
+                work = release
+            else:
+                continue
+            task = asyncio.create_task(work(json.loads(line)["object"]["metadata"]))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+
+
+def _finalizers(meta: dict[str, Any], finalizers: list[str]) -> Any:
+    return {"metadata": {"uid": meta["uid"], "finalizers": finalizers}}
+
+
+def _record(meta: dict[str, Any]) -> Any:
+    labels = {"app.kubernetes.io/managed-by": "sms-channel-operator", "channels.hydracore.io/record": "true"}
+    annotations = {"channels.hydracore.io/channel": f"{CHANNELS}/{meta['name']}"}
+    metadata = {"name": meta["uid"], "namespace": OPERATOR, "labels": labels, "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"record": "AAAA" * 220}}
+
+
+def _status(meta: dict[str, Any]) -> Any:
+    conditions = [
+        {
+            "type": kind,
+            "status": "True",
+            "reason": "Configured",
+            "message": "Twilio delivers this number's messages to the instance's webhook.",
+            "observedGeneration": 1,
+            "lastTransitionTime": _STAMP,
+        }
+        for kind in ("Ready", "CredentialsValid", "WebhookEffective")
+    ]
+    url = f"https://sms.example.com/v1/instances/{meta['name']}/channels/sms/webhook"
+    number = {"phoneNumberSid": "PN00000000000000000000000000000000", "webhookUrl": url}
+    return {"metadata": {"uid": meta["uid"]}, "status": {"observedGeneration": 1, **number, "conditions": conditions}}
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1])))

@@ -1,0 +1,89 @@
+"""What others have counted: the API server its requests, the twin its calls, the kernel CPU time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+import aiohttp
+import psutil
+
+_SAMPLE = re.compile(r"^apiserver_request_total\{(?P<labels>.*)\} (?P<count>\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
+_NOT_OURS = {"leases", "flowschemas", "prioritylevelconfigurations", "tokenreviews", "subjectaccessreviews"}
+
+
+async def writes(session: aiohttp.ClientSession) -> Counter[str]:
+    """All writes that the API server has been asked for, refused ones too: by "VERB resource"."""
+    async with session.get("/metrics") as answer:
+        exposition = await answer.text()
+    counted: Counter[str] = Counter()
+    for sample in _SAMPLE.finditer(exposition):
+        labels = dict(_LABEL.findall(sample["labels"]))
+        if labels["verb"] in _WRITES and labels["resource"] not in _NOT_OURS and not labels["dry_run"]:
+            resource = "/".join(part for part in (labels["resource"], labels["subresource"]) if part)
+            counted[f"{labels['verb']} {resource}"] += int(float(sample["count"]))
+    return counted
+
+
+async def settled_writes(session: aiohttp.ClientSession) -> Counter[str]:
+    """The same, once nobody has written for a while."""
+    before = await writes(session)
+    while True:
+        await asyncio.sleep(0.4)
+        now = await writes(session)
+        if now == before:
+            return now
+        before = now
+
+
+async def twilio_calls(session: aiohttp.ClientSession, twin: str) -> Counter[str]:
+    """All calls that the twin has been asked for: by "METHOD kind"."""
+    async with session.get(f"{twin}/_twin/journal", params={"kind": "none"}) as answer:
+        return Counter((await answer.json())["counts"])
+
+
+class Processes:
+    """CPU time and memory of our processes, and what the rest of the machine took, over a `with` block."""
+
+    def __init__(self, processes: Mapping[str, psutil.Process], contender: str) -> None:
+        self._processes = processes
+        self._contender = contender
+        self.cpu_seconds: dict[str, float] = {}
+        self.max_rss = 0
+        self.elsewhere = 0.0
+
+    async def __aenter__(self) -> Processes:
+        self._before = self._spent()
+        self._total, self._idle = _machine()
+        self._sampling = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sampling.cancel()
+        total, idle = _machine()
+        spent = self._spent()
+        self.cpu_seconds = {name: spent[name] - before for name, before in self._before.items()}
+        busy = total - self._total - (idle - self._idle)
+        self.elsewhere = max(0.0, busy - sum(self.cpu_seconds.values())) / (total - self._total)
+        self._remember_rss()
+
+    def _spent(self) -> dict[str, float]:
+        return {name: sum(process.cpu_times()[:2]) for name, process in self._processes.items()}
+
+    async def _sample(self) -> None:
+        while True:
+            self._remember_rss()
+            await asyncio.sleep(0.1)
+
+    def _remember_rss(self) -> None:
+        self.max_rss = max(self.max_rss, self._processes[self._contender].memory_info().rss)
+
+
+def _machine() -> tuple[float, float]:
+    """CPU seconds of all cores since boot, and how many of them nobody used."""
+    times = psutil.cpu_times()
+    return sum(times) - times.guest - times.guest_nice, times.idle + times.iowait

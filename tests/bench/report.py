@@ -1,0 +1,175 @@
+"""What the runs come to: medians and ratios, a table, the aims, and JSON with everything that was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.case import Case, Load, Run
+
+_PACKAGES = ("aiohttp", "kopf", "kubernetes", "pydantic", "twilio", "uvloop")
+_BUSY = 0.15
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Medians of a case's rounds. Ratios are medians of the rounds' own ratios; None without the other case.
+
+    `by_cpu` compares the CPU time of all processes together, API server to load generator, instead of the rate: on
+    cores that are all busy it comes to the same, and what others take of them matters less.
+    """
+
+    case: str
+    channels_per_second: float
+    to_floor: float | None
+    to_idiomatic: float | None
+    to_floor_by_cpu: float | None
+    to_idiomatic_by_cpu: float | None
+    ready_median: float
+    ready_p99: float
+    alone: float
+    writes: float
+    twilio_calls: float
+    cpu_milliseconds: float
+    control_plane_milliseconds: float
+    all_cpu_milliseconds: float
+    max_rss_mb: float
+    idle_writes: float | None
+    deletions_per_second: float
+    elsewhere: float
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the product wants to reach, and what was seen."""
+
+    what: str
+    met: bool
+
+
+def summarize(runs: Sequence[Run], cases: Sequence[Case], channels: int) -> list[Summary]:
+    return [_summary(case, runs, channels) for case in cases]
+
+
+def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:
+    own = [run for run in runs if run.case == case.name]
+
+    def median(of: Callable[[Run], float]) -> float:
+        return statistics.median(map(of, own))
+
+    def ratio(other: str, of: Callable[[Run], float]) -> float | None:
+        others = {run.round: of(run) for run in runs if run.case == other}
+        ratios = [of(run) / others[run.round] for run in own if run.round in others]
+        return statistics.median(ratios) if ratios else None
+
+    def rate(run: Run) -> float:
+        return run.channels_per_second
+
+    def thrift(run: Run) -> float:
+        return 1 / run.all_cpu_seconds
+
+    idle = [run.idle_writes for run in own if run.idle_writes is not None]
+    return Summary(
+        case=case.name,
+        channels_per_second=median(lambda run: run.channels_per_second),
+        to_floor=ratio(case.floor, rate),
+        to_idiomatic=ratio("idiomatic", rate),
+        to_floor_by_cpu=ratio(case.floor, thrift),
+        to_idiomatic_by_cpu=ratio("idiomatic", thrift),
+        ready_median=median(lambda run: statistics.median(run.time_to_ready)),
+        ready_p99=median(lambda run: sorted(run.time_to_ready)[int(len(run.time_to_ready) * 0.99)]),
+        alone=median(lambda run: run.alone),
+        writes=median(lambda run: sum(run.writes.values())),
+        twilio_calls=median(lambda run: sum(run.twilio_calls.values())),
+        cpu_milliseconds=median(lambda run: run.cpu_seconds["contender"]) * 1000 / channels,
+        control_plane_milliseconds=median(lambda run: run.cpu_seconds["control plane"]) * 1000 / channels,
+        all_cpu_milliseconds=median(lambda run: run.all_cpu_seconds) * 1000 / channels,
+        max_rss_mb=median(lambda run: run.max_rss) / 1e6,
+        idle_writes=max(idle) if idle else None,
+        deletions_per_second=median(lambda run: run.deletions_per_second),
+        elsewhere=median(lambda run: run.elsewhere),
+    )
+
+
+def aims(summaries: Sequence[Summary]) -> list[Aim]:
+    """Those of the cases that were measured."""
+    found = []
+    for each in summaries:
+        if not each.case.startswith("ours"):
+            continue
+        most = 2 if each.case.endswith("at birth") else 3
+        found.append(Aim(f"{each.case}: at most {most} writes per channel ({each.writes:.2f})", each.writes <= most))
+        if each.idle_writes is not None:
+            found.append(Aim(f"{each.case}: no write when nothing changed ({each.idle_writes})", not each.idle_writes))
+        if each.to_idiomatic is not None:
+            what = f"{each.case}: at least twice the idiomatic operator ({each.to_idiomatic:.2f})"
+            found.append(Aim(what, each.to_idiomatic >= 2))
+        if each.to_floor is not None:
+            what = f"{each.case}: at least 0.7 of the floor, which is Go's speed ({each.to_floor:.2f})"
+            found.append(Aim(what, each.to_floor >= 0.7))
+    return found
+
+
+def show(console: Console, summaries: Sequence[Summary], load: Load) -> None:
+    table = Table(title=f"{load.channels} channels, {load.accounts} accounts, medians of {load.rounds}")
+    table.add_column("")
+    for each in summaries:
+        table.add_column(each.case.replace(", ", "\n"), justify="right")
+    rows: list[tuple[str, Callable[[Summary], str]]] = [
+        ("channels per second", lambda s: f"[bold]{s.channels_per_second:.0f}[/]"),
+        ("x floor", lambda s: _number(s.to_floor)),
+        ("x floor, by CPU time", lambda s: _number(s.to_floor_by_cpu)),
+        ("x idiomatic", lambda s: _number(s.to_idiomatic)),
+        ("x idiomatic, by CPU time", lambda s: _number(s.to_idiomatic_by_cpu)),
+        ("Kubernetes writes per channel", lambda s: f"{s.writes:.2f}"),
+        ("writes when nothing changed", lambda s: _number(s.idle_writes, "{:.0f}")),
+        ("Twilio calls per channel", lambda s: f"{s.twilio_calls:.2f}"),
+        ("time to Ready, median", lambda s: f"{s.ready_median:.2f} s"),
+        ("time to Ready, p99", lambda s: f"{s.ready_p99:.2f} s"),
+        ("time to Ready, one alone", lambda s: f"{s.alone * 1000:.0f} ms"),
+        ("deletions per second", lambda s: f"{s.deletions_per_second:.0f}"),
+        ("its CPU per channel", lambda s: f"{s.cpu_milliseconds:.2f} ms"),
+        ("API server's CPU per channel", lambda s: f"{s.control_plane_milliseconds:.2f} ms"),
+        ("everybody's CPU per channel", lambda s: f"{s.all_cpu_milliseconds:.2f} ms"),
+        ("its memory, at most", lambda s: f"{s.max_rss_mb:.0f} MB"),
+        ("CPU that others had meanwhile", lambda s: f"{s.elsewhere:.0%}"),
+    ]
+    for label, cell in rows:
+        table.add_row(label, *(cell(each) for each in summaries))
+    console.print(table)
+    for aim in aims(summaries):
+        console.print(f"[{'green' if aim.met else 'red'}]{'met   ' if aim.met else 'MISSED'}[/] {aim.what}")
+    if any(each.elsewhere > _BUSY for each in summaries):
+        console.print("Others kept this machine busy meanwhile: believe the ratios by CPU time first, the rates last.")
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def write(path: Path, load: Load, summaries: Sequence[Summary], runs: Sequence[Run]) -> None:
+    document: dict[str, Any] = {
+        "load": asdict(load),
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "memory_mb": psutil.virtual_memory().total // 10**6,
+        },
+        "versions": {name: version(name) for name in _PACKAGES},
+        "summaries": [asdict(each) for each in summaries],
+        "aims": [asdict(each) for each in aims(summaries)],
+        "runs": [asdict(run) for run in runs],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,0 +1,237 @@
+"""One measurement of one case, and all of them, interleaved, on one control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+import psutil
+import yaml
+from pydantic import SecretStr
+
+from deploy.local.build import Progress
+from deploy.local.stack import CHANNELS, ROOT, Options, Stack
+from smschannel.resource import API_VERSION, KIND
+from smschannel.sealing import Binding, PublicKey
+from tests.bench.case import Case, Load, Run
+from tests.bench.gauges import Processes, settled_writes, twilio_calls, writes
+from tests.bench.load import PATH, Channels, LoadError, connect, sweep
+
+_ALONE = 20
+"""So many channels are made one after another first: they tell the latency, and warm everything up."""
+
+_SAMPLE = 200
+"""So many are looked at again, and deleted with the clock running; the rest of a batch is only swept away."""
+
+
+async def measure(load: Load, cases: Sequence[Case], home: Path, say: Progress) -> list[Run]:
+    """Every case once a round, in an order that the seed shuffles."""
+    per_account = -(-(load.channels + _ALONE) // load.accounts)
+    stack = Stack(home, Options(accounts=load.accounts, numbers=per_account, finalizer_policy=False), say)
+    try:
+        stack.logs.mkdir(parents=True)
+        stack.start_control_plane()
+        stack.install()
+        stack.start_twin()
+        stack.start_operator()  # makes the keyring
+        stack.stop_process("operator")
+        async with connect(stack.cluster.kubeconfig) as session:
+            bench = _Bench(stack, load, session)
+            chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
+            runs = []
+            for number in range(1, load.rounds + 1):
+                for case in chance.sample(cases, len(cases)):
+                    runs.append(await bench.run(case, number, chance))
+                    rate = f"{runs[-1].channels_per_second:.0f} channels/s"
+                    say(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
+            return runs
+    finally:
+        stack.stop()
+
+
+class _Bench:
+    def __init__(self, stack: Stack, load: Load, session: aiohttp.ClientSession) -> None:
+        self._stack = stack
+        self._load = load
+        self._session = session
+        self._public = stack.public_key()
+        self._at_birth = False
+
+    async def run(self, case: Case, number: int, chance: random.Random) -> Run:
+        await self._bring_policy(case.at_birth)
+        manifests = iter(self._manifests(chance))
+        alone = dict(islice(manifests, _ALONE))
+        batch = dict(manifests)
+        with self._contender(case) as process:
+            async with Channels.watched(self._session) as channels:
+                for name, manifest in alone.items():
+                    await channels.create({name: manifest})
+                    await channels.until(channels.ready, [name])
+                async with self._counted(process) as counted:
+                    await channels.create(batch)
+                    last = await channels.until(channels.ready, batch)
+                seconds = last - channels.created[next(iter(batch))]
+                counted.writes["POST smschannels"] -= len(batch)
+                sample = list(islice(batch, _SAMPLE))
+                idle_writes = await self._look_again(channels, sample) if case.variant == "ours" else None
+                began = perf_counter()
+                await channels.delete(sample)
+                ended = await channels.until(channels.gone, sample)
+        await sweep(self._session)
+        return Run(
+            case=case.name,
+            round=number,
+            seconds=seconds,
+            channels_per_second=len(batch) / seconds,
+            time_to_ready=tuple(channels.ready[name] - channels.created[name] for name in batch),
+            alone=statistics.median(channels.ready[name] - channels.created[name] for name in alone),
+            writes=_each(counted.writes, len(batch)),
+            twilio_calls=_each(counted.twilio_calls, len(batch)),
+            cpu_seconds=counted.processes.cpu_seconds,
+            max_rss=counted.processes.max_rss,
+            idle_writes=idle_writes,
+            deletions_per_second=len(sample) / (ended - began),
+            elsewhere=counted.processes.elsewhere,
+        )
+
+    def _manifests(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
+        """Sealed and encoded before the clock starts; neighbours belong to different accounts."""
+        accounts = self._stack.twin["accounts"]
+        numbers = [
+            (account, number) for row in zip(*(each["phone_numbers"] for each in accounts), strict=True)
+            for account, number in zip(accounts, row, strict=True)
+        ]  # fmt: skip
+        for account, number in numbers[: self._load.channels + _ALONE]:
+            name = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+            yield name, json.dumps(_manifest(name, account, number, self._public)).encode()
+
+    async def _look_again(self, channels: Channels, names: Sequence[str]) -> int:
+        """Writes of a round in which each of `names` is compared with Twilio, and nothing has changed."""
+        calls = await twilio_calls(self._session, self._stack.twilio_url)
+        before = await writes(self._session)
+        await channels.look_again(names)
+        async with asyncio.timeout(60):
+            while True:
+                now = await twilio_calls(self._session, self._stack.twilio_url)
+                if (now - calls).total() >= len(names):
+                    break
+                await asyncio.sleep(0.2)
+        return ((await settled_writes(self._session)) - before).total() - len(names)
+
+    @contextmanager
+    def _contender(self, case: Case) -> Iterator[psutil.Process]:
+        stack, workers = self._stack, str(self._load.workers)
+        if case.variant == "ours":
+            settings = {"SMSCHANNEL_WORKERS": workers, "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
+            if case.source:
+                settings["PYTHONPATH"] = str(case.source)
+            stack.options = replace(stack.options, operator_settings=settings)
+            stack.start_operator()
+            try:
+                yield stack.process("operator")
+            finally:
+                stack.stop_process("operator")
+            return
+        # kopf posts Events of the old kind, for which the operator's own ServiceAccount has no right.
+        kubeconfig = (
+            stack.home / "sms-channel-operator.kubeconfig" if case.variant == "floor" else stack.cluster.kubeconfig
+        )
+        with (stack.logs / f"{case.variant}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"tests.bench.{case.variant}", workers],
+                cwd=ROOT,
+                env={**os.environ, "KUBECONFIG": str(kubeconfig), "TWILIO_URL": stack.twilio_url, "WORKERS": workers},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    @asynccontextmanager
+    async def _counted(self, contender: psutil.Process) -> AsyncIterator[_Counted]:
+        """What is spent within the block; what is written and asked of Twilio, until all writes have come to rest."""
+        pids = self._stack.pids()
+        processes = Processes(
+            {
+                "contender": contender,
+                "control plane": psutil.Process(pids["controlplane"]),
+                "twin": psutil.Process(pids["twin"]),
+                "load": psutil.Process(),
+            },
+            "contender",
+        )
+        counted = _Counted(processes)
+        twin = self._stack.twilio_url
+        before, calls = await writes(self._session), await twilio_calls(self._session, twin)
+        async with processes:
+            yield counted
+        counted.writes = await settled_writes(self._session)
+        counted.writes.subtract(before)
+        counted.twilio_calls = await twilio_calls(self._session, twin)
+        counted.twilio_calls.subtract(calls)
+
+    async def _bring_policy(self, at_birth: bool) -> None:
+        """Install or remove the admission policy, and wait until the API server acts on it."""
+        if at_birth is self._at_birth:
+            return
+        for manifest in yaml.safe_load_all((ROOT / "deploy/finalizer-policy.yaml").read_text()):
+            resource = self._stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+            if at_birth:
+                resource.create(body=manifest)
+            else:
+                resource.delete(name=manifest["metadata"]["name"])
+        _, trial = next(self._manifests(random.Random(0)))  # noqa: S311
+        for _ in range(100):
+            kind = {"Content-Type": "application/json"}
+            async with self._session.post(PATH, params={"dryRun": "All"}, data=trial, headers=kind) as answer:
+                meta: dict[str, Any] = (await answer.json())["metadata"]
+            if ("finalizers" in meta) is at_birth:
+                self._at_birth = at_birth
+                return
+            await asyncio.sleep(0.1)
+        raise LoadError("the API server does not act on the admission policy")
+
+
+class _Counted:
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.writes: Counter[str] = Counter()
+        self.twilio_calls: Counter[str] = Counter()
+
+
+def _each(counted: Counter[str], channels: int) -> dict[str, float]:
+    return {kind: count / channels for kind, count in sorted(counted.items()) if count}
+
+
+def _manifest(name: str, account: Mapping[str, Any], number: str, public: PublicKey) -> dict[str, Any]:
+    sid = account["account_sid"]
+    sealed = public.seal(SecretStr(account["auth_token"]), Binding(CHANNELS, name, sid))
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": CHANNELS},
+        "spec": {"accountSid": sid, "phoneNumber": number, "credentials": {"sealed": sealed}},
+    }

@@ -1,0 +1,165 @@
+"""`kubectl sms` against a real API server: the key the operator published, and what goes wrong on the way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from deploy.local.cluster import write_kubeconfig
+from deploy.local.stack import CHANNELS, OPERATOR, Stack, free_port
+from smschannel.cli import cli
+from smschannel.kube_api import APPLY_PATCH, MERGE_PATCH, KubeApi, Object
+from smschannel.kube_port import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, KubePort, channels_path
+from smschannel.sealing import Binding, Keyring
+from tests.manifests import ACCOUNT_SID, INSTANCE, PHONE_NUMBER, TOKEN
+
+PUBLISHED = f"/api/v1/namespaces/{OPERATOR}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("cli"))
+    try:
+        stack.start_control_plane()
+        stack.install()
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(scope="module")
+def keyring(installed: Stack) -> Keyring:
+    """As the operator makes it at its first start, under the operator's own rights."""
+
+    async def first_start() -> Keyring:
+        async with await KubeApi.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
+            return await KubePort(api, OPERATOR).open_keyring()
+
+    return asyncio.run(first_start())
+
+
+@pytest.fixture(autouse=True)
+def _as_anybody(installed: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim's account stands for all who are logged in: nothing of its own lets it read ConfigMaps."""
+    monkeypatch.setenv("KUBECONFIG", str(installed.home / "sms-api-shim.kubeconfig"))
+
+
+def run(*arguments: str, stdin: str = TOKEN) -> Result:
+    return CliRunner().invoke(cli, arguments, input=stdin)
+
+
+def seal(*options: str) -> Result:
+    return run("seal", INSTANCE, "--account-sid", ACCOUNT_SID, *options)
+
+
+def refusal(result: Result) -> str:
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def opened(keyring: Keyring, value: str) -> str:
+    return keyring.unseal(value, Binding(CHANNELS, INSTANCE, ACCOUNT_SID)).get_secret_value()
+
+
+async def as_admin(stack: Stack, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
+    async with await KubeApi.connect(str(stack.cluster.kubeconfig)) as api:
+        return await api.request(method, path, body, **options)
+
+
+def kubeconfig(stack: Stack, path: Path, **changes: str) -> Path:
+    known = {"url": stack.cluster.url, "ca_data": stack.cluster.ca_data, "token": "unknown", "namespace": CHANNELS}
+    return write_kubeconfig(path, **{**known, **changes})
+
+
+def test_where_no_operator_has_started_it_says_so(installed: Stack) -> None:
+    said = refusal(seal("--kubeconfig", str(installed.cluster.kubeconfig), "--operator-namespace", "default"))
+    assert f"{installed.cluster.url} has no ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in said
+    assert "has it started once?" in said
+    assert "in another namespace: --operator-namespace" in said
+
+
+def test_anybody_who_is_logged_in_can_seal(keyring: Keyring) -> None:
+    result = seal()
+    assert result.exit_code == 0, result.stderr
+    assert opened(keyring, result.stdout.removesuffix("\n")) == TOKEN
+
+
+def test_the_public_key_seals_offline(keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = run("public-key")
+    assert printed.stdout == f"{keyring.current.public.encoded}\n"
+    assert printed.stderr == ""
+    file = tmp_path / "sealing.key"
+    file.write_text(printed.stdout)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert opened(keyring, seal("--public-key", str(file), "-n", CHANNELS).stdout.strip()) == TOKEN
+
+
+def test_the_manifest_is_accepted(installed: Stack, keyring: Keyring) -> None:
+    written = seal("--phone-number", PHONE_NUMBER).stdout
+    path = channels_path(CHANNELS, INSTANCE)
+    strict = {"dryRun": "All", "fieldValidation": "Strict", "fieldManager": "test"}
+    manifest = yaml.safe_load(written)
+    applied = asyncio.run(as_admin(installed, "PATCH", path, manifest, content_type=APPLY_PATCH, params=strict))
+    assert applied["spec"]["phoneNumber"] == PHONE_NUMBER
+    assert opened(keyring, applied["spec"]["credentials"]["sealed"]) == TOKEN
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
+def test_kubectl_finds_it_and_applies_what_it_writes(keyring: Keyring) -> None:
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs}
+    command = ["kubectl", "sms", "seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--phone-number", PHONE_NUMBER]
+    written = subprocess.run(command, input=TOKEN, env=environment, capture_output=True, text=True, check=True).stdout
+    assert opened(keyring, yaml.safe_load(written)["spec"]["credentials"]["sealed"]) == TOKEN
+    apply = ["kubectl", "create", "--dry-run=server", "-f", "-", "-o", "name"]
+    created = subprocess.run(apply, input=written, env=environment, capture_output=True, text=True, check=True).stdout
+    assert created == f"smschannel.channels.hydracore.io/{INSTANCE}\n"
+
+
+def test_without_the_right_it_names_the_role(installed: Stack, keyring: Keyring) -> None:
+    said = refusal(seal("--operator-namespace", "default"))
+    assert f"does not let you read ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in said
+    assert "sms-sealing-key-reader" in said
+    assert "Without a cluster: --public-key FILE" in said
+
+
+def test_with_a_stale_login_it_says_to_log_in(installed: Stack, tmp_path: Path) -> None:
+    stale = kubeconfig(installed, tmp_path / "stale")
+    assert "does not know you: log in again" in refusal(seal("--kubeconfig", str(stale)))
+
+
+def test_a_cluster_that_is_away_is_named(installed: Stack, tmp_path: Path) -> None:
+    url = f"https://127.0.0.1:{free_port()}"
+    away = kubeconfig(installed, tmp_path / "away", url=url)
+    said = refusal(seal("--kubeconfig", str(away)))
+    assert f"The cluster at {url} cannot be reached" in said
+    assert "the right --context?" in said
+
+
+def test_a_kubeconfig_with_a_damaged_certificate_is_told(installed: Stack, tmp_path: Path) -> None:
+    broken = kubeconfig(installed, tmp_path / "broken", ca_data="AAAA")
+    assert "The kubeconfig cannot be used" in refusal(seal("--kubeconfig", str(broken)))
+
+
+def test_a_damaged_public_key_is_told(installed: Stack, keyring: Keyring) -> None:
+    content = {"data": {PUBLIC_KEY: "AAAA"}}
+    asyncio.run(as_admin(installed, "PATCH", PUBLISHED, content, content_type=MERGE_PATCH))
+    try:
+        said = refusal(seal())
+    finally:
+        content = {"data": {PUBLIC_KEY: keyring.current.public.encoded}}
+        asyncio.run(as_admin(installed, "PATCH", PUBLISHED, content, content_type=MERGE_PATCH))
+    assert f"ConfigMap {OPERATOR}/{PUBLIC_KEY_CONFIGMAP} holds no public key" in said
+    assert "when it is restarted" in said

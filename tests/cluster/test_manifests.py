@@ -1,0 +1,183 @@
+"""The CRD on a real API server: the verdicts of the table, the defaults, and what kubectl shows and selects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from deploy.local.stack import Stack
+from smschannel.errors import ChannelError, KubernetesUnavailable
+from smschannel.kube_api import MERGE_PATCH, KubeApi, KubernetesRefused, Object
+from smschannel.kube_port import channels_path
+from smschannel.resource import Spec
+from tests.manifests import ACCOUNT_SID, INSTANCE, NAMESPACE, PHONE_NUMBER, ROWS, SEALED, TOKEN, Row, good
+
+CHANNELS = channels_path(NAMESPACE)
+DRY_RUN = {"dryRun": "All"}
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("manifests"))
+    try:
+        stack.start_control_plane()
+        stack.install()
+        asyncio.run(_admitting(stack))
+        yield stack
+    finally:
+        stack.stop()
+
+
+async def _admitting(stack: Stack) -> None:
+    """For a few seconds, the admission policy's part of the API server does not know the new kind: it answers 503."""
+    async with await KubeApi.connect(str(stack.cluster.kubeconfig)) as api:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(KubernetesUnavailable), wait=wait_fixed(0.1), stop=stop_after_delay(60)
+        ):
+            with attempt:
+                await api.request("POST", CHANNELS, good(), params=DRY_RUN)
+
+
+@pytest.fixture
+async def api(installed: Stack) -> AsyncIterator[KubeApi]:
+    async with await KubeApi.connect(str(installed.cluster.kubeconfig)) as connected:
+        yield connected
+
+
+@asynccontextmanager
+async def created(api: KubeApi, manifest: Object) -> AsyncIterator[Object]:
+    channel = await api.request("POST", CHANNELS, manifest)
+    path = channels_path(NAMESPACE, channel["metadata"]["name"])
+    try:
+        yield channel
+    finally:
+        await api.request("PATCH", path, {"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
+        await api.request("DELETE", path)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.why) for row in ROWS])
+async def test_the_api_server_gives_the_verdict(api: KubeApi, row: Row) -> None:
+    if row.accepted:
+        await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
+        return
+    with pytest.raises(KubernetesRefused) as refused:
+        await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
+    assert refused.value.status == 422
+    said = str(refused.value).casefold()
+    assert [fragment for fragment in row.refusal if fragment.casefold() not in said] == [], said
+
+
+@pytest.mark.parametrize("value", [TOKEN, f"{SEALED} ", SEALED * 10])
+async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: KubeApi, value: str) -> None:
+    """It would stand in the status of whatever applied it."""
+    manifest = good()
+    manifest["spec"]["credentials"]["sealed"] = value
+    with pytest.raises(KubernetesRefused) as refused:
+        await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
+    assert value[:32] not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["authToken", "auth_token", "token"])
+async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: KubeApi, field: str) -> None:
+    """kubectl asks for strictness; a client that does not loses the field before anything is stored."""
+    manifest = good()
+    manifest["spec"]["credentials"][field] = TOKEN
+    stored = await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
+    assert TOKEN not in str(stored)
+    with pytest.raises(KubernetesRefused, match=f'unknown field "spec.credentials.{field}"') as refused:
+        await api.request("POST", CHANNELS, manifest, params={**DRY_RUN, "fieldValidation": "Strict"})
+    assert TOKEN not in str(refused.value)
+
+
+async def test_the_api_server_fills_in_what_the_model_would(api: KubeApi) -> None:
+    channel = await api.request("POST", CHANNELS, good(), params=DRY_RUN)
+    assert channel["spec"] == Spec.model_validate(good()["spec"]).model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
+
+
+async def test_a_fresh_channel_is_not_finished_whatever_status_it_came_with(api: KubeApi) -> None:
+    """For kstatus, and so for Flux and `kubectl rollout`, a channel without observedGeneration would be ready."""
+    manifest = {**good(), "status": {"observedGeneration": 1, "webhookUrl": "https://evil.example"}}
+    channel = await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
+    assert channel["status"] == {"observedGeneration": -1}
+
+
+async def test_status_is_written_through_its_own_door_only(api: KubeApi) -> None:
+    path = channels_path(NAMESPACE, INSTANCE)
+    async with created(api, good()):
+        body = {"status": {"webhookUrl": "https://sms.example.com"}, "spec": {"suspend": True}}
+        by_users = await api.request("PATCH", path, body, content_type=MERGE_PATCH)
+        assert by_users["status"] == {"observedGeneration": -1}
+        by_operator = await api.request("PATCH", f"{path}/status", {**body, "spec": {}}, content_type=MERGE_PATCH)
+        assert by_operator["status"]["webhookUrl"] == "https://sms.example.com"
+        assert by_operator["metadata"]["generation"] == by_users["metadata"]["generation"] == 2
+
+
+async def test_a_change_is_judged_as_a_creation_is(api: KubeApi) -> None:
+    async with created(api, good()):
+        change = {"spec": {"phoneNumber": "0400 111 222"}}
+        with pytest.raises(KubernetesRefused, match=r"phoneNumber is in E\.164"):
+            await api.request("PATCH", channels_path(NAMESPACE, INSTANCE), change, content_type=MERGE_PATCH)
+
+
+async def test_kubectl_get_shows_number_state_and_age(api: KubeApi) -> None:
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Configured",
+        "message": "Twilio delivers to the instance.",
+        "lastTransitionTime": "2026-01-02T03:04:05Z",
+    }
+    status = {"observedGeneration": 1, "webhookUrl": "https://sms.example.com/webhook", "conditions": [ready]}
+    async with created(api, good()):
+        path = channels_path(NAMESPACE, INSTANCE)
+        await api.request("PATCH", f"{path}/status", {"status": status}, content_type=MERGE_PATCH)
+        table = await api.request("GET", CHANNELS, accept=TABLE)
+    columns = table["columnDefinitions"]
+    shown = dict(zip([each["name"] for each in columns], table["rows"][0]["cells"], strict=True))
+    assert shown.pop("Age")
+    assert shown == {
+        "Name": INSTANCE,
+        "Phone number": PHONE_NUMBER,
+        "Ready": "True",
+        "Status": "Configured",
+        "Webhook": "https://sms.example.com/webhook",
+        "Message": "Twilio delivers to the instance.",
+    }
+    wide_only = [each["name"] for each in columns if each["priority"]]
+    assert wide_only == ["Webhook", "Message"]
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        (f"spec.phoneNumber={PHONE_NUMBER}", True),
+        (f"spec.accountSid={ACCOUNT_SID}", True),
+        (f"spec.accountSid={ACCOUNT_SID},spec.phoneNumber={PHONE_NUMBER}", True),
+        ("spec.phoneNumber=+61400111223", False),
+        (f"spec.accountSid!={ACCOUNT_SID}", False),
+    ],
+)
+async def test_channels_are_found_by_number_and_account(api: KubeApi, selector: str, found: bool) -> None:
+    async with created(api, good()):
+        channels = await api.request("GET", CHANNELS, params={"fieldSelector": selector})
+    assert [each["metadata"]["name"] for each in channels["items"]] == [INSTANCE] * found
+
+
+async def test_no_other_field_selects(api: KubeApi) -> None:
+    with pytest.raises(ChannelError, match=r"field label not supported: spec\.suspend"):
+        await api.request("GET", CHANNELS, params={"fieldSelector": "spec.suspend=true"})
+
+
+async def test_it_has_its_short_name_and_category(api: KubeApi) -> None:
+    resources = (await api.request("GET", "/apis/channels.hydracore.io/v1"))["resources"]
+    [channels] = [each for each in resources if each["name"] == "smschannels"]
+    assert channels["shortNames"] == ["smsch"]
+    assert channels["categories"] == ["hydracore"]
+    assert channels["namespaced"]

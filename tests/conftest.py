@@ -1,0 +1,63 @@
+"""One running product for each worker's cluster tests: control plane, twin, operator and shim as real processes."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smschannel.conditions import violations
+
+from deploy.local.build import Narrator
+from deploy.local.stack import Options, Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Refusals come back quickly here: intervals are seconds instead of minutes."""
+    options = Options(
+        numbers=400,
+        operator_settings={
+            "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "3600",
+            "SMSCHANNEL_SLOW_INTERVAL_SECONDS": "3600",
+            "SMSCHANNEL_RETRY_FLOOR_SECONDS": "0.2",
+            "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
+            "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
+        },
+    )
+    with Stack(Path(tmp_path_factory.mktemp("stack")), options, Narrator(sys.stderr)) as running:
+        running.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
+        yield running
+        assert running.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
+
+
+@pytest.fixture
+def number(stack: Stack) -> str:
+    """A number that no other test uses, with a webhook of its own."""
+    return take_number(stack)
+
+
+@pytest.fixture
+def numbers(stack: Stack) -> Callable[[int], list[str]]:
+    return lambda count: [take_number(stack) for _ in range(count)]
+
+
+def take_number(stack: Stack) -> str:
+    phone_number: str = stack.twin["phone_numbers"][next(stack.fresh_numbers)]  # type: ignore[attr-defined]
+    stack.twin_call("PATCH", f"/numbers/{phone_number}", {"sms_url": f"https://before.example.com/{phone_number[1:]}"})
+    return phone_number
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "stack" in request.fixturenames:
+        request.getfixturevalue("stack").twin_call("DELETE", "/faults")
+
+
+def check_status(status: dict[str, Any]) -> None:
+    """The rules that every status keeps to."""
+    assert violations({}, status) == []

@@ -1,0 +1,234 @@
+"""What REST clients may rely on, as constants. The same over the wire: tests/cluster/test_shim.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from api_shim.schemas import ChannelStatus, ErrorItem, Refusal, Setup, instance_id
+from smschannel.reasons import REST_STATUSES, Reason
+
+SID = "AC" + "0a" * 16
+TOKEN = "5ecret" * 5
+GOOD = {"account_sid": SID, "auth_token": TOKEN, "phone_number": "+61400111222"}
+NOT_CONFIGURED = {"enabled": False, "phone_number": None, "status": "not_configured", "webhook_url": None}
+WEBHOOK = "https://sms.example.com/v1/instances/497f6eca-6276-4993-bfeb-53cbbbba6f08/channels/sms/webhook"
+
+STATUSES = {
+    "not_configured",
+    "pending",
+    "active",
+    "token_unreadable",
+    "authentication_failed",
+    "degraded",
+    "account_suspended",
+    "number_not_found",
+    "number_lacks_sms",
+    "number_in_use",
+    "instance_in_use",
+    "webhook_foreign",
+    "webhook_drifted",
+    "webhook_overridden",
+    "webhook_contested",
+    "webhook_refused",
+    "suspended",
+    "removing",
+}
+
+
+def channel(reason: Reason | None, *, observed: int = 3, suspend: bool = False, deleting: bool = False) -> Any:
+    conditions = [{"type": "Ready", "status": reason.ready, "reason": reason.name, "message": ""}] if reason else []
+    return {
+        "metadata": {"generation": 3, **({"deletionTimestamp": "2026-01-01T00:00:00Z"} if deleting else {})},
+        "spec": {"phoneNumber": "+61400111222", "suspend": suspend},
+        "status": {"observedGeneration": observed, "webhookUrl": WEBHOOK, "conditions": conditions},
+    }
+
+
+def answer(given: Any) -> dict[str, Any]:
+    return ChannelStatus.of(given).model_dump()
+
+
+def errors(body: Any) -> list[ErrorItem]:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(Refusal) as refused:
+        Setup.parse(content)
+    assert refused.value.status == 422
+    detail = refused.value.detail
+    assert not isinstance(detail, str)
+    assert all(set(each) == {"loc", "msg", "type"} for each in detail)
+    return list(detail)
+
+
+def error(body: Any) -> tuple[list[str | int], str]:
+    (only,) = errors(body)
+    return only["loc"], only["type"]
+
+
+# -- answers -------------------------------------------------------------------------------------------------
+
+
+def test_statuses_are_a_closed_list() -> None:
+    assert set(REST_STATUSES) == STATUSES
+    assert len(REST_STATUSES) == len(STATUSES)
+
+
+def test_an_instance_without_a_channel() -> None:
+    assert answer(None) == NOT_CONFIGURED
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_its_status(reason: Reason) -> None:
+    assert answer(channel(reason)) == {
+        "enabled": True,
+        "phone_number": "+61400111222",
+        "status": reason.rest_status,
+        "webhook_url": WEBHOOK,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "enabled"),
+    [
+        (channel(None, observed=-1), "pending", True),
+        (channel(Reason.Configured, observed=2), "pending", True),
+        (channel(Reason.Configured, observed=2, suspend=True), "suspended", False),
+        (channel(Reason.Suspended, suspend=True), "suspended", False),
+        (channel(Reason.Configured, deleting=True), "removing", False),
+        (channel(Reason.Suspended, suspend=True, deleting=True), "removing", False),
+    ],
+    ids=["new", "changed", "just suspended", "suspended", "being removed", "suspended and being removed"],
+)
+def test_what_the_spec_says_goes_before_what_was_observed(given: Any, status: str, enabled: bool) -> None:
+    assert (answer(given)["status"], answer(given)["enabled"]) == (status, enabled)
+
+
+def test_a_channel_that_nobody_has_looked_at_yet() -> None:
+    fresh = channel(None, observed=-1)
+    fresh["status"] = {"observedGeneration": -1}
+    assert answer(fresh)["webhook_url"] is None
+    del fresh["status"]
+    assert answer(fresh)["status"] == "pending"
+
+
+# -- path ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "497f6eca-6276-4993-bfeb-53cbbbba6f08",
+        "497F6ECA-6276-4993-BFEB-53CBBBBA6F08",
+        "497f6eca62764993bfeb53cbbbba6f08",
+        "{497f6eca-6276-4993-bfeb-53cbbbba6f08}",
+        "urn:uuid:497f6eca-6276-4993-bfeb-53cbbbba6f08",
+    ],
+)
+def test_every_form_of_a_uuid_is_the_same_instance(written: str) -> None:
+    assert instance_id(written) == "497f6eca-6276-4993-bfeb-53cbbbba6f08"
+
+
+@pytest.mark.parametrize("written", ["nope", "497f6eca-6276-4993-bfeb-53cbbbba6f0", " ", "..", "497f6eca_6276"])
+def test_what_is_no_uuid(written: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        instance_id(written)
+    message = "Input should be a valid UUID, such as 497f6eca-6276-4993-bfeb-53cbbbba6f08"
+    assert refused.value.status == 422
+    assert refused.value.detail == [{"loc": ["path", "instance_id"], "msg": message, "type": "uuid_parsing"}]
+
+
+# -- body ----------------------------------------------------------------------------------------------------
+
+
+def test_a_body_is_tidied_up() -> None:
+    setup = Setup.parse(
+        json.dumps(
+            {
+                "account_sid": f" {SID}\n",
+                "auth_token": f"\t{TOKEN} ",
+                "phone_number": "+61 (400) 111-2.22",
+                "friendly_name": "ignored",
+            }
+        ).encode()
+    )
+    assert (setup.account_sid, setup.phone_number) == (SID, "+61400111222")
+    assert setup.auth_token.get_secret_value() == TOKEN
+    assert TOKEN not in repr(setup)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("account_sid", None, "string_type"),
+        ("account_sid", 7, "string_type"),
+        ("account_sid", "", "string_pattern_mismatch"),
+        ("account_sid", SID + "0", "string_pattern_mismatch"),
+        ("account_sid", SID.upper(), "string_pattern_mismatch"),
+        ("account_sid", "SK" + SID[2:], "string_pattern_mismatch"),
+        ("account_sid", SID + "\n\n.", "string_pattern_mismatch"),
+        ("auth_token", None, "string_type"),
+        ("auth_token", ["a"], "string_type"),
+        ("auth_token", "  ", "string_pattern_mismatch"),
+        ("auth_token", "x" * 513, "string_too_long"),
+        ("auth_token", "two words", "string_pattern_mismatch"),
+        ("auth_token", "t\u00f6ken", "string_pattern_mismatch"),
+        ("auth_token", "\ud800", "string_unicode"),
+        ("phone_number", None, "string_type"),
+        ("phone_number", 61400111222, "string_type"),
+        ("phone_number", "", "string_pattern_mismatch"),
+        ("phone_number", "0400111222", "string_pattern_mismatch"),
+        ("phone_number", "+0400111222", "string_pattern_mismatch"),
+        ("phone_number", "+6140011122233445", "string_pattern_mismatch"),
+        ("phone_number", "\uff0b61400111222", "string_pattern_mismatch"),
+        ("phone_number", "+61 400 111 222" + " " * 16, "string_too_long"),
+    ],
+)
+def test_a_wrong_field_is_named_and_not_quoted(field: str, value: Any, kind: str) -> None:
+    (only,) = errors({**GOOD, field: value})
+    assert (only["loc"], only["type"]) == (["body", field], kind)
+    assert TOKEN not in str(only)
+    assert not isinstance(value, str) or not value.strip() or value not in str(only)
+
+
+@pytest.mark.parametrize("field", GOOD)
+def test_a_missing_field_is_named(field: str) -> None:
+    assert error({name: value for name, value in GOOD.items() if name != field}) == (["body", field], "missing")
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    assert [each["loc"] for each in errors({})] == [["body", name] for name in GOOD]
+
+
+def test_messages_teach() -> None:
+    messages = [each["msg"] for each in errors({"account_sid": "x", "auth_token": "a b", "phone_number": "x"})]
+    assert messages == [
+        'account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it',
+        "auth_token has letters, digits and punctuation only, no spaces within, and is not empty",
+        'phone_number is in E.164: "+", the country code and the number, such as +61400111222',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "loc", "kind"),
+    [
+        (b"", ["body"], "missing"),
+        (b"null", ["body"], "missing"),
+        (b"[]", ["body"], "model_attributes_type"),
+        (b'"text"', ["body"], "model_attributes_type"),
+        (b"1", ["body"], "model_attributes_type"),
+        (b'{"a": 1,}', ["body", 8], "json_invalid"),
+        (b" ", ["body", 1], "json_invalid"),
+        (b"auth_token=x", ["body", 0], "json_invalid"),
+        (b'{"auth_token": "\xff"}', ["body", 16], "json_invalid"),
+        (b"[" * 60_000, ["body", 0], "json_invalid"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", ["body", 0], "json_invalid"),
+    ],
+    ids=["empty", "null", "list", "string", "number", "comma", "space", "form", "no UTF-8", "deep", "huge number"],
+)
+def test_what_is_no_json_object(body: bytes, loc: list[str | int], kind: str) -> None:
+    if body == b'{"a": 1,}':  # where it is wrong is the json module's to say, and changed in 3.13
+        assert error(body)[1] == kind
+    else:
+        assert error(body) == (loc, kind)

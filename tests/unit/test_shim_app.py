@@ -1,0 +1,154 @@
+"""The shim without Kubernetes: what it answers by itself, and that it fails closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from kubernetes.aio.client.configuration import Configuration
+
+from api_shim.app import serve
+from api_shim.settings import Settings
+from smschannel.kube_api import KubeApi
+
+CALL = "/v1/instances/497f6eca-6276-4993-bfeb-53cbbbba6f08/channels/sms"
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    """A running shim whose API server refuses connections."""
+    configuration = Configuration()
+    configuration.host = "http://127.0.0.1:9"
+    async with KubeApi(configuration) as api, serve(Settings(http_port=0), api) as port:
+        yield port
+
+
+@pytest.fixture
+async def client(port: int) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        yield session
+
+
+async def send(port: int, raw: bytes) -> tuple[str, Any]:
+    """Status line and JSON answer to bytes that no HTTP client would send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(raw)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/json" in head
+    return head.split(b"\r\n")[0].decode(), json.loads(body)
+
+
+async def test_who_you_are_comes_first(client: aiohttp.ClientSession) -> None:
+    for method, path in (("GET", CALL), ("POST", CALL), ("DELETE", CALL), ("GET", CALL.replace("497f", "nope"))):
+        async with client.request(method, path) as response:
+            assert response.status == 401
+            assert "Bearer" in response.headers["WWW-Authenticate"]
+            assert await response.json() == {
+                "detail": "Send an X-Api-Key header, or Authorization: Bearer with a token."
+            }
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "detail"),
+    [
+        ([("X-Api-Key", "smsch_one_x")], 503, "The API keys cannot be read at the moment."),
+        ([("Authorization", "Bearer x")], 503, "Kubernetes does not answer. Try again."),
+        ([("Authorization", "Basic eDp5")], 401, "The bearer token is expired, for another audience, or none."),
+        ([("Authorization", "Bearer")], 401, "The bearer token is expired, for another audience, or none."),
+        ([("Authorization", "Bearer \u00e9")], 401, "The bearer token is expired, for another audience, or none."),
+        ([("X-Api-Key", "a"), ("X-Api-Key", "b")], 401, "Send one X-Api-Key header."),
+        ([("Authorization", "Bearer a"), ("Authorization", "Bearer b")], 401, "Send one Authorization header."),
+    ],
+)
+async def test_it_fails_closed(
+    client: aiohttp.ClientSession, headers: list[tuple[str, str]], status: int, detail: str
+) -> None:
+    async with client.get(CALL, headers=headers) as response:
+        assert (response.status, await response.json()) == (status, {"detail": detail})
+        assert ("Retry-After" in response.headers) is (status == 503)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD", "OPTIONS"])
+async def test_other_methods(client: aiohttp.ClientSession, method: str) -> None:
+    async with client.request(method, CALL) as response:
+        assert response.status == 405
+        assert response.headers["Allow"] == "DELETE,GET,POST"
+        assert response.content_type == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", CALL + "/", CALL + "/webhook", "/v1/instances//channels/sms", "/docs"])
+async def test_other_paths(client: aiohttp.ClientSession, path: str) -> None:
+    async with client.get(path) as response:
+        assert response.status == 404
+        assert list(await response.json()) == ["detail"]
+
+
+async def test_probes(client: aiohttp.ClientSession) -> None:
+    async with client.get("/healthz") as response:
+        assert response.status == 200
+    async with client.get("/readyz") as response:
+        assert (response.status, await response.json()) == (503, {"detail": "The API keys were not read yet."})
+
+
+async def test_the_request_id_comes_back(client: aiohttp.ClientSession) -> None:
+    async with client.get(CALL, headers={"X-Request-Id": "mine-1"}) as response:
+        assert response.headers["X-Request-Id"] == "mine-1"
+    async with client.get("/nowhere", headers={"X-Request-Id": "no id { }"}) as response:
+        assert len(response.headers["X-Request-Id"]) == 36
+    async with client.get(CALL) as one, client.get(CALL) as two:
+        assert one.headers["X-Request-Id"] != two.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nX-Api-Key: " + b"5ecret" * 2000 + b"\r\n\r\n",
+        b"GET " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nX-Api-Key: 5ecret\x00\r\n\r\n",
+        b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 5ecret\r\n\r\n",
+    ],
+    ids=["TLS", "long header", "NUL in a header", "bad length"],
+)
+async def test_what_is_no_http_is_answered_without_quoting_it(
+    port: int, raw: bytes, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, answer = await send(port, raw)
+    assert " 400 " in status
+    assert answer == {"detail": "Bad Request"}
+    assert "5ecret" not in caplog.text + "".join(capsys.readouterr())
+
+
+async def test_an_unknown_expectation(port: int) -> None:
+    status, answer = await send(port, b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 5ecret\r\nConnection: close\r\n\r\n")
+    assert " 417 " in status
+    assert answer == {"detail": "Expectation Failed"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "rest"),
+    [
+        (b"Transfer-Encoding: chunked", b"5ecret\r\n\r\n"),
+        (b"Content-Length: 6\r\nContent-Encoding: gzip", b"5ecret"),
+        (b"Content-Length: 60\r\nConnection: close", b"5ecret"),
+    ],
+    ids=["chunk", "gzip", "cut"],
+)
+async def test_a_broken_body_is_quoted_nowhere(
+    port: int, headers: bytes, rest: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\n")
+    await asyncio.sleep(0.1)  # the head is read by then
+    writer.write(rest)
+    await asyncio.sleep(0.1)
+    writer.write_eof()
+    assert b"5ecret" not in await asyncio.wait_for(reader.read(), 15)
+    writer.close()
+    assert "Traceback" not in caplog.text, "aiohttp would show the error, and with it the body"
+    assert "5ecret" not in caplog.text + "".join(capfd.readouterr())
