@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smschannel.conditions import violations
 
 from deploy.local.build import Narrator
 from deploy.local.stack import Options, Stack
+from smschannel.conditions import violations
 
 
 @pytest.fixture(scope="session")

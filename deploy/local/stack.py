@@ -28,7 +28,7 @@ import psutil
 import yaml
 from kubernetes import client, config, dynamic, watch
 from pydantic import SecretStr
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from deploy.local.build import Progress, ensure_controlplane
 from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
@@ -136,6 +136,7 @@ class Stack:
             names.append("finalizer-policy")
         for name in names:
             self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
+        self._wait_for_admission()
         self._apply(_api_user())
         self._write_kubeconfig("sms-channel-operator")
         self._write_kubeconfig("sms-api-shim")
@@ -400,6 +401,20 @@ class Stack:
         else:
             raise StackError("the CRD was not established within 30 s")
         self.api.resources.invalidate_cache()
+
+    def _wait_for_admission(self) -> None:
+        """For a few seconds the API server's admission policies do not know the new kind, and answer 503."""
+        credentials = {"sealed": "A" * 2048}
+        probe = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": str(uuid.uuid4()), "namespace": CHANNELS},
+            "spec": {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials},
+        }
+        not_yet = retry_if_exception(lambda error: getattr(error, "status", None) == 503)
+        for attempt in Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True):
+            with attempt:
+                self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
 
     def _write_kubeconfig(self, account: str) -> None:
         write_kubeconfig(

@@ -251,7 +251,8 @@ class Controller:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
             # The CRD refuses such objects; this one is older than its rules.
-            raise ChannelError(f"not a valid SmsChannel: {[each['loc'] for each in error.errors()]}") from None
+            wrong = "; ".join(each["msg"] for each in error.errors())
+            raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
         return await self._reconciler.reconcile(key, channel)
 
     def _conclude(self, key: Key, outcome: Outcome) -> None:

@@ -175,6 +175,6 @@ def _error(response: aiohttp.ClientResponse, answer: bytes) -> ChannelError:
     if response.status == 429 or response.status >= 500:
         after = response.headers.get("Retry-After", "")
         return KubernetesUnavailable(
-            f"the API server answers HTTP {response.status}", float(after) if after.isdigit() else None
+            f"the API server answers HTTP {response.status}: {message}", float(after) if after.isdigit() else None
         )
     return KubernetesRefused(response.status, message)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from deploy.local.stack import Stack
-from smschannel.errors import ChannelError, KubernetesUnavailable
+from smschannel.errors import ChannelError
 from smschannel.kube_api import MERGE_PATCH, KubeApi, KubernetesRefused, Object
 from smschannel.kube_port import channels_path
 from smschannel.resource import Spec
@@ -27,20 +25,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     try:
         stack.start_control_plane()
         stack.install()
-        asyncio.run(_admitting(stack))
         yield stack
     finally:
         stack.stop()
-
-
-async def _admitting(stack: Stack) -> None:
-    """For a few seconds, the admission policy's part of the API server does not know the new kind: it answers 503."""
-    async with await KubeApi.connect(str(stack.cluster.kubeconfig)) as api:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(KubernetesUnavailable), wait=wait_fixed(0.1), stop=stop_after_delay(60)
-        ):
-            with attempt:
-                await api.request("POST", CHANNELS, good(), params=DRY_RUN)
 
 
 @pytest.fixture
