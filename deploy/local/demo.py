@@ -123,7 +123,7 @@ class _Story:
         name, number = str(uuid.uuid4()), self.numbers[0]
         command = [sys.executable, "-m", "smschannel.cli", "seal", name, "--namespace", CHANNELS]
         command += ["--account-sid", self.stack.twin["account_sid"], "--phone-number", number]
-        command += ["--kubeconfig", str(self.stack.cluster.kubeconfig)]
+        command += ["--kubeconfig", str(self.stack.kubeconfig)]
         token = self.stack.twin["auth_token"]
         manifest = subprocess.run(command, input=token, text=True, check=True, capture_output=True, cwd=ROOT).stdout
         self.check(token not in manifest, f"kubectl sms seal made a manifest of {len(manifest)} bytes, token sealed")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -82,6 +81,11 @@ class Stack:
         self.shim_port = free_port()
 
     @property
+    def kubeconfig(self) -> Path:
+        """The administrator's, with the channels' namespace as its default."""
+        return self.home / "admin.kubeconfig"
+
+    @property
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.shim_port}"
 
@@ -137,6 +141,13 @@ class Stack:
         for name in names:
             self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
         self._wait_for_admission()
+        write_kubeconfig(
+            self.kubeconfig,
+            url=self.cluster.url,
+            ca_data=self.cluster.ca_data,
+            token=self.cluster.token,
+            namespace=CHANNELS,
+        )
         self._apply(_api_user())
         self._write_kubeconfig("sms-channel-operator")
         self._write_kubeconfig("sms-api-shim")
@@ -224,7 +235,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """What `.local/env` holds."""
         known = {
-            "KUBECONFIG": str(self.cluster.kubeconfig),
+            "KUBECONFIG": str(self.kubeconfig),
             "CHANNEL_NAMESPACE": CHANNELS,
             "OPERATOR_NAMESPACE": OPERATOR,
             "API_URL": self.api_url,
@@ -244,7 +255,7 @@ class Stack:
         return known
 
     def write_environment(self, path: Path) -> None:
-        lines = [f"{name}={shlex.quote(value)}" for name, value in self.environment().items()]
+        lines = [f"{name}='{value}'" for name, value in self.environment().items()]  # no value has a quote in it
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write("\n".join(lines) + "\n")
 

@@ -88,7 +88,7 @@ def test_the_environment_file_can_be_sourced(stack: Stack, tmp_path: Path) -> No
     stack.write_environment(tmp_path / "env")
     script = f"set -a; . {tmp_path / 'env'}; set +a; env -0"
     output = subprocess.run(
-        ["sh", "-c", script], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True
+        ["/bin/sh", "-c", script], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True
     ).stdout
     sourced = dict(each.split("=", 1) for each in output.decode().split("\0") if each)
     expected = stack.environment()
