@@ -107,7 +107,7 @@ def _webhook_effective(before: Status, verdict: Verdict) -> tuple[str, str, str]
     if verdict.effective:
         return "False", verdict.effective, verdict.message
     if verdict.reason in {Reason.Configured, Reason.TokenRejected}:
-        return "True", "Effective", "Twilio delivers messages to status.webhookUrl."
+        return "True", "Effective", "The number points at status.webhookUrl, and no application overrides it."
     return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_LOOKED_AT else _UNKNOWN
 
 

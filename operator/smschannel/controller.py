@@ -176,7 +176,7 @@ class Controller:
             self._count(known, None)
             del self._known[key]
             self._queue.drop(key)
-        if uid in self._records:
+        if uid in self._records or self._claims.holds(uid):
             self._queue.add(Key(key.namespace, key.name, uid))
 
     def _remember(self, record: Record) -> None:
@@ -263,6 +263,8 @@ class Controller:
         else:
             self._records.pop(uid, None)
         known = self._known.get(key)
+        if outcome.stored and not key.uid and (known is None or known.uid != uid):
+            self._queue.add(Key(key.namespace, key.name, uid))  # it was deleted by force during its turn
         if known and known.uid == uid and known.reason is not outcome.verdict.reason:
             self._count(known, outcome.verdict.reason)
             log.info("channel", channel=key.name, reason=outcome.verdict.reason.name, message=outcome.verdict.message)

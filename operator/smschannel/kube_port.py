@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost
+from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, KubernetesUnavailable
 from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
 from smschannel.ledger import Record
 from smschannel.metrics import KUBERNETES_WRITES
@@ -37,8 +37,8 @@ def _core(namespace: str, kind: str, name: str = "") -> str:
 class KubePort:
     """Every write is idempotent or refused by a precondition; reads never modify anything.
 
-    The operator is the only writer of its records, so their versions are kept here: a channel without a version
-    has no record, which saves a read for each new channel.
+    The operator is the only writer of its records, so their versions are kept here ("" where one must be read first):
+    a channel without a version has no record, which saves a read for each new channel.
     """
 
     def __init__(self, api: KubeApi, operator_namespace: str) -> None:
@@ -206,6 +206,9 @@ class KubePort:
         except (Conflict, Gone) as error:
             self._versions[record.uid] = ""
             raise Conflict("the record was written by somebody else") from error
+        except KubernetesUnavailable:
+            self._versions[record.uid] = ""  # it may be there all the same: it is read before the next write
+            raise
         self._versions[record.uid] = saved["metadata"]["resourceVersion"]
 
     async def drop_record(self, uid: str) -> None:

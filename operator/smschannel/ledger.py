@@ -23,7 +23,7 @@ _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
 class Login(_Value):
@@ -141,6 +141,9 @@ class Claims(Generic[Waiter]):
 
     def __len__(self) -> int:
         return len(self._holder)
+
+    def holds(self, uid: str) -> bool:
+        return uid in self._held
 
     def reserve(self, number_sid: str, uid: str, waiter: Waiter) -> bool:
         """Take the number for the channel `uid`; or note `waiter`, to be told when it is let go."""

@@ -231,7 +231,7 @@ def _configured(number: Number, seen: Observed) -> Verdict:
         return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByApplication")
     if seen.rejected:
         return Verdict(Reason.TokenRejected, str(seen.rejected), number.sid)
-    return Verdict(Reason.Configured, "Twilio delivers this number's messages to the instance's webhook.", number.sid)
+    return Verdict(Reason.Configured, "The number points at the instance's webhook.", number.sid)
 
 
 def _release(seen: Observed) -> Plan:
@@ -262,7 +262,7 @@ def _pay(seen: Observed, record: Record, policy: DeletionPolicy) -> list[Change]
         if entry is None or isinstance(debt, ChannelError):
             continue
         webhook = _owed(entry, policy)
-        if debt is None or webhook is None or not entry.points_at_us(debt.webhook):
+        if debt is None or webhook in {None, debt.webhook} or not entry.points_at_us(debt.webhook):
             settled.append(number_sid)
         else:
             give_back.append(GiveBack(entry, webhook))

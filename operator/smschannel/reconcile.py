@@ -130,11 +130,12 @@ class Reconciler:
             await self._observe(turn)
             verdict = await self._converge(turn)
         except TwilioUnavailable as error:
+            self._claims.hold_only(turn.uid, turn.seen.record)
             return await self._unavailable(turn, error)
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
-        finally:
-            self._claims.hold_only(turn.uid, turn.seen.record)
+        # Not after an error of Kubernetes: whether the record was written is then not known, so the claim stays.
+        self._claims.hold_only(turn.uid, turn.seen.record)
         return await self._report(turn, verdict)
 
     # Observe: reads only

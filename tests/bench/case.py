@@ -1,7 +1,8 @@
-"""What is measured, and what came of it. No I/O."""
+"""What is measured, and what came of it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ class Case:
     def name(self) -> str:
         return f"{self.label or self.variant}{AT_BIRTH if self.at_birth else ''}"
 
+    def code(self) -> str:
+        """A digest of the source that is measured."""
+        digest = hashlib.sha256()
+        own = Path(__file__).parent
+        root = own if self.variant != "ours" else (self.source or own.parents[1] / "operator") / "smschannel"
+        for file in sorted(root.glob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:12]
+
     @property
     def floor(self) -> str:
         """The name of the case that makes the same writes and nothing else."""
@@ -49,12 +59,14 @@ class Run:
 
     `alone` is the median time to Ready of a channel with nothing else to do, in the run's first seconds.
     `idle_writes` is all writes of a round in which 200 channels were looked at and nothing had changed.
+    `code` is a digest of the operator's source, which somebody may edit while the bench runs.
     `elsewhere` is the share of this machine's CPU time that none of our processes could have during the batch:
     other programs had it, or the hypervisor's other guests.
     """
 
     case: str
     round: int
+    code: str
     seconds: float
     channels_per_second: float
     time_to_ready: tuple[float, ...]

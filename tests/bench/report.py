@@ -48,6 +48,7 @@ class Summary:
     idle_writes: float | None
     deletions_per_second: float
     elsewhere: float
+    same_code: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:
         idle_writes=max(idle) if idle else None,
         deletions_per_second=median(lambda run: run.deletions_per_second),
         elsewhere=median(lambda run: run.elsewhere),
+        same_code=len({run.code for run in own}) == 1 and "later" not in own[0].code,
     )
 
 
@@ -150,6 +152,9 @@ def show(console: Console, summaries: Sequence[Summary], load: Load) -> None:
     console.print(table)
     for aim in aims(summaries):
         console.print(f"[{'green' if aim.met else 'red'}]{'met   ' if aim.met else 'MISSED'}[/] {aim.what}")
+    for each in summaries:
+        if not each.same_code:
+            console.print(f"[red]{each.case}: its source was edited meanwhile; these figures compare nothing.[/]")
     if any(each.elsewhere > _BUSY for each in summaries):
         console.print("Others kept this machine busy meanwhile: believe the ratios by CPU time first, the rates last.")
 

@@ -74,6 +74,7 @@ class _Bench:
 
     async def run(self, case: Case, number: int, chance: random.Random) -> Run:
         await self._bring_policy(case.at_birth)
+        code = case.code()
         manifests = iter(self._manifests(chance))
         alone = dict(islice(manifests, _ALONE))
         batch = dict(manifests)
@@ -96,6 +97,7 @@ class _Bench:
         return Run(
             case=case.name,
             round=number,
+            code=code if case.code() == code else f"{code} and later",
             seconds=seconds,
             channels_per_second=len(batch) / seconds,
             time_to_ready=tuple(channels.ready[name] - channels.created[name] for name in batch),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kubernetes import client, watch
 
-from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
+from deploy.local.stack import CHANNELS, OPERATOR, Stack, StackError, ready_reason
 from tests.conftest import check_status
 
 Numbers = Callable[[int], list[str]]
@@ -355,3 +355,19 @@ def wait_record_gone(stack: Stack, uid: str) -> None:
         if event["type"] == "DELETED":
             return
     raise AssertionError(f"record {uid} is still there after 30 s")
+
+
+def test_a_lost_keyring_is_not_replaced(stack: Stack) -> None:
+    core = client.CoreV1Api(stack.api.client)
+    keyring = core.read_namespaced_secret("smschannel-keyring", OPERATOR)
+    core.delete_namespaced_secret("smschannel-keyring", OPERATOR)
+    stack.stop_process("operator")
+    try:
+        with pytest.raises(StackError, match="ended with status 1"):
+            stack.start_operator()
+        assert "restore it from its backup" in (stack.logs / "operator.log").read_text()
+    finally:
+        assert keyring.metadata
+        keyring.metadata.resource_version = keyring.metadata.uid = None
+        core.create_namespaced_secret(OPERATOR, keyring)
+        stack.start_operator()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -588,7 +588,7 @@ def test_what_is_desired_comes_from_spec_and_template() -> None:
 # What holds for every observation
 
 WEBHOOKS = st.sampled_from((OURS, OURS_GET, ANOTHER_INSTANCE, FORMER, BEFORE, ELSEWHERE, UNUSED))
-PREVIOUS = st.sampled_from((None, BEFORE, ELSEWHERE, UNUSED))
+PREVIOUS = st.sampled_from((None, BEFORE, ELSEWHERE, UNUSED, OURS, FORMER))  # a later template may make what was found
 WROTE = st.sampled_from(((OURS.url,), (FORMER.url,), (FORMER.url, OURS.url)))
 ERRORS = st.sampled_from((DOWN, DENIED))
 GIVE_BACK_FAILS = st.dictionaries(st.sampled_from(("PN0", "PN1", "PN2")), st.one_of(st.none(), ERRORS))
@@ -642,10 +642,8 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
     wanted = number.sid if isinstance(number, Number) else None
     debts: dict[str, Debt] = {}
     for entry in record.entries:
-        if entry.number_sid != wanted and not (want and isinstance(number, Refused)):
-            debts[entry.number_sid] = draw(
-                st.none() | ERRORS | WEBHOOKS.map(lambda it, sid=entry.number_sid: at(it, sid))
-            )
+        if entry.number_sid != wanted and not isinstance(number, Refused):
+            debts[entry.number_sid] = draw(st.none() | ERRORS | st.builds(at, WEBHOOKS, st.just(entry.number_sid)))
     return want, Observed(
         record=record,
         stored=bool(record.entries),
@@ -686,6 +684,7 @@ def brought_about(change: Change, seen: Observed, fails: Mapping[str, ChannelErr
 ORDER: tuple[type[Change], ...] = (AddFinalizer, SaveRecord, SetWebhook, GiveBack, DropRecord, RemoveFinalizer)
 
 
+@settings(deadline=None)
 @given(situation=situations(), fails=GIVE_BACK_FAILS)
 def test_doing_what_is_planned_ends(
     situation: tuple[Desired | None, Observed], fails: Mapping[str, ChannelError | None]
@@ -713,15 +712,18 @@ def test_doing_what_is_planned_ends(
         pytest.fail(f"still asked for after 4 rounds: {plan(want, seen, TEMPLATE, NOW).changes}")
 
 
+@settings(deadline=None)
 @given(situation=situations())
-def test_a_previous_webhook_is_never_ours(situation: tuple[Desired | None, Observed]) -> None:
+def test_what_is_ours_is_never_recorded_as_previous(situation: tuple[Desired | None, Observed]) -> None:
     want, seen = situation
     for change in plan(want, seen, TEMPLATE, NOW).changes:
         if isinstance(change, SaveRecord):
             for entry in change.record.entries:
-                assert entry.previous is None or not TEMPLATE.made(entry.previous.url)
+                new = seen.record.entry(entry.number_sid) is None
+                assert not (new and entry.previous and TEMPLATE.made(entry.previous.url))
 
 
+@settings(deadline=None)
 @given(situation=situations())
 def test_suspend_writes_nothing_to_twilio(situation: tuple[Desired | None, Observed]) -> None:
     want, seen = situation
@@ -730,6 +732,7 @@ def test_suspend_writes_nothing_to_twilio(situation: tuple[Desired | None, Obser
         assert not [change for change in changes if not isinstance(change, SaveRecord)]
 
 
+@settings(deadline=None)
 @given(situation=situations(), fails=GIVE_BACK_FAILS)
 def test_a_deletion_cannot_wedge(
     situation: tuple[Desired | None, Observed], fails: Mapping[str, ChannelError | None]
@@ -741,7 +744,6 @@ def test_a_deletion_cannot_wedge(
     assert not seen.finalizer, "after the grace period the resource goes, whatever Twilio says"
 
 
-@pytest.mark.xfail(reason="bug reported: previous is among what we wrote, so the give-back never counts as done")
 def test_a_previous_webhook_that_the_template_came_to_make_does_not_wedge_the_deletion() -> None:
     """The number pointed at what only a later template makes: giving that back must end."""
     entry = ENTRY.model_copy(update={"previous": OURS, "wrote": ("https://typo.example.com/", OURS.url)})

@@ -1,0 +1,86 @@
+"""The table of reasons: each row is sound, and README.md tells people the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from smschannel.reasons import NOT_CONFIGURED, REST_STATUSES, Look, Reason
+
+README = Path(__file__).parents[2] / "README.md"
+SECTION = "## What to do for each reason"
+
+
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
+def test_a_row_is_sound(reason: Reason) -> None:
+    assert reason.ready in {"True", "False", "Unknown"}
+    assert reason.progress in {"Reconciling", "Stalled", None}, "one of them at most: they exclude each other"
+    assert (reason.progress is None) <= (reason.ready == "True"), "what is not Ready either goes on or stands still"
+    assert re.fullmatch("[A-Z][A-Za-z]+", reason.name), "Kubernetes wants reasons in CamelCase"
+    assert re.fullmatch("[a-z]+(_[a-z]+)*", reason.rest_status)
+    assert reason.cure.strip() == reason.cure
+    assert reason.cure, "a reason without a cure leaves a person alone"
+    assert "|" not in reason.cure, "it stands in a markdown table"
+    assert "\n" not in reason.cure, "it stands in a markdown table"
+    assert reason.look in Look
+
+
+def test_the_closed_list_of_rest_statuses() -> None:
+    assert REST_STATUSES == (
+        "not_configured",
+        "pending",
+        "active",
+        "token_unreadable",
+        "authentication_failed",
+        "degraded",
+        "account_suspended",
+        "number_not_found",
+        "number_lacks_sms",
+        "number_in_use",
+        "instance_in_use",
+        "webhook_foreign",
+        "webhook_drifted",
+        "webhook_overridden",
+        "webhook_contested",
+        "webhook_refused",
+        "suspended",
+        "removing",
+    )
+    assert NOT_CONFIGURED not in {reason.rest_status for reason in Reason}, "it is for instances without a channel"
+
+
+@pytest.mark.parametrize(
+    ("status", "names", "reason"),
+    [
+        (
+            "pending",
+            {"Pending", "TwilioUnavailable", "SecretNotFound", "SecretKeyMissing", "SecretNotLabelled"},
+            "a REST client can only wait for these",
+        ),
+        ("removing", {"Releasing", "ReleaseFailed"}, "whether it stands still does not matter to who removed it"),
+        ("active", {"Configured"}, "only a channel without any trouble is active"),
+        ("degraded", {"TokenRejected"}, "it works, and its last change failed"),
+    ],
+)
+def test_which_reasons_share_a_rest_status(status: str, names: set[str], reason: str) -> None:
+    assert {each.name for each in Reason if each.rest_status == status} == names, reason
+
+
+def test_reasons_with_equal_rows_would_be_one_reason() -> None:
+    assert len({reason.value for reason in Reason}) == len(Reason.__members__)
+
+
+def test_stalled_beside_ready_is_for_a_rejected_token_only() -> None:
+    assert [reason for reason in Reason if reason.ready == "True" and reason.progress] == [Reason.TokenRejected]
+
+
+def test_readme_lists_exactly_these_reasons() -> None:
+    readme = README.read_text() if README.exists() else ""
+    if SECTION not in readme:
+        pytest.skip(f"README.md has no section {SECTION!r}")
+    section = readme.partition(SECTION)[2].partition("\n## ")[0]
+    rows = [line.strip() for line in section.splitlines() if line.startswith("|")]
+    assert rows[0] == "| Reason | REST status | What to do |"
+    assert rows[2:] == [f"| {reason.name} | {reason.rest_status} | {reason.cure} |" for reason in Reason]

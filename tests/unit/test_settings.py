@@ -1,0 +1,172 @@
+"""Settings that cannot be used are named, each with what to write instead, and never with what was written."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+from smschannel.__main__ import main
+from smschannel.settings import Settings, explain
+
+TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
+SECRET = "5e5c0ffee5e5c0ffee"
+
+
+@pytest.fixture(autouse=True)
+def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SMSCHANNEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE", TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told", "reason"),
+    [
+        ("WEBHOOK_URL_TEMPLATE", "", "is not set", "an empty variable is an unset one"),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"https://sms.example.com/{SECRET}",
+            "exactly once; write for example https://sms.example.com/",
+            "all instances would share one webhook",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"https://{SECRET}.example.com/{{instance_id}}/{{instance_id}}",
+            "exactly once; write for example https://sms.example.com/",
+            "one of two is a slip of the pen",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"https://{{instance_id}}.{SECRET}.com/",
+            "with a host, and {instance_id} after it; write for example https://sms.example.com/",
+            "an instance must not choose a host",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"/{SECRET}/{{instance_id}}",
+            "must be a URL with a host",
+            "Twilio needs a whole URL",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"http://user:{SECRET}@sms.example.com/{{instance_id}}",
+            "must be https (http is for loopback addresses only); write for example https://sms.example.com/",
+            "messages would travel in the clear",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"ftp://{SECRET}/{{instance_id}}",
+            "must be https",
+            "Twilio calls no such thing",
+        ),
+        (
+            "FORMER_WEBHOOK_URL_TEMPLATES",
+            f"{TEMPLATE} https://{SECRET}.example.com/",
+            "exactly once; write for example https://sms.example.com/",
+            "each of several is looked at",
+        ),
+        (
+            "TWILIO_API_URL",
+            f"http://{SECRET}.example.com",
+            "must be https (http is for loopback addresses only); write https://api.twilio.com",
+            "tokens would travel in the clear",
+        ),
+        (
+            "TWILIO_MESSAGING_URL",
+            f"https://{SECRET}.example.com/v1",
+            "must be an origin without a path; write for example https://api.twilio.com",
+            "the path would be doubled",
+        ),
+        (
+            "TWILIO_URL",
+            f"https://user:{SECRET}@api.twilio.com",
+            "must be an origin without a path; write for example https://api.twilio.com",
+            "logins come from channels",
+        ),
+        ("TWILIO_URL", SECRET, "must be an origin", "a host alone is no origin"),
+        ("TWILIO_TIMEOUT_SECONDS", "0", "greater than 0", "no call would ever succeed"),
+        ("TWILIO_TIMEOUT_SECONDS", SECRET, "valid number", "it is a number"),
+        ("TWILIO_CONCURRENCY", "0", "greater than or equal to 1", "no call would ever begin"),
+        ("WORKERS", "1.5", "valid integer", "half a worker does not work"),
+        ("DRIFT_INTERVAL_SECONDS", "0", "greater than or equal to 1", "it would never rest"),
+        ("SLOW_INTERVAL_SECONDS", "-1", "greater than or equal to 1", "it would never rest"),
+        ("RESYNC_INTERVAL_SECONDS", "0.5", "greater than or equal to 1", "it would never rest"),
+        ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would never rest"),
+        ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would never rest"),
+        ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
+        ("HTTP_PORT", "65536", "less than or equal to 65535", "there is no such port"),
+        ("LOG_LEVEL", SECRET, "'DEBUG', 'INFO', 'WARNING' or 'ERROR'", "there is no such level"),
+        ("LOG_FORMAT", SECRET, "'json' or 'console'", "there is no such format"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str, reason: str
+) -> None:
+    monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1, reason
+    assert "The settings cannot be used:" in result.output
+    assert f"SMSCHANNEL_{name}: " in result.output
+    assert told in result.output, reason
+    assert str(Settings.model_fields[name.lower()].description) in result.output, "what it is for"
+    assert SECRET not in result.output, "somebody may have written a token where it does not belong"
+
+
+def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE")
+    monkeypatch.setenv("SMSCHANNEL_WORKERS", SECRET)
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", SECRET)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = explain(refused.value)
+    for name in ("WEBHOOK_URL_TEMPLATE", "WORKERS", "TWILIO_URL"):
+        assert f"SMSCHANNEL_{name}: " in told
+    assert SECRET not in told
+
+
+def test_help_lists_every_setting() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    for name, field in Settings.model_fields.items():
+        assert f"SMSCHANNEL_{name.upper()} (" in result.output
+        assert field.description, name
+        assert " ".join(field.description.split()) in " ".join(result.output.split()), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WEBHOOK_URL_TEMPLATE", "http://localhost:8080/{instance_id}", "loopback never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "http://127.0.0.1:8080/{instance_id}", "loopback never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "http://[::1]:8080/{instance_id}", "loopback never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "https://sms.example.com/?id={instance_id}", "a query is after the host, too"),
+        ("TWILIO_URL", "https://twilio.example.com/", "a slash at the end is no path"),
+        ("TWILIO_URL", "", "an empty variable is an unset one"),
+    ],
+)
+def test_what_may_be_written(monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:
+    monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
+    assert Settings(), reason
+
+
+def test_one_origin_stands_for_both_of_twilios(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings().api_origin, Settings().messaging_origin) == (
+        "https://api.twilio.com",
+        "https://messaging.twilio.com",
+    )
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", "http://127.0.0.1:9000/")
+    assert {Settings().api_origin, Settings().messaging_origin} == {"http://127.0.0.1:9000"}
+
+
+def test_former_templates_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    former = ("https://old.example.com/{instance_id}", "https://older.example.com/{instance_id}")
+    monkeypatch.setenv("SMSCHANNEL_FORMER_WEBHOOK_URL_TEMPLATES", "  ".join(former))
+    assert Settings().template.former == former
+    assert Settings().template.template == TEMPLATE
+
+
+def test_it_listens_on_loopback_unless_told_otherwise() -> None:
+    assert Settings().http_host == "127.0.0.1"
