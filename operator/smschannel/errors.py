@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from smschannel.reasons import Reason
 
+_LONGEST_RETRY_AFTER = 900.0
+
 
 class ChannelError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -56,3 +58,10 @@ class Unreadable(ChannelError):
 
 class KeyringLost(ChannelError):
     pass
+
+
+def retry_after_seconds(header: str | None) -> float | None:
+    """A Retry-After header in seconds, at most 15 minutes: a mistaken one must not park a channel for days."""
+    if header and header.isascii() and header.isdecimal():
+        return min(float(header), _LONGEST_RETRY_AFTER)
+    return None

@@ -16,7 +16,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
-from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable
+from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable, retry_after_seconds
 
 Object = dict[str, Any]
 
@@ -173,8 +173,6 @@ def _error(response: aiohttp.ClientResponse, answer: bytes) -> ChannelError:
     if response.status in {409, 410}:
         return Conflict(message)
     if response.status == 429 or response.status >= 500:
-        after = response.headers.get("Retry-After", "")
-        return KubernetesUnavailable(
-            f"the API server answers HTTP {response.status}: {message}", float(after) if after.isdigit() else None
-        )
+        after = retry_after_seconds(response.headers.get("Retry-After"))
+        return KubernetesUnavailable(f"the API server answers HTTP {response.status}: {message}", after)
     return KubernetesRefused(response.status, message)

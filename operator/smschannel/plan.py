@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from smschannel.errors import ChannelError, Refused
+from smschannel.errors import ChannelError, Refused, Unreadable
 from smschannel.ledger import Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.reasons import Reason
 from smschannel.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
@@ -159,7 +159,7 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
 
     entry = seen.record.entry(number.sid)
     points_at_us = number.webhook == want.webhook
-    refusal = _refusal(want, seen, number, entry)
+    refusal = _refusal(want, seen, number, entry, template)
     if refusal:
         return Plan(_remember_policy(want, seen), refusal)
 
@@ -176,13 +176,15 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
     return Plan(tuple(changes), _configured(number, seen))
 
 
-def _refusal(want: Desired, seen: Observed, number: Number, entry: Entry | None) -> Verdict | None:
+def _refusal(
+    want: Desired, seen: Observed, number: Number, entry: Entry | None, template: WebhookTemplate
+) -> Verdict | None:
     """Why a number that is there and is ours to take is left alone."""
     foreign = number.webhook != want.webhook
     if not number.receives_sms:
         message = f"{number.phone_number} cannot receive SMS."
         return Verdict(Reason.NumberLacksSms, message, number.sid)
-    if foreign and entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and number.webhook.url:
+    if entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
         return Verdict(Reason.WebhookForeign, message, number.sid, effective="UrlMismatch")
     if foreign and entry and seen.was_configured and want.drift_policy is DriftPolicy.REPORT:
@@ -190,6 +192,11 @@ def _refusal(want: Desired, seen: Observed, number: Number, entry: Entry | None)
         mismatch = "MethodMismatch" if number.webhook.url == want.webhook.url else "UrlMismatch"
         return Verdict(Reason.WebhookDrifted, message, number.sid, effective=mismatch)
     return None
+
+
+def _used(url: str, template: WebhookTemplate) -> bool:
+    """Whether somebody else receives the messages: neither we, nor the demo that Twilio gives new numbers."""
+    return bool(url) and not url.startswith("https://demo.twilio.com/") and not template.made(url)
 
 
 def _claimed(
@@ -249,7 +256,7 @@ def _release(seen: Observed) -> Plan:
         if seen.record.entries:
             letting_go.append(SaveRecord(seen.record))  # with the policy that the channel has now
         letting_go.append(RemoveFinalizer())
-    reason = Reason.ReleaseFailed if isinstance(trouble, Refused) else Reason.Releasing
+    reason = Reason.ReleaseFailed if isinstance(trouble, Refused | Unreadable) else Reason.Releasing
     return Plan(tuple(letting_go), Verdict(reason, f"The number is not given back yet: {trouble}"))
 
 

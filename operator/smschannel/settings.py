@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, Self
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from smschannel.ledger import WebhookTemplate
@@ -15,21 +15,33 @@ def _template(value: str) -> str:
     example = "write for example https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
     if value.count("{instance_id}") != 1:
         raise ValueError(f"must contain {{instance_id}} exactly once; {example}")
-    parts = urlsplit(value)
-    if not parts.hostname or "{instance_id}" in parts.netloc:
-        raise ValueError(f"must be a URL with a host, and {{instance_id}} after it; {example}")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
-        raise ValueError(f"must be https (http is for loopback addresses only); {example}")
+    if "{instance_id}" in _checked(value, example).netloc:
+        raise ValueError(f"must have {{instance_id}} after the host; {example}")
     return value
 
 
 def _origin(value: str) -> str:
-    parts = urlsplit(value)
-    if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
-        raise ValueError("must be an origin without a path; write for example https://api.twilio.com")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
-        raise ValueError("must be https (http is for loopback addresses only); write https://api.twilio.com")
+    example = "write for example https://api.twilio.com"
+    parts = _checked(value, example)
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError(f"must be an origin without a path; {example}")
     return value.rstrip("/")
+
+
+def _checked(value: str, example: str) -> SplitResult:
+    """No message repeats the value: it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError(f"must be a URL with a host; {example}")
+    if "@" in parts.netloc:
+        raise ValueError(f"must not hold a user or password; {example}")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+        raise ValueError(f"must be https (http is for loopback addresses only); {example}")
+    return parts
 
 
 def _is_loopback(host: str) -> bool:
@@ -43,6 +55,8 @@ def _words(value: object) -> object:
 _PREFIX = "SMSCHANNEL_"
 
 Template = Annotated[str, AfterValidator(_template)]
+Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Origin = Annotated[str, AfterValidator(_origin)]
 
 
@@ -58,34 +72,42 @@ class Settings(BaseSettings):
     former_webhook_url_templates: Annotated[tuple[Template, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="Templates used before, separated by spaces: their URLs are ours too."
     )
-    channel_namespace: str = Field(default="sms-channels", description="The namespace whose channels are managed.")
-    operator_namespace: str = Field(
+    channel_namespace: Namespace = Field(
+        default="sms-channels", description="The namespace whose channels are managed; e.g. sms-channels."
+    )
+    operator_namespace: Namespace = Field(
         default="sms-operator", description="Where keyring and records are kept: nobody else may read it."
     )
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
     twilio_url: Origin | None = Field(default=None, description="One origin that stands for both of Twilio's.")
-    twilio_timeout_seconds: float = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
+    twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
-    drift_interval_seconds: float = Field(
+    drift_interval_seconds: Seconds = Field(
         default=600, ge=1, description="How often a configured number is compared with Twilio (+-20 %)."
     )
-    slow_interval_seconds: float = Field(
+    slow_interval_seconds: Seconds = Field(
         default=1800, ge=1, description="How often refused credentials and missing numbers are tried again."
     )
-    resync_interval_seconds: float = Field(
+    resync_interval_seconds: Seconds = Field(
         default=600, ge=1, description="How often all channels are listed, to find what the watch missed."
     )
-    retry_floor_seconds: float = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
-    retry_ceiling_seconds: float = Field(default=300, gt=0, description="The longest wait after an error.")
-    deletion_grace_seconds: float = Field(
+    retry_floor_seconds: Seconds = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
+    retry_ceiling_seconds: Seconds = Field(default=300, gt=0, description="The longest wait after an error.")
+    deletion_grace_seconds: Seconds = Field(
         default=120, ge=0, description="How long a deletion waits for the number to be given back."
     )
     http_host: str = Field(default="127.0.0.1", description="Address for /metrics, /healthz and /readyz.")
     http_port: int = Field(default=8080, ge=0, le=65535, description="Port for them.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
     log_format: Literal["json", "console"] = Field(default="json", description="One JSON object a line, or text.")
+
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> Self:
+        if self.retry_floor_seconds > self.retry_ceiling_seconds:
+            raise ValueError("SMSCHANNEL_RETRY_FLOOR_SECONDS must not be above SMSCHANNEL_RETRY_CEILING_SECONDS")
+        return self
 
     @property
     def template(self) -> WebhookTemplate:
@@ -113,9 +135,12 @@ def explain(error: ValidationError, settings: type[BaseSettings] = Settings) -> 
     """What is wrong with the environment, one variable a line. The values are left out: one may be a secret."""
     prefix, lines = settings.model_config["env_prefix"], ["The settings cannot be used:"]
     for each in error.errors():
+        what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
+        if not each["loc"]:  # about several at once
+            lines.append(f"  {what}")
+            continue
         name = str(each["loc"][0])
         field = settings.model_fields[name]
-        what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
         lines.append(f"  {prefix}{name.upper()}: {what}\n    {field.description}")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from twilio.http.response import Response
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
 
-from smschannel.errors import ChannelError, Gone, Refused, TwilioUnavailable
+from smschannel.errors import ChannelError, Gone, Refused, TwilioUnavailable, retry_after_seconds
 from smschannel.ledger import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
 from smschannel.plan import Number
@@ -177,15 +177,14 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
             TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
         if response.status < 300:
             _object(answer, response.status)
-        after = response.headers.get("Retry-After", "")
-        return response.status, answer, float(after) if after.isdigit() else None
+        return response.status, answer, retry_after_seconds(response.headers.get("Retry-After"))
 
 
 def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:
     """Twilio's refusal as one of our errors: from the HTTP status and the code in the body, never from its words."""
     try:
         code = int(_object(body, status).get("code") or 0)
-    except (TwilioUnavailable, TypeError, ValueError):
+    except (TwilioUnavailable, TypeError, ValueError, OverflowError):
         code = 0
     told = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
     if status == 429 or status >= 500:

@@ -495,14 +495,14 @@ DELETED = (
         None,
         Observed(record=EMPTY, finalizer=True, debts={"": SEALED_AWAY}),
         (),
-        Reason.Releasing,
+        Reason.ReleaseFailed,
     ),
     Row(
         "an unreadable record does not wedge the deletion",
         None,
         Observed(record=EMPTY, finalizer=True, debts={"": SEALED_AWAY}, grace_over=True),
         (RemoveFinalizer(),),
-        Reason.Releasing,
+        Reason.ReleaseFailed,
     ),
     Row(
         "an orphan's number is given back although nobody waits for it",

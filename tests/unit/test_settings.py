@@ -41,7 +41,7 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "WEBHOOK_URL_TEMPLATE",
             f"https://{{instance_id}}.{SECRET}.com/",
-            "with a host, and {instance_id} after it; write for example https://sms.example.com/",
+            "must have {instance_id} after the host; write for example https://sms.example.com/",
             "an instance must not choose a host",
         ),
         (
@@ -52,9 +52,21 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
-            f"http://user:{SECRET}@sms.example.com/{{instance_id}}",
+            f"http://{SECRET}.example.com/{{instance_id}}",
             "must be https (http is for loopback addresses only); write for example https://sms.example.com/",
             "messages would travel in the clear",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"https://user:{SECRET}@sms.example.com/{{instance_id}}",
+            "must not hold a user or password; write for example https://sms.example.com/",
+            "it would stand in every channel's status",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            f"https://[{SECRET}]/{{instance_id}}",
+            "must be a URL with a host; write for example https://sms.example.com/",
+            "what is no address must not be repeated either",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
@@ -71,7 +83,7 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "TWILIO_API_URL",
             f"http://{SECRET}.example.com",
-            "must be https (http is for loopback addresses only); write https://api.twilio.com",
+            "must be https (http is for loopback addresses only); write for example https://api.twilio.com",
             "tokens would travel in the clear",
         ),
         (
@@ -82,11 +94,15 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "TWILIO_URL",
-            f"https://user:{SECRET}@api.twilio.com",
-            "must be an origin without a path; write for example https://api.twilio.com",
+            f"https://:{SECRET}@api.twilio.com",
+            "must not hold a user or password; write for example https://api.twilio.com",
             "logins come from channels",
         ),
-        ("TWILIO_URL", SECRET, "must be an origin", "a host alone is no origin"),
+        ("TWILIO_URL", SECRET, "must be a URL with a host", "a host alone is no origin"),
+        ("TWILIO_URL", f"https://api.twilio.com#{SECRET}", "must be an origin", "a fragment is never sent"),
+        ("TWILIO_URL", "https://api.twilio.com:99999", "must be a URL with a host", "there is no such port"),
+        ("CHANNEL_NAMESPACE", SECRET.upper(), "e.g. sms-channels", "namespaces are lower-case"),
+        ("DRIFT_INTERVAL_SECONDS", "inf", "finite number", "it would never look"),
         ("TWILIO_TIMEOUT_SECONDS", "0", "greater than 0", "no call would ever succeed"),
         ("TWILIO_TIMEOUT_SECONDS", SECRET, "valid number", "it is a number"),
         ("TWILIO_CONCURRENCY", "0", "greater than or equal to 1", "no call would ever begin"),
