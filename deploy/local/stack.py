@@ -124,7 +124,8 @@ class Stack:
         self.cluster = self._control_plane.start()
         configuration = client.Configuration()
         config.load_kube_config(str(self.cluster.kubeconfig), client_configuration=configuration)
-        self.api = dynamic.DynamicClient(client.ApiClient(configuration))
+        discovered = str(self.home / "discovery.json")
+        self.api = dynamic.DynamicClient(client.ApiClient(configuration), cache_file=discovered)
         self._say(f"control plane  {self.cluster.url}")
 
     def restart_control_plane(self) -> None:

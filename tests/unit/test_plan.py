@@ -45,6 +45,7 @@ TEMPLATE = WebhookTemplate("https://sms.example.com/{instance_id}/sms", ("https:
 OURS = Webhook(url=TEMPLATE.url(INSTANCE), method="POST")
 OURS_GET = Webhook(url=OURS.url, method="GET")
 ANOTHER_INSTANCE = Webhook(url=TEMPLATE.url(OTHER_INSTANCE), method="POST")
+DEMO = Webhook(url="https://demo.twilio.com/welcome/sms/reply", method="POST")
 FORMER = Webhook(url=f"https://old.example.com/{INSTANCE}", method="POST")
 BEFORE = Webhook(url="https://before.example.com/sms", method="GET")
 ELSEWHERE = Webhook(url="https://elsewhere.example.com/", method="POST")
@@ -246,6 +247,20 @@ CHANGED = (
         replace(WANT, takeover_policy=TakeoverPolicy.IF_UNUSED),
         replace(NEW, number=at(UNUSED)),
         (AddFinalizer(), SaveRecord(owing(previous=UNUSED)), SET_IT),
+        Reason.Configured,
+    ),
+    Row(
+        "IfUnused takes a number that still points where a former template sent it: that was us",
+        replace(WANT, takeover_policy=TakeoverPolicy.IF_UNUSED),
+        replace(NEW, number=at(FORMER)),
+        (AddFinalizer(), SaveRecord(owing(previous=None)), SET_IT),
+        Reason.Configured,
+    ),
+    Row(
+        "IfUnused takes a number that Twilio's demo answers, as it does for every new one",
+        replace(WANT, takeover_policy=TakeoverPolicy.IF_UNUSED),
+        replace(NEW, number=at(DEMO)),
+        (AddFinalizer(), SaveRecord(owing(previous=DEMO)), SET_IT),
         Reason.Configured,
     ),
     Row(
