@@ -108,7 +108,7 @@ def _webhook_effective(before: Status, verdict: Verdict) -> tuple[str, str, str]
         return "False", verdict.effective, verdict.message
     if verdict.reason in {Reason.Configured, Reason.TokenRejected}:
         return "True", "Effective", "The number points at status.webhookUrl, and no application overrides it."
-    return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_LOOKED_AT else _UNKNOWN
+    return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_LOOKED_AT | _TOKEN_REFUSED else _UNKNOWN
 
 
 _UNKNOWN = ("Unknown", "NotChecked", "Not looked at yet.")

@@ -75,7 +75,8 @@ class Controller:
         self._known: dict[Key, _Known] = {}
         self._secret_users: dict[str, set[Key]] = {}
         self._secret_versions: dict[str, str] = {}
-        self._records: dict[str, tuple[str, str]] = {}  # uid: name, source
+        self._records: dict[str, tuple[str, str]] = {}  # of this namespace; uid: name, source
+        self._turning: set[str] = set()  # uids of the channels whose turn is under way
         self._queue: WorkQueue[Key] = WorkQueue(
             lane_of=lambda key: known.account_sid if (known := self._known.get(key)) else "",
             lane_share=max(1, workers // 2),
@@ -92,7 +93,10 @@ class Controller:
                 log.error("record cannot be read", error=str(record))
             else:
                 self._claims.hold_only(record.uid, record)
-                self._remember(record)
+                if record.namespace == self._namespace:
+                    self._remember(record)
+                else:  # whether its channel lives cannot be seen from here: its numbers stay claimed
+                    log.warning("record of another namespace", namespace=record.namespace, channel=record.name)
         async for body in self._kube.channels(self._namespace):
             self.on_channel("ADDED", body)
         self._find_orphans(frozenset(self._records), {known.uid for known in self._known.values()})
@@ -226,8 +230,10 @@ class Controller:
             if outcome:
                 self._conclude(key, outcome)
 
-    async def _orphan_turn(self, key: Key) -> Outcome:
+    async def _orphan_turn(self, key: Key) -> Outcome | None:
         """A record whose channel is gone: its numbers are given back all the same."""
+        if key.uid in self._turning:
+            return None  # the channel's own turn calls again when it ends
         return await self._reconciler.reconcile(key, None)
 
     async def _channel_turn(self, key: Key) -> Outcome | None:
@@ -251,9 +257,18 @@ class Controller:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
             # The CRD refuses such objects; this one is older than its rules.
+            if "deletionTimestamp" in body["metadata"] and known.finalizer:
+                await self._kube.release_invalid(body)  # what is owed is in its record, which outlives it
+                return None
             wrong = "; ".join(each["msg"] for each in error.errors())
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
-        return await self._reconciler.reconcile(key, channel)
+        self._turning.add(known.uid)
+        try:
+            return await self._reconciler.reconcile(key, channel)
+        finally:
+            self._turning.discard(known.uid)
+            if self._known.get(key) is not known:
+                self._forget(key, known.uid)  # deleted during its turn: what it took meanwhile is owed
 
     def _conclude(self, key: Key, outcome: Outcome) -> None:
         RECONCILES.labels(outcome.verdict.reason.name).inc()
@@ -271,7 +286,7 @@ class Controller:
         if outcome.gone:
             self._queue.drop(key)
         elif outcome.again is None:
-            self._queue.retry(key, outcome.at_least)
+            self._queue.retry(key, outcome.at_least, outcome.at_most)
         else:
             self._queue.forgive(key)
             self._queue.add_after(key, outcome.again)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, KubernetesUnavailable
+from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, KubernetesUnavailable, Unreadable
 from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
 from smschannel.ledger import Record
 from smschannel.metrics import KUBERNETES_WRITES
@@ -75,6 +75,15 @@ class KubePort:
         precondition = {"uid": meta.uid, "resourceVersion": meta.resource_version}
         body = {"metadata": {**precondition, "finalizers": finalizers}}
         await self._write(kind, "PATCH", channels_path(meta.namespace, meta.name), body)
+
+    async def release_invalid(self, body: Mapping[str, Any]) -> None:
+        """Take the finalizer off an object that today's rules refuse; it is being deleted."""
+        meta = body["metadata"]
+        others = [each for each in meta["finalizers"] if each != FINALIZER]
+        precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
+        patch = {"metadata": {**precondition, "finalizers": others}}
+        with contextlib.suppress(Gone):
+            await self._write("finalizer_remove", "PATCH", channels_path(meta["namespace"], meta["name"]), patch)
 
     async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
         """The uid keeps a successor of the same name untouched."""
@@ -185,7 +194,10 @@ class KubePort:
         uid = secret["metadata"]["name"]
         self._versions[uid] = secret["metadata"]["resourceVersion"]
         assert self._keyring
-        return Record.decode(self._keyring.unwrap(base64.b64decode(secret["data"]["record"]), uid))
+        try:
+            return Record.decode(self._keyring.unwrap(base64.b64decode(secret["data"]["record"]), uid))
+        except (KeyError, TypeError, ValueError):
+            raise Unreadable("the record is damaged, or of a newer release") from None
 
     async def save_record(self, record: Record) -> None:
         """`Conflict` where somebody else wrote it: it is read again next time."""

@@ -186,7 +186,7 @@ def _refusal(
         return Verdict(Reason.NumberLacksSms, message, number.sid)
     if entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
-        return Verdict(Reason.WebhookForeign, message, number.sid, effective="UrlMismatch")
+        return Verdict(Reason.WebhookForeign, message, number.sid, effective="ForeignUrl")
     if foreign and entry and seen.was_configured and want.drift_policy is DriftPolicy.REPORT:
         message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
         mismatch = "MethodMismatch" if number.webhook.url == want.webhook.url else "UrlMismatch"

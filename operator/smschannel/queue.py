@@ -69,11 +69,15 @@ class WorkQueue(Generic[Key]):
         if self._heap[0][1] == self._sequence:
             self._set_alarm()
 
-    def retry(self, key: Key, at_least: float | None = None) -> float:
-        """A turn after the next backoff, or `at_least` if that is longer; returns the delay."""
+    def retry(self, key: Key, at_least: float | None = None, at_most: float | None = None) -> float:
+        """A turn after the next backoff, or `at_least` if that is longer, but no later than `at_most` (and the
+        floor); returns the delay.
+        """
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         limit = min(self._ceiling, self._floor * 2 ** min(failures, 32))
         delay = max(random.uniform(self._floor, limit), at_least or 0)  # noqa: S311  (no secret is made of it)
+        if at_most is not None:
+            delay = min(delay, max(at_most, self._floor))
         self.add_after(key, delay)
         return delay
 

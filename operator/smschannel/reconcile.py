@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 from pydantic import SecretStr
 
-from smschannel.conditions import next_status, reason_of, still_trying
-from smschannel.errors import ChannelError, Gone, Refused, TwilioUnavailable, Unreadable
+from smschannel.conditions import condition, next_status, reason_of, still_trying
+from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioUnavailable, Unreadable
 from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.metrics import DRIFT
 from smschannel.plan import (
@@ -85,7 +85,8 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a turn came to. `again` is seconds until the next look; None asks for a backoff of at least `at_least`.
+    """What a turn came to. `again` is seconds until the next look; None asks for a backoff between `at_least` and
+    `at_most`.
 
     `gone` says that nothing is left to look after; `record` is what is remembered now, if `stored`.
     """
@@ -95,6 +96,7 @@ class Outcome:
     stored: bool
     again: float | None = None
     at_least: float | None = None
+    at_most: float | None = None
     gone: bool = False
 
 
@@ -167,6 +169,8 @@ class Reconciler:
         seen, channel, want = turn.seen, turn.channel, turn.want
         if channel is None or want is None:
             debts = await self._debts(seen.record.entries, seen.record.deletion_policy)
+            if channel and any(_login_refused(debt) for debt in debts.values()):
+                seen, debts = await self._with_present_login(channel, seen, debts)
             turn.seen = replace(seen, debts={**seen.debts, **debts})
             return
         if want.suspend:
@@ -250,6 +254,20 @@ class Reconciler:
             debts[entry.number_sid] = debt
         return debts
 
+    async def _with_present_login(
+        self, channel: SmsChannel, seen: Observed, debts: dict[str, Debt]
+    ) -> tuple[Observed, dict[str, Debt]]:
+        """The token may have been rotated since it was recorded: the channel's credentials of today may still pay."""
+        try:
+            login, _ = await self._login(channel)
+        except Refused:
+            return seen, debts
+        record = seen.record.with_login(channel.spec.account_sid, login)
+        tried = await self._debts(record.entries, record.deletion_policy)
+        if sum(map(_login_refused, tried.values())) < sum(map(_login_refused, debts.values())):
+            return replace(seen, record=record), tried
+        return seen, debts
+
     # Plan and apply
 
     async def _converge(self, turn: _Turn) -> Verdict:
@@ -308,9 +326,16 @@ class Reconciler:
         return replace(await self._report(turn, verdict), again=None, at_least=error.retry_after)
 
     async def _report(self, turn: _Turn, verdict: Verdict) -> Outcome:
-        owed = any(isinstance(debt, ChannelError) for debt in turn.seen.debts.values())
-        again = None if owed else self._again(verdict.reason)
-        outcome = Outcome(verdict, turn.seen.record, turn.seen.stored, again=again)
+        owed = [debt for debt in turn.seen.debts.values() if isinstance(debt, ChannelError)]
+        asked = [debt.retry_after for debt in owed if isinstance(debt, Retryable) and debt.retry_after]
+        outcome = Outcome(
+            verdict,
+            turn.seen.record,
+            turn.seen.stored,
+            again=None if owed else self._again(verdict.reason),
+            at_least=max(asked, default=None),
+            at_most=self._grace_left(turn.channel),
+        )
         channel = turn.channel
         if channel is None or (channel.deleting and not turn.seen.finalizer):
             return replace(outcome, gone=not turn.seen.stored)
@@ -334,6 +359,14 @@ class Reconciler:
             note = next(each["message"] for each in after["conditions"] if each["type"] == "Ready")
             await self._tell(channel, warning=warning, reason=verdict.reason.name, note=note)
         return outcome
+
+    def _grace_left(self, channel: SmsChannel | None) -> float | None:
+        """Seconds until a deletion is let go; None where none waits for that."""
+        since = channel.metadata.deletion_timestamp if channel else None
+        if since is None:
+            return None
+        left = self._intervals.deletion_grace - (self._clock() - since).total_seconds()
+        return left if left > 0 else None
 
     async def _write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
         if status != channel.status:
@@ -369,6 +402,10 @@ class _Turn:
         self.seen = Observed(Record(uid=self.uid, namespace=self.key.namespace, name=self.key.name))
 
 
+def _login_refused(debt: Debt) -> bool:
+    return isinstance(debt, Refused) and debt.reason is Reason.AuthenticationFailed
+
+
 def secret_source(name: str, resource_version: str) -> str:
     """How a record remembers from which version of which Secret its token came."""
     return f"secret/{name}@{resource_version}"
@@ -377,8 +414,13 @@ def secret_source(name: str, resource_version: str) -> str:
 def _was_configured(channel: SmsChannel, want: Desired, number: Number) -> bool:
     """Whether this number was pointed at this URL before, so that another one now is drift."""
     status = channel.status
+    effective = condition(status, "WebhookEffective")  # unlike Ready it outlives what has nothing to do with it
     return (
-        reason_of(status) in {Reason.Configured, Reason.TokenRejected, Reason.WebhookDrifted}
+        effective is not None
+        and (effective["status"] == "True" or effective["reason"] in _MISMATCHES)
         and status.get("phoneNumberSid") == number.sid
         and status.get("webhookUrl") == want.webhook.url
     )
+
+
+_MISMATCHES = {"UrlMismatch", "MethodMismatch", "OverriddenByApplication"}

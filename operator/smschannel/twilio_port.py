@@ -199,7 +199,7 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
         return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({told}).")
     if code in _WEBHOOK_REFUSED:
         return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({told}).")
-    if status == 404:
+    if code == 20404:  # a 404 without it is a proxy's or a wrong URL's: nothing may be written off for that
         return Gone(f"{told}.")
     return TwilioUnavailable(f"{told}, which is not known here.")
 

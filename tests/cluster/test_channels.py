@@ -124,6 +124,41 @@ def test_drift_is_only_reported_where_that_is_asked_for(stack: Stack, number: st
     assert stack.number(number)["sms_url"] == "https://drift.example.com/"
 
 
+def test_a_report_of_drift_outlives_an_outage(stack: Stack, number: str) -> None:
+    manifest = stack.manifest(number, driftPolicy="Report")
+    stack.apply(manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
+    check_now(stack, manifest)
+    wait_reason(stack, name_of(manifest), "WebhookDrifted")
+    stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
+    check_now(stack, manifest)
+    wait_reason(stack, name_of(manifest), "TwilioUnavailable")
+    stack.twin_call("DELETE", "/faults")
+    wait_reason(stack, name_of(manifest), "WebhookDrifted")
+    assert stack.number(number)["sms_url"] == "https://drift.example.com/", "it is reported, never corrected"
+
+
+def test_a_deletion_tries_the_token_of_today(stack: Stack) -> None:
+    [account] = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 1, "first": "+61497000000"})["accounts"]
+    [number], sid = account["phone_numbers"], account["account_sid"]
+    secret = f"twilio-{uuid.uuid4().hex[:8]}"
+    api_token_secret(stack, secret, {"auth_token": account["auth_token"]})
+    reference = {"secretKeyRef": {"name": secret, "key": "auth_token"}}
+    manifest = stack.manifest(number, account=account, credentials=reference)
+    stack.apply(manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    manifest["spec"]["suspend"] = True  # so that the new token is not tried before the deletion
+    stack.apply(manifest)
+    wait_reason(stack, name_of(manifest), "Suspended")
+    newer = stack.twin_call("POST", f"/accounts/{sid}/tokens/secondary")["auth_token"]
+    stack.twin_call("POST", f"/accounts/{sid}/tokens/promote")
+    api_token_secret(stack, secret, {"auth_token": newer})
+    stack.delete(name_of(manifest))
+    stack.wait_gone(name_of(manifest))
+    assert stack.number(number)["sms_url"] == "https://demo.twilio.com/welcome/sms/reply"
+
+
 def test_a_foreign_webhook_is_not_taken_over_if_unused_is_asked_for(stack: Stack, number: str) -> None:
     manifest = stack.manifest(number, takeoverPolicy="IfUnused")
     stack.apply(manifest)

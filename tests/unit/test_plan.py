@@ -240,7 +240,7 @@ CHANGED = (
         NEW,
         (),
         Reason.WebhookForeign,
-        "UrlMismatch",
+        "ForeignUrl",
     ),
     Row(
         "IfUnused takes a number that points nowhere",

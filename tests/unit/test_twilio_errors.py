@@ -37,7 +37,7 @@ def body(code: object = None) -> str:
         (400, body(21406), Reason.WebhookRefused, "the SMS URL is not valid"),
         (400, body("21406"), Reason.WebhookRefused, "a code in quotes is a code"),
         (404, body(20404), Gone, "the number is not in the account"),
-        (404, "", Gone, "404 alone says it"),
+        (404, "<html>", TwilioUnavailable, "a proxy's 404 is not Twilio's: nothing may be written off for it"),
         (404, body(20005), Reason.AccountSuspended, "a suspended account hides its numbers, and nothing is gone"),
         (400, body(99999), TwilioUnavailable, "what is not known must not stop a channel for good"),
         (400, body("many"), TwilioUnavailable, "a code that is no number is no code"),
