@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from deploy.local import demo
 from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import EXAMPLE_TEMPLATE, ROOT, Options, Stack, StackError, wipe
+from smschannel.settings import Origin
 
 HOME = ROOT / ".local"
 _PIDS = HOME / "processes.json"
@@ -24,8 +26,18 @@ def main() -> None:
     """The whole product on this machine: API server, Twilio twin, operator and shim."""
 
 
+def _origin(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """What cannot be used must not end in talking to the real Twilio."""
+    try:
+        return TypeAdapter(Origin).validate_python(value) if value is not None else None
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
 @main.command()
-@click.option("--twilio-url", help="A Twilio-compatible server that is already running, instead of the twin.")
+@click.option(
+    "--twilio-url", callback=_origin, help="A Twilio-compatible server that is already running, instead of the twin."
+)
 @click.option("--twilio", type=click.Choice(["twin", "real"]), default="twin", help="The twin, or the real Twilio.")
 @click.option("--webhook-url-template", default=EXAMPLE_TEMPLATE, help="With {instance_id} in it.")
 @click.option("--etcd-data", "cluster_dir", type=click.Path(path_type=Path), help="Keep the cluster here between runs.")
@@ -38,7 +50,7 @@ def up(twilio_url: str | None, twilio: str, webhook_url_template: str, cluster_d
         return
     wipe(HOME)
     options = Options(
-        twilio_url="real" if twilio == "real" else twilio_url.rstrip("/") if twilio_url else None,
+        twilio_url="real" if twilio == "real" else twilio_url,
         webhook_url_template=webhook_url_template,
         cluster_dir=cluster_dir.absolute() if cluster_dir else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import StackError
 from tests.bench import report
-from tests.bench.case import VARIANTS, Case, Load
+from tests.bench.case import VARIANTS, Case, Load, Run
 from tests.bench.load import LoadError
 from tests.bench.run import measure
 
@@ -60,7 +61,7 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     "--json",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every run, the seed and all versions to this file too.",
+    help="Write every run, the seed and all versions to this file too; it grows with each run.",
 )
 @click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the programs' logs in here.")
 def main(
@@ -101,17 +102,22 @@ def main(
         cases += [Case("ours", label=name, source=source) for name, source in sources.items()]
     if finalizer_policy:
         cases += [Case(each.variant, True, each.label, each.source) for each in cases if each.variant != "idiomatic"]
+
+    def keep(runs: list[Run]) -> None:
+        if path:
+            report.write(path, load, report.summarize(runs, cases, channels), runs)
+
     with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
         home = (logs or Path(temporary)).absolute()
-        runs = uvloop.run(measure(load, cases, home, Narrator(sys.stderr)))
+        runs = uvloop.run(measure(load, cases, home, Narrator(sys.stderr), keep))
     summaries = report.summarize(runs, cases, channels)
     report.show(Console(width=120), summaries, load)
-    if path:
-        report.write(path, load, summaries, runs)
 
 
 if __name__ == "__main__":
     try:
         main()
+    except asyncio.CancelledError:
+        sys.exit("\nStopped; nothing is left running.")
     except (BuildError, ControlPlaneError, LoadError, StackError) as error:
         sys.exit(f"\n{error}")

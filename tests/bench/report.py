@@ -60,7 +60,8 @@ class Aim:
 
 
 def summarize(runs: Sequence[Run], cases: Sequence[Case], channels: int) -> list[Summary]:
-    return [_summary(case, runs, channels) for case in cases]
+    measured = {run.case for run in runs}
+    return [_summary(case, runs, channels) for case in cases if case.name in measured]
 
 
 def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -39,8 +40,16 @@ _SAMPLE = 200
 """So many are looked at again, and deleted with the clock running; the rest of a batch is only swept away."""
 
 
-async def measure(load: Load, cases: Sequence[Case], home: Path, say: Progress) -> list[Run]:
-    """Every case once a round, in an order that the seed shuffles."""
+async def measure(
+    load: Load, cases: Sequence[Case], home: Path, say: Progress, keep: Callable[[list[Run]], object]
+) -> list[Run]:
+    """Every case once a round, in an order that the seed shuffles; `keep` is called with all runs after each.
+
+    SIGTERM ends it as Ctrl-C does: nothing is left running.
+    """
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     per_account = -(-(load.channels + _ALONE) // load.accounts)
     stack = Stack(home, Options(accounts=load.accounts, numbers=per_account, finalizer_policy=False), say)
     try:
@@ -53,10 +62,11 @@ async def measure(load: Load, cases: Sequence[Case], home: Path, say: Progress) 
         async with connect(stack.cluster.kubeconfig) as session:
             bench = _Bench(stack, load, session)
             chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
-            runs = []
+            runs: list[Run] = []
             for number in range(1, load.rounds + 1):
                 for case in chance.sample(cases, len(cases)):
                     runs.append(await bench.run(case, number, chance))
+                    keep(runs)
                     rate = f"{runs[-1].channels_per_second:.0f} channels/s"
                     say(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
             return runs
