@@ -34,6 +34,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert running.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """An API server with everything of `deploy/` in it, and nobody at work."""
+    stack = Stack(tmp_path_factory.mktemp("installed"))
+    try:
+        stack.start_control_plane()
+        stack.install()
+        yield stack
+    finally:
+        stack.stop()
+
+
 @pytest.fixture
 def number(stack: Stack) -> str:
     """A number that no other test uses, with a webhook of its own."""

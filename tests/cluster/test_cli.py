@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,6 @@ from smschannel.sealing import Binding, Keyring
 from tests.manifests import ACCOUNT_SID, INSTANCE, PHONE_NUMBER, TOKEN
 
 PUBLISHED = f"/api/v1/namespaces/{OPERATOR}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("cli"))
-    try:
-        stack.start_control_plane()
-        stack.install()
-        yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,17 +17,6 @@ from tests.manifests import ACCOUNT_SID, INSTANCE, NAMESPACE, PHONE_NUMBER, ROWS
 CHANNELS = channels_path(NAMESPACE)
 DRY_RUN = {"dryRun": "All"}
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("manifests"))
-    try:
-        stack.start_control_plane()
-        stack.install()
-        yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
