@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import structlog
@@ -15,11 +18,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from smschannel.controller import Controller
 from smschannel.errors import ChannelError, Gone, KubernetesUnavailable
+from smschannel.gate import Gate
 from smschannel.health import log_to_stderr, serve
+from smschannel.inventory import Inventory
 from smschannel.kube_api import KubeApi, KubernetesRefused
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims
 from smschannel.reconcile import Intervals, Key, Reconciler
+from smschannel.sealing import Keyring
 from smschannel.settings import Settings, explain, settings_help
 from smschannel.twilio_port import TwilioPort
 from smschannel.watch import watch
@@ -31,70 +37,108 @@ async def run(settings: Settings) -> None:
     """Until SIGTERM. Raises `ChannelError` for what a person must mend first."""
     ready = asyncio.Event()
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
+    gate = Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4)
     try:
         async with (
             await KubeApi.connect() as api,
             TwilioPort(
+                gate,
                 api_origin=settings.api_origin,
                 messaging_origin=settings.messaging_origin,
-                concurrency=settings.twilio_concurrency,
                 timeout=settings.twilio_timeout_seconds,
             ) as twilio,
         ):
-            controller = await _load(settings, KubePort(api, settings.operator_namespace), twilio)
-            stop, over = asyncio.Event(), asyncio.Event()
-            work = asyncio.create_task(controller.run())
-            watching = asyncio.create_task(watch(api, controller, settings.channel_namespace, stop=stop, over=over))
-            ready.set()
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({work, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            ready.clear()
-            work.cancel()  # turns that have begun are let finish
-            ended = await asyncio.gather(work, return_exceptions=True)
-            over.set()  # kopf would cancel them
-            stopping.cancel()
-            for each in [*ended, *await asyncio.gather(watching, return_exceptions=True)]:
-                if isinstance(each, Exception):
-                    raise each
+            kube, stop = KubePort(api, settings.operator_namespace), asyncio.Event()
+            while not stop.is_set():
+                controller = await _load(settings, kube, twilio)
+                over = asyncio.Event()
+                if controller.has_crd:
+                    watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
+                else:
+                    watching = _until_crd(kube, settings)
+                await _serve(controller, watching, ready, stop, over)
     finally:
         await probes.cleanup()
 
 
+async def _serve(
+    controller: Controller,
+    watching: Coroutine[Any, Any, None],
+    ready: asyncio.Event,
+    stop: asyncio.Event,
+    over: asyncio.Event,
+) -> None:
+    """Until `stop` is set or `watching` ends; turns that have begun are let finish."""
+    work, watcher = asyncio.create_task(controller.run()), asyncio.create_task(watching)
+    stopping = asyncio.create_task(stop.wait())
+    ready.set()
+    await asyncio.wait({work, watcher, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    ready.clear()
+    work.cancel()
+    ended = await asyncio.gather(work, return_exceptions=True)
+    over.set()  # kopf would cancel them
+    stopping.cancel()
+    for each in [*ended, *await asyncio.gather(watcher, return_exceptions=True)]:
+        if isinstance(each, Exception):
+            raise each
+
+
 async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Controller:
-    """Everything that must be known before the first turn; waits for an API server that is not there yet."""
+    """Everything that must be known before the first turn; waits for an API server that is not there yet.
+
+    Where the CRD does not come, it was deleted: what the records say is then given back.
+    """
     transient = retry_if_exception_type((KubernetesUnavailable, Gone, KubernetesRefused))
+    give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_say_why):
         with attempt:
-            keyring = await kube.open_keyring()
-            claims: Claims[Key] = Claims()
-            reconciler = Reconciler(
-                kube,
-                twilio,
-                keyring=keyring,
-                template=settings.template,
-                claims=claims,
-                intervals=Intervals(
-                    drift=settings.drift_interval_seconds,
-                    slow=settings.slow_interval_seconds,
-                    deletion_grace=settings.deletion_grace_seconds,
-                ),
-                clock=lambda: datetime.now(UTC),
-            )
-            controller = Controller(
-                kube,
-                reconciler,
-                claims,
-                namespace=settings.channel_namespace,
-                template=settings.template,
-                workers=settings.workers,
-                retry_floor=settings.retry_floor_seconds,
-                retry_ceiling=settings.retry_ceiling_seconds,
-                resync_interval=settings.resync_interval_seconds,
-                drift_interval=settings.drift_interval_seconds,
-            )
-            await controller.load()
+            controller = _controller(settings, kube, twilio, await kube.open_keyring())
+            try:
+                await controller.load()
+            except Gone:
+                if time.monotonic() < give_up:
+                    raise
+                await controller.load_without_crd()
             return controller
     raise AssertionError("tenacity returns or raises")
+
+
+async def _until_crd(kube: KubePort, settings: Settings) -> None:
+    anything = retry_if_exception_type(ChannelError)
+    async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
+        with attempt:
+            await anext(kube.channel_metadata(settings.channel_namespaces[0]), None)
+
+
+def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring: Keyring) -> Controller:
+    claims: Claims[Key] = Claims()
+    reconciler = Reconciler(
+        kube,
+        twilio,
+        Inventory(twilio, max_age=settings.drift_interval_seconds / 2),
+        keyring=keyring,
+        template=settings.template,
+        claims=claims,
+        intervals=Intervals(
+            drift=settings.drift_interval_seconds,
+            slow=settings.slow_interval_seconds,
+            deletion_grace=settings.deletion_grace_seconds,
+            release_deadline=settings.release_deadline_seconds,
+        ),
+        clock=lambda: datetime.now(UTC),
+    )
+    return Controller(
+        kube,
+        reconciler,
+        claims,
+        namespaces=settings.channel_namespaces,
+        template=settings.template,
+        workers=settings.workers,
+        retry_floor=settings.retry_floor_seconds,
+        retry_ceiling=settings.retry_ceiling_seconds,
+        resync_interval=settings.resync_interval_seconds,
+        drift_interval=settings.drift_interval_seconds,
+    )
 
 
 def _say_why(state: object) -> None:

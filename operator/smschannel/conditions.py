@@ -106,12 +106,17 @@ def _credentials_valid(before: Status, verdict: Verdict) -> tuple[str, str, str]
 def _webhook_effective(before: Status, verdict: Verdict) -> tuple[str, str, str]:
     if verdict.effective:
         return "False", verdict.effective, verdict.message
+    if verdict.unknown:
+        return "Unknown", UNREADABLE, verdict.unknown
     if verdict.reason in {Reason.Configured, Reason.TokenRejected}:
-        return "True", "Effective", "The number points at status.webhookUrl, and no application overrides it."
+        message = "The number points at status.webhookUrl, and no application or Messaging Service overrides it."
+        return "True", "Effective", message
     return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_LOOKED_AT | _TOKEN_REFUSED else _UNKNOWN
 
 
 _UNKNOWN = ("Unknown", "NotChecked", "Not looked at yet.")
+UNREADABLE = "MessagingServicesUnreadable"
+"""The webhook is set, but whether a Messaging Service overrides it cannot be seen."""
 
 
 def _unchanged(before: Status, kind: str) -> tuple[str, str, str]:

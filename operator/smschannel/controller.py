@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from pydantic import ValidationError
 
 from smschannel.conditions import reason_of
-from smschannel.errors import ChannelError, Conflict, Retryable
+from smschannel.errors import ChannelError, Conflict, Gone, Retryable
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims, Record, WebhookTemplate
-from smschannel.metrics import CHANNELS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
+from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
 from smschannel.queue import WorkQueue
 from smschannel.reasons import Reason
 from smschannel.reconcile import Key, Outcome, Reconciler, secret_source
@@ -29,6 +29,22 @@ from smschannel.resource import CHECK_NOW_ANNOTATION, FINALIZER, SmsChannel
 log = structlog.get_logger()
 
 Body = Mapping[str, Any]
+
+
+class _Face(NamedTuple):
+    """What of a channel calls for a turn when it changes. Our own writes change none of it."""
+
+    generation: int
+    deleting: bool
+    check_now: str | None
+
+
+class _Remembered(NamedTuple):
+    """What is remembered of a record."""
+
+    key: Key
+    source: str
+    account_sid: str
 
 
 @dataclass
@@ -40,9 +56,10 @@ class _Known:
     account_sid: str = ""
     secret: str = ""
     finalizer: bool = False
-    attended: tuple[object, ...] | None = None  # the face that a turn has seen: what is due since then is in the queue
+    attended: _Face | None = None  # the face that a turn has seen: what is due since then is in the queue
     latest: Body | None = None
     forced: bool = False  # a turn was asked for whatever the face
+    fresh: bool = False  # somebody asked for Twilio to be looked at now
     reason: Reason | None = None
 
 
@@ -55,7 +72,7 @@ class Controller:
         reconciler: Reconciler,
         claims: Claims[Key],
         *,
-        namespace: str,
+        namespaces: tuple[str, ...],
         template: WebhookTemplate,
         workers: int,
         retry_floor: float,
@@ -67,40 +84,69 @@ class Controller:
         self._reconciler = reconciler
         self._claims = claims
         claims.on_free = self.look
-        self._namespace = namespace
+        self._namespaces = namespaces
         self._template = template
         self._workers = workers
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
         self._known: dict[Key, _Known] = {}
-        self._secret_users: dict[str, set[Key]] = {}
-        self._secret_versions: dict[str, str] = {}
-        self._records: dict[str, tuple[str, str]] = {}  # of this namespace; uid: name, source
+        self._secret_users: dict[tuple[str, str], set[Key]] = {}
+        self._secret_versions: dict[tuple[str, str], str] = {}
+        self._records: dict[str, _Remembered] = {}  # of these namespaces, by uid
+        self._owed: dict[str, int] = {}  # by uid
+        self.has_crd = True
+        self._crd_missing = False  # at the last resync
         self._turning: set[str] = set()  # uids of the channels whose turn is under way
         self._queue: WorkQueue[Key] = WorkQueue(
-            lane_of=lambda key: known.account_sid if (known := self._known.get(key)) else "",
+            lane_of=self._lane_of,
             lane_share=max(1, workers // 2),
             retry_floor=retry_floor,
             retry_ceiling=retry_ceiling,
         )
         QUEUE_DEPTH.set_function(lambda: len(self._queue))
-        DEBTS.set_function(lambda: len(claims))
+        CLAIMS.set_function(lambda: len(claims))
+        DEBTS.set_function(lambda: sum(self._owed.values()))
 
     async def load(self) -> None:
-        """Read the records, which say who holds which number, then the channels."""
+        """Read the records, which say who holds which number, then the channels. `Gone` where the CRD is missing."""
+        await self._load_records()
+        fresh = []
+        for namespace in self._namespaces:
+            async for body in self._kube.channels(namespace):
+                if self._take_in(body):
+                    meta = body["metadata"]
+                    fresh.append((meta["creationTimestamp"], meta["uid"], Key(namespace, meta["name"])))
+        for _, _, key in sorted(fresh):  # the eldest first: of those that want the same number, they get it
+            self._queue.add(key)
+        self._find_orphans(frozenset(self._records), {known.uid for known in self._known.values()})
+        log.info("loaded", channels=len(self._known), records=len(self._records))
+
+    async def load_without_crd(self) -> None:
+        """For a CRD that is gone for good: only what is owed is left to do."""
+        self.has_crd = False
+        await self._load_records()
+        self._find_orphans(frozenset(self._records), set())
+        log.warning("no CRD: giving back what the records say", records=len(self._records))
+
+    async def _load_records(self) -> None:
         async for record in self._kube.records():
             if isinstance(record, ChannelError):
                 log.error("record cannot be read", error=str(record))
-            else:
-                self._claims.hold_only(record.uid, record)
-                if record.namespace == self._namespace:
-                    self._remember(record)
-                else:  # whether its channel lives cannot be seen from here: its numbers stay claimed
-                    log.warning("record of another namespace", namespace=record.namespace, channel=record.name)
-        async for body in self._kube.channels(self._namespace):
-            self.on_channel("ADDED", body)
-        self._find_orphans(frozenset(self._records), {known.uid for known in self._known.values()})
-        log.info("loaded", channels=len(self._known), records=len(self._records))
+                continue
+            self._claims.hold_only(record.uid, record)
+            if record.namespace in self._namespaces:
+                self._remember(record)
+            else:  # whether its channel lives cannot be seen from here: its numbers stay claimed
+                log.warning("record of another namespace", namespace=record.namespace, channel=record.name)
+
+    def _lane_of(self, key: Key) -> object:
+        """Channels whose credentials were never verified are kept apart, by namespace: anyone may name any account."""
+        known, uid = self._known.get(key), key.uid
+        if known:
+            if known.uid not in self._records:
+                return key.namespace, known.account_sid
+            uid = known.uid
+        return self._records[uid].account_sid if uid in self._records else ""
 
     # What calls for a turn
 
@@ -114,10 +160,16 @@ class Controller:
         """A channel as the watch, a list or a read shows it; `kind` is the watch event's type."""
         meta = body["metadata"]
         key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
-        known = self._known.get(key)
         if kind == "DELETED":
             self._forget(key, uid)
-            return
+        elif self._take_in(body):
+            self._queue.add(key)
+
+    def _take_in(self, body: Body) -> bool:
+        """Remember a channel as it is now; whether that calls for a turn."""
+        meta = body["metadata"]
+        key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
+        known = self._known.get(key)
         if known is None or known.uid != uid:
             if known:
                 self._forget(key, known.uid)
@@ -130,29 +182,30 @@ class Controller:
         known.version = meta["resourceVersion"]
         known.account_sid = str(body["spec"].get("accountSid"))
         self._uses_secret(key, known, _secret_name(body))
-        if known.attended != _face(body):
-            known.latest = body
-            self._queue.add(key)
+        if known.attended == _face(body):
+            return False
+        known.latest = body
+        return True
 
     def on_secret(self, kind: str | None, body: Body) -> None:
         """A labelled Secret, or one that lost its label (which a watch with a selector shows as DELETED)."""
-        name, version = body["metadata"]["name"], body["metadata"]["resourceVersion"]
+        meta = body["metadata"]
+        secret, version = (meta["namespace"], meta["name"]), meta["resourceVersion"]
         if kind == "DELETED":
-            self._secret_versions.pop(name, None)
+            self._secret_versions.pop(secret, None)
         else:
-            self._secret_versions[name] = version
-        for key in self._secret_users.get(name, ()):
-            _, source = self._records.get(self._known[key].uid, ("", ""))
-            if kind == "DELETED" or source != secret_source(name, version):
+            self._secret_versions[secret] = version
+        for key in self._secret_users.get(secret, ()):
+            if kind == "DELETED" or self._source(self._known[key].uid) != secret_source(meta["name"], version):
                 self.look(key)
 
     def _attended_before(self, key: Key, known: _Known, body: Body) -> None:
         """After a restart: a channel whose status and record agree needs no turn, only its next drift check."""
         meta, status = body["metadata"], body.get("status") or {}
         self._count(known, reason_of(status))
-        _, source = self._records.get(known.uid, ("", ""))
-        secret = _secret_name(body)
-        changed = secret in self._secret_versions and source != secret_source(secret, self._secret_versions[secret])
+        source, secret = self._source(known.uid), _secret_name(body)
+        version = self._secret_versions.get((key.namespace, secret))
+        changed = version is not None and source != secret_source(secret, version)
         if (
             known.reason is Reason.Configured
             and source
@@ -168,10 +221,13 @@ class Controller:
     def _uses_secret(self, key: Key, known: _Known, secret: str) -> None:
         if secret == known.secret:
             return
-        self._secret_users.get(known.secret, set()).discard(key)
+        users = self._secret_users.get((key.namespace, known.secret), set())
+        users.discard(key)
+        if not users:
+            self._secret_users.pop((key.namespace, known.secret), None)
         known.secret = secret
         if secret:
-            self._secret_users.setdefault(secret, set()).add(key)
+            self._secret_users.setdefault((key.namespace, secret), set()).add(key)
 
     def _forget(self, key: Key, uid: str) -> None:
         known = self._known.get(key)
@@ -180,11 +236,16 @@ class Controller:
             self._count(known, None)
             del self._known[key]
             self._queue.drop(key)
+            self._claims.leave(uid)
         if uid in self._records or self._claims.holds(uid):
             self._queue.add(Key(key.namespace, key.name, uid))
 
     def _remember(self, record: Record) -> None:
-        self._records[record.uid] = (record.name, record.source)
+        account_sid = record.entries[-1].account_sid if record.entries else ""
+        self._records[record.uid] = _Remembered(Key(record.namespace, record.name), record.source, account_sid)
+
+    def _source(self, uid: str) -> str:
+        return self._records[uid].source if uid in self._records else ""
 
     def _count(self, known: _Known, reason: Reason | None) -> None:
         for each, step in ((known.reason, -1), (reason, 1)):
@@ -205,17 +266,18 @@ class Controller:
             key, waited = await self._queue.get()
             QUEUE_WAIT_SECONDS.observe(waited)
             started = time.perf_counter()
-            turn = asyncio.ensure_future(self._turn(key))
+            turn, well = asyncio.ensure_future(self._turn(key)), True
             try:
-                await asyncio.shield(turn)
+                well = await asyncio.shield(turn)
             except asyncio.CancelledError:
                 await asyncio.wait({turn}, timeout=10)  # what has begun may end: less to do for the next process
                 raise
             finally:
-                self._queue.done(key)
+                self._queue.done(key, well=well)
                 RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
-    async def _turn(self, key: Key) -> None:
+    async def _turn(self, key: Key) -> bool:
+        """Whether Twilio did its part."""
         try:
             outcome = await (self._orphan_turn(key) if key.uid else self._channel_turn(key))
         except ChannelError as error:
@@ -229,6 +291,8 @@ class Controller:
         else:
             if outcome:
                 self._conclude(key, outcome)
+                return not outcome.unreachable
+        return True
 
     async def _orphan_turn(self, key: Key) -> Outcome | None:
         """A record whose channel is gone: its numbers are given back all the same."""
@@ -252,7 +316,9 @@ class Controller:
             if body["metadata"]["uid"] != known.uid:
                 self.on_channel("ADDED", body)
                 return None
-        known.attended = _face(body)
+        face = _face(body)
+        known.fresh |= known.attended is not None and known.attended.check_now != face.check_now
+        known.attended = face
         try:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
@@ -264,7 +330,9 @@ class Controller:
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
         self._turning.add(known.uid)
         try:
-            return await self._reconciler.reconcile(key, channel)
+            outcome = await self._reconciler.reconcile(key, channel, fresh=known.fresh)
+            known.fresh = False
+            return outcome
         finally:
             self._turning.discard(known.uid)
             if self._known.get(key) is not known:
@@ -273,6 +341,9 @@ class Controller:
     def _conclude(self, key: Key, outcome: Outcome) -> None:
         RECONCILES.labels(outcome.verdict.reason.name).inc()
         uid = outcome.record.uid
+        self._owed[uid] = outcome.owed
+        if not outcome.owed:
+            del self._owed[uid]
         if outcome.stored:
             self._remember(outcome.record)
         else:
@@ -305,31 +376,45 @@ class Controller:
         """Find what the watch missed: by resourceVersion, so that only what differs is read."""
         records, known = frozenset(self._records), {key: each.uid for key, each in self._known.items()}
         uids = set()
-        async for meta in self._kube.channel_metadata(self._namespace):
-            uids.add(meta["uid"])
-            key = Key(meta["namespace"], meta["name"])
-            here = self._known.get(key)
-            known.pop(key, None)
-            if here is None or here.version != meta["resourceVersion"]:
-                body = await self._kube.channel(*key[:2])
-                if body:
-                    self.on_channel("MODIFIED", body)
+        for namespace in self._namespaces:
+            async for meta in self._listed(namespace):
+                uids.add(meta["uid"])
+                key = Key(meta["namespace"], meta["name"])
+                here = self._known.get(key)
+                known.pop(key, None)
+                if here is None or here.version != meta["resourceVersion"]:
+                    body = await self._kube.channel(*key[:2])
+                    if body:
+                        self.on_channel("MODIFIED", body)
         for key, uid in known.items():
             if await self._kube.channel(*key[:2]) is None:
                 self._forget(key, uid)
         self._find_orphans(records, uids)
 
+    async def _listed(self, namespace: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Metadata of the channels; of none where the CRD is gone, and all channels with it. One such answer may be a
+        proxy's: it is believed at the second resync.
+        """
+        try:
+            async for meta in self._kube.channel_metadata(namespace):
+                yield meta
+            self._crd_missing = False
+        except Gone:
+            if not self._crd_missing:
+                self._crd_missing = True
+                raise
+
     def _find_orphans(self, records: frozenset[str], uids: set[str]) -> None:
         for uid in records - uids:
             if uid in self._records:
-                self._queue.add(Key(self._namespace, self._records[uid][0], uid))
+                namespace, name, _ = self._records[uid].key
+                self._queue.add(Key(namespace, name, uid))
 
 
-def _face(body: Body) -> tuple[object, ...]:
-    """What of a channel calls for a turn when it changes. Our own writes change none of it."""
+def _face(body: Body) -> _Face:
     meta = body["metadata"]
     check_now = (meta.get("annotations") or {}).get(CHECK_NOW_ANNOTATION)
-    return meta.get("generation"), "deletionTimestamp" in meta, check_now
+    return _Face(meta.get("generation", 0), "deletionTimestamp" in meta, check_now)
 
 
 def _secret_name(body: Body) -> str:

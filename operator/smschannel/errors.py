@@ -2,7 +2,8 @@
 
     ChannelError
     ├── Retryable               try again later, with backoff; `retry_after` in seconds where the other side said it
-    │   ├── TwilioUnavailable   5xx, 429, time-outs, broken answers
+    │   ├── TwilioUnavailable   5xx, time-outs, broken answers
+    │   │   └── TwilioThrottled 429: it asks for a pause
     │   ├── KubernetesUnavailable
     │   └── Conflict            somebody wrote first: look again
     ├── Refused                 trying again alone mends nothing; carries the `Reason`
@@ -31,6 +32,10 @@ class Retryable(ChannelError):
 
 
 class TwilioUnavailable(Retryable):
+    pass
+
+
+class TwilioThrottled(TwilioUnavailable):
     pass
 
 

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from cachetools import TTLCache
+
 from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, KubernetesUnavailable, Unreadable
 from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
 from smschannel.ledger import Record
@@ -20,6 +22,7 @@ from smschannel.sealing import Keyring, SealingKey
 KEYRING_SECRET = "smschannel-keyring"  # noqa: S105  (a name)
 PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
+_SAME_EVENT = 360  # seconds
 _RECORD_LABEL = f"{GROUP}/record"
 _OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
 
@@ -46,6 +49,7 @@ class KubePort:
         self._own = operator_namespace
         self._keyring: Keyring | None = None
         self._versions: dict[str, str] = {}
+        self._events: TTLCache[tuple[object, ...], tuple[str, int]] = TTLCache(10_000, ttl=_SAME_EVENT)
 
     # Channels
 
@@ -93,24 +97,32 @@ class KubePort:
 
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         meta = channel.metadata
+        regarding = {"apiVersion": API_VERSION, "kind": KIND, "namespace": meta.namespace, "name": meta.name}
+        await self._post_event({**regarding, "uid": meta.uid}, warning=warning, reason=reason, note=note)
+
+    async def _post_event(self, regarding: Mapping[str, str], *, warning: bool, reason: str, note: str) -> None:
+        """The same again within some minutes is counted on the Event that is there."""
+        path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        same = (regarding["name"], regarding.get("uid"), reason, note)
+        name, count = self._events.get(same, (f"{regarding['name']}.{uuid.uuid4().hex[:16]}", 0))
+        self._events[same] = name, count + 1
+        if count:
+            series = {"series": {"count": count + 1, "lastObservedTime": now}}
+            with contextlib.suppress(Gone):
+                await self._write("event", "PATCH", f"{path}/{name}", series)
+                return
         event = {
-            "metadata": {"name": f"{meta.name}.{uuid.uuid4().hex[:16]}", "namespace": meta.namespace},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "metadata": {"name": name, "namespace": regarding["namespace"]},
+            "eventTime": now,
             "reportingController": f"{GROUP}/operator",
             "reportingInstance": socket.gethostname()[:128],
             "type": "Warning" if warning else "Normal",
             "action": "Reconcile",
             "reason": reason,
             "note": note[:1024],
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "namespace": meta.namespace,
-                "name": meta.name,
-                "uid": meta.uid,
-            },
+            "regarding": regarding,
         }
-        path = f"/apis/events.k8s.io/v1/namespaces/{meta.namespace}/events"
         await self._write("event", "POST", path, event)
 
     # Tenants' Secrets
@@ -222,6 +234,20 @@ class KubePort:
             self._versions[record.uid] = ""  # it may be there all the same: it is read before the next write
             raise
         self._versions[record.uid] = saved["metadata"]["resourceVersion"]
+
+    async def write_off(self, record: Record, why: str) -> None:
+        """Keep the record for people, out of the way: it is not read any more, and says what was left behind."""
+        numbers = ", ".join(f"{entry.phone_number} of {entry.account_sid}" for entry in record.entries)
+        note = f"{numbers}: not given back, since {why}"
+        meta = {
+            "labels": {_RECORD_LABEL: "written-off"},
+            "annotations": {f"{GROUP}/written-off": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"},
+        }
+        with contextlib.suppress(Gone):
+            await self._write("record_write_off", "PATCH", _core(self._own, "secrets", record.uid), {"metadata": meta})
+            regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self._own, "name": record.uid}
+            await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
+        self._versions.pop(record.uid, None)
 
     async def drop_record(self, uid: str) -> None:
         with contextlib.suppress(Gone):

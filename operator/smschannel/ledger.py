@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
 
@@ -60,7 +60,11 @@ class Entry(_Value):
 
 
 class Record(_Value):
-    """Everything that is remembered of one channel. `source` tells from which credentials the login was read."""
+    """Everything that is remembered of one channel.
+
+    `source` tells from which credentials the login was read; `owed_since` when the channel was let go of with
+    something still to be given back.
+    """
 
     uid: str
     namespace: str
@@ -68,6 +72,7 @@ class Record(_Value):
     source: str = ""
     deletion_policy: DeletionPolicy = DeletionPolicy.RESTORE
     entries: tuple[Entry, ...] = ()
+    owed_since: datetime | None = None
 
     def entry(self, number_sid: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.number_sid == number_sid), None)
@@ -94,6 +99,12 @@ class Record(_Value):
     def without(self, number_sids: Iterable[str]) -> Record:
         gone = frozenset(number_sids)
         return self.model_copy(update={"entries": tuple(e for e in self.entries if e.number_sid not in gone)})
+
+    def claims(self) -> dict[str, str]:
+        """What the channel holds, and in whose name: {number SID: uid, instance: namespace}."""
+        if not self.entries:
+            return {}
+        return {**{entry.number_sid: self.uid for entry in self.entries}, self.name: self.namespace}
 
     def encode(self) -> bytes:
         """JSON with the tokens in it: for sealing only."""
@@ -126,40 +137,103 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(re.escape("{instance_id}"), _UUID))
 
 
-class Claims(Generic[Waiter]):
-    """Which channel holds a number, and who waits for it. One event loop, so no locks.
+class Age(NamedTuple):
+    """Who comes first among those that want the same at the same time: the older resource, then the lower uid."""
 
-    A claim is reserved the moment verified credentials have seen the number, kept by the record's ledger entry,
-    and dropped with it. A holder is never displaced; `on_free` is called with each that waited when it lets go.
+    created: datetime
+    uid: str
+
+
+@dataclass
+class _Hold:
+    owner: str
+    reserved: Age | None  # None once it is kept
+
+
+class Claims(Generic[Waiter]):
+    """Who holds a thing (a number, an instance), and who waits for it. One event loop, so no locks.
+
+    A claim is reserved the moment verified credentials have seen the number; it is kept from the moment its record is
+    about to be written until the record lets go of it. What is kept is never displaced; of those that have only
+    reserved, the eldest wins. A channel claims in the name of an owner: its uid for a number, its namespace for an
+    instance, so that a channel made anew does not wait for the instance that its own predecessor still settles.
     """
 
     def __init__(self) -> None:
         self.on_free: Callable[[Waiter], object] = lambda waiter: None
-        self._holder: dict[str, str] = {}
-        self._held: dict[str, set[str]] = {}
-        self._waiting: dict[str, dict[Waiter, None]] = {}
+        self._holds: dict[str, dict[str, _Hold]] = {}  # by thing, by uid
+        self._things: dict[str, set[str]] = {}  # that a uid holds
+        self._waiting: dict[str, dict[str, tuple[Age, Waiter]]] = {}  # by thing, by uid
+        self._called: dict[str, set[str]] = {}  # for which things a uid was called, and has not had its turn yet
 
     def __len__(self) -> int:
-        return len(self._holder)
+        return len(self._holds)
 
     def holds(self, uid: str) -> bool:
-        return uid in self._held
+        return uid in self._things
 
-    def reserve(self, number_sid: str, uid: str, waiter: Waiter) -> bool:
-        """Take the number for the channel `uid`; or note `waiter`, to be told when it is let go."""
-        if self._holder.setdefault(number_sid, uid) != uid:
-            self._waiting.setdefault(number_sid, {})[waiter] = None
+    def reserve(self, thing: str, age: Age, owner: str, waiter: Waiter) -> bool:
+        """Take `thing`; or note `waiter`, to be called when it is free."""
+        holds = self._holds.get(thing, {})
+        others = {uid: hold for uid, hold in holds.items() if hold.owner != owner}
+        if any(hold.reserved is None or hold.reserved < age for hold in others.values()):
+            self._waiting.setdefault(thing, {})[age.uid] = age, waiter
             return False
-        self._held.setdefault(uid, set()).add(number_sid)
+        for uid in others:  # younger, and not kept: they find out when they try to keep it
+            self._drop(thing, uid)
+        if age.uid not in holds:
+            self._hold(thing, age.uid, _Hold(owner, age))
+        if age.uid in self._waiting.get(thing, {}):
+            self._stop_waiting(thing, age.uid)
+        return True
+
+    def keep(self, thing: str, age: Age, owner: str, waiter: Waiter) -> bool:
+        """Make a reservation final; False, and `waiter` noted, where an elder took it meanwhile."""
+        if not self.reserve(thing, age, owner, waiter):
+            return False
+        self._holds[thing][age.uid].reserved = None
         return True
 
     def hold_only(self, uid: str, record: Record | None) -> None:
-        """Bring what `uid` holds to what its record says, and tell those who waited for the rest."""
-        keep = {entry.number_sid for entry in record.entries} if record else set()
-        for number_sid in self._held.pop(uid, set()) - keep:
-            del self._holder[number_sid]
-            for waiter in self._waiting.pop(number_sid, {}):
-                self.on_free(waiter)
-        kept = {number_sid for number_sid in keep if self._holder.setdefault(number_sid, uid) == uid}
-        if kept:
-            self._held[uid] = kept
+        """Bring what `uid` holds to what its record says, and call the eldest of those who wait for the rest."""
+        kept = record.claims() if record else {}
+        let_go = self._things.get(uid, set()) - kept.keys()
+        for thing in let_go:
+            self._drop(thing, uid)
+        for thing, owner in kept.items():
+            if all(hold.owner == owner for hold in self._holds.get(thing, {}).values()):
+                self._hold(thing, uid, _Hold(owner, None))
+        for thing in let_go | self._called.pop(uid, set()):
+            self._call_next(thing)
+
+    def leave(self, uid: str) -> None:
+        """`uid` waits for nothing any more."""
+        for thing in [thing for thing, waiting in self._waiting.items() if uid in waiting]:
+            self._stop_waiting(thing, uid)
+        for thing in self._called.pop(uid, set()):
+            self._call_next(thing)
+
+    def _call_next(self, thing: str) -> None:
+        if thing in self._holds or thing not in self._waiting:
+            return
+        age, waiter = min(self._waiting[thing].values(), key=lambda waits: waits[0])
+        self._stop_waiting(thing, age.uid)
+        self._called.setdefault(age.uid, set()).add(thing)
+        self.on_free(waiter)
+
+    def _hold(self, thing: str, uid: str, hold: _Hold) -> None:
+        self._holds.setdefault(thing, {})[uid] = hold
+        self._things.setdefault(uid, set()).add(thing)
+
+    def _drop(self, thing: str, uid: str) -> None:
+        del self._holds[thing][uid]
+        if not self._holds[thing]:
+            del self._holds[thing]
+        self._things[uid].discard(thing)
+        if not self._things[uid]:
+            del self._things[uid]
+
+    def _stop_waiting(self, thing: str, uid: str) -> None:
+        self._waiting[thing].pop(uid)
+        if not self._waiting[thing]:
+            del self._waiting[thing]

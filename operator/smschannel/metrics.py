@@ -19,4 +19,6 @@ TWILIO_SECONDS = Histogram(
 KUBERNETES_WRITES = Counter("smschannel_kubernetes_writes", "Writes to the Kubernetes API by kind.", ["kind"])
 CHANNELS = Gauge("smschannel_channels", "Channels by the reason that Ready carries.", ["reason"])
 DRIFT = Counter("smschannel_drift", "Webhooks found changed behind our back, by what was done.", ["action"])
-DEBTS = Gauge("smschannel_debts", "Numbers that are held, or still to be given back.")
+CLAIMS = Gauge("smschannel_claims", "Numbers and instances that are held.")
+DEBTS = Gauge("smschannel_debts", "Numbers that should have been given back and could not be yet.")
+WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never given back: their records say why.")

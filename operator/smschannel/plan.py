@@ -6,11 +6,13 @@ tests/unit/test_plan.py:
     channel                     number at Twilio             changes, in the safe order
     wanted                      points elsewhere             finalizer, record (previous webhook), webhook
     wanted, entry is there      points elsewhere             webhook (drift), or only a report of it
+    wanted, written back often  points elsewhere             webhook, but seldom: somebody contests it
     wanted                      points at us                 none
     wanted, number was changed  new one points at us         give the old one back; then the record without it
     being deleted               points at us                 give back
     being deleted               points elsewhere, or gone    record without the entry; at last no record, no finalizer
     being deleted               cannot be reached            wait; after the grace period no finalizer, the record stays
+    gone for long               cannot be reached            the record is written off, and kept for people to look at
 """
 
 from __future__ import annotations
@@ -49,13 +51,25 @@ class Number:
     receives_sms: bool
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Who answers a number's messages instead of its webhook; `unknown` says why that cannot be seen."""
+
+    service_sid: str = ""
+    unknown: str = ""
+
+
 Debt = Number | ChannelError | None
 """What became of a number that is owed: as it is, why that could not be seen, or None where it is gone."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was found. `number` is a `Refused` where Twilio, the credentials or another channel stand in the way."""
+    """What was found. `number` is a `Refused` where Twilio, the credentials or another channel stand in the way.
+
+    `corrections` counts the checks in a row that found our webhook overwritten. `grace_over` says that a deletion
+    need not wait any longer, `deadline_over` that what is owed has been owed for too long.
+    """
 
     record: Record
     stored: bool = False
@@ -64,9 +78,12 @@ class Observed:
     source: str = ""
     number: Number | Refused | None = None
     rejected: Refused | None = None
+    routing: Routing = Routing()
     was_configured: bool = False
+    corrections: int = 0
     debts: Mapping[str, Debt] = field(default_factory=dict)
     grace_over: bool = False
+    deadline_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,17 @@ class GiveBack:
 
 @dataclass(frozen=True)
 class DropRecord:
-    pass
+    """Nothing is owed any more. `left` names numbers that keep our webhook since nobody knows what was there before."""
+
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WriteOff:
+    """Give up what is owed; `why` is for people."""
+
+    record: Record
+    why: str
 
 
 @dataclass(frozen=True)
@@ -107,17 +134,23 @@ class RemoveFinalizer:
     pass
 
 
-Change = AddFinalizer | SaveRecord | SetWebhook | GiveBack | DropRecord | RemoveFinalizer
+CONTESTED_AFTER = 3
+"""So many checks in a row that found our webhook overwritten mean that somebody keeps doing it."""
+
+Change = AddFinalizer | SaveRecord | SetWebhook | GiveBack | DropRecord | WriteOff | RemoveFinalizer
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to tell people. `effective` names what keeps the webhook from being used, where something does."""
+    """What to tell people. `effective` names what keeps the webhook from being used, where something does; `unknown`
+    says why that cannot be seen.
+    """
 
     reason: Reason
     message: str
     number_sid: str = ""
     effective: str = ""
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +176,7 @@ def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
 
 
 def plan(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
-    return _release(seen) if want is None else _configure(want, seen, template, now)
+    return _release(seen, now) if want is None else _configure(want, seen, template, now)
 
 
 def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
@@ -189,9 +222,14 @@ def _refusal(
         return Verdict(Reason.WebhookForeign, message, number.sid, effective="ForeignUrl")
     if foreign and entry and seen.was_configured and want.drift_policy is DriftPolicy.REPORT:
         message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
-        mismatch = "MethodMismatch" if number.webhook.url == want.webhook.url else "UrlMismatch"
-        return Verdict(Reason.WebhookDrifted, message, number.sid, effective=mismatch)
+        return Verdict(Reason.WebhookDrifted, message, number.sid, effective=_mismatch(number.webhook, want.webhook))
     return None
+
+
+def _mismatch(found: Webhook, wanted: Webhook) -> str:
+    if not found.url:
+        return "NotSet"
+    return "MethodMismatch" if found.url == wanted.url else "UrlMismatch"
 
 
 def _used(url: str, template: WebhookTemplate) -> bool:
@@ -222,7 +260,7 @@ def _claimed(
     wrote = entry.wrote if want.webhook.url in entry.wrote else (*entry.wrote, want.webhook.url)
     record = seen.record.with_entry(entry.model_copy(update={"wrote": wrote})).with_login(want.account_sid, login)
     source = seen.record.source if seen.rejected else seen.source
-    return record.model_copy(update={"deletion_policy": want.deletion_policy, "source": source})
+    return record.model_copy(update={"deletion_policy": want.deletion_policy, "source": source, "owed_since": None})
 
 
 def _remember_policy(want: Desired, seen: Observed) -> tuple[Change, ...]:
@@ -233,31 +271,61 @@ def _remember_policy(want: Desired, seen: Observed) -> tuple[Change, ...]:
 
 
 def _configured(number: Number, seen: Observed) -> Verdict:
+    """What is true once nothing is left to do."""
     if number.application_sid:
         message = f"The TwiML application {number.application_sid} receives this number's messages."
         return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByApplication")
+    if seen.routing.service_sid:
+        message = f"The Messaging Service {seen.routing.service_sid} receives this number's messages."
+        return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByMessagingService")
+    if seen.corrections >= CONTESTED_AFTER:
+        message = "Somebody keeps writing another webhook over ours; it is put right less often now."
+        return Verdict(Reason.WebhookContested, message, number.sid, effective="UrlMismatch")
+    unknown = seen.routing.unknown
     if seen.rejected:
-        return Verdict(Reason.TokenRejected, str(seen.rejected), number.sid)
-    return Verdict(Reason.Configured, "The number points at the instance's webhook.", number.sid)
+        return Verdict(Reason.TokenRejected, str(seen.rejected), number.sid, unknown=unknown)
+    message = "The number points at the instance's webhook."
+    for number_sid, debt in seen.debts.items():
+        entry = seen.record.entry(number_sid)
+        if entry and isinstance(debt, Refused):
+            message += f" {entry.phone_number}, which it used before, is not given back yet: {debt}"
+    return Verdict(Reason.Configured, message, number.sid, unknown=unknown)
 
 
-def _release(seen: Observed) -> Plan:
+def _release(seen: Observed, now: datetime) -> Plan:
     changes = _pay(seen, seen.record, seen.record.deletion_policy)
     if changes:
         return Plan(tuple(changes), Verdict(Reason.Releasing, "The number is being given back."))
     trouble = next((debt for debt in seen.debts.values() if isinstance(debt, ChannelError)), None)
     if trouble is None:
-        gone: list[Change] = [DropRecord()] if seen.stored else []
+        gone: list[Change] = [DropRecord(_left(seen))] if seen.stored else []
         if seen.finalizer:
             gone.append(RemoveFinalizer())
         return Plan(tuple(gone), Verdict(Reason.Releasing, "The number is given back."))
+    message = f"The number is not given back yet: {trouble}"
     letting_go: list[Change] = []
-    if seen.grace_over and seen.finalizer:
-        if seen.record.entries:
-            letting_go.append(SaveRecord(seen.record))  # with the policy that the channel has now
-        letting_go.append(RemoveFinalizer())
+    if seen.deadline_over:
+        return Plan((WriteOff(seen.record, str(trouble)),), Verdict(Reason.ReleaseFailed, message))
+    if seen.grace_over:
+        if seen.record.entries and seen.record.owed_since is None:  # with the policy that the channel has now
+            letting_go.append(SaveRecord(seen.record.model_copy(update={"owed_since": now})))
+        if seen.finalizer:
+            letting_go.append(RemoveFinalizer())
     reason = Reason.ReleaseFailed if isinstance(trouble, Refused | Unreadable) else Reason.Releasing
-    return Plan(tuple(letting_go), Verdict(reason, f"The number is not given back yet: {trouble}"))
+    return Plan(tuple(letting_go), Verdict(reason, message))
+
+
+def _left(seen: Observed) -> tuple[str, ...]:
+    """The numbers that still have our webhook, though Restore was asked for."""
+    if seen.record.deletion_policy is not DeletionPolicy.RESTORE:
+        return ()
+    return tuple(
+        entry.phone_number
+        for entry in seen.record.entries
+        if isinstance(debt := seen.debts.get(entry.number_sid), Number)
+        and entry.previous is None
+        and entry.points_at_us(debt.webhook)
+    )
 
 
 def _pay(seen: Observed, record: Record, policy: DeletionPolicy) -> list[Change]:

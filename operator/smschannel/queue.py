@@ -4,8 +4,9 @@
   its turn is under way gets one more turn afterwards.
 - A key has at most one later turn; the last word on it counts. It stays when the key is added for now.
 - Errors back off exponentially with full jitter between a floor and a ceiling.
-- Keys belong to lanes (Twilio accounts), which take turns; one lane may hold only a share of the workers, so
-  that an account whose calls hang leaves workers for the others.
+- Keys belong to lanes (Twilio accounts), which take turns. A lane earns its share of the workers: it begins with a
+  few, gets one more for each turn that went well, and falls back to one where a turn did not. So many accounts
+  whose calls hang leave workers for the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import random
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from cachetools import LRUCache
+
+_FIRST_SHARE = 4
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -38,6 +43,7 @@ class WorkQueue(Generic[Key]):
         self._clock = clock or asyncio.get_running_loop().time
         self._lanes: dict[Hashable, deque[Key]] = {}  # with keys that wait; insertion order is whose turn it is
         self._busy: dict[Hashable, int] = {}
+        self._earned: LRUCache[Hashable, int] = LRUCache(65_536)
         self._waiting: dict[Key, float] = {}  # since when
         self._running: dict[Key, Hashable] = {}
         self._again: set[Key] = set()
@@ -109,20 +115,23 @@ class WorkQueue(Generic[Key]):
                     self._rouse()  # the wake-up was ours and another worker must have it
                 raise
 
-    def done(self, key: Key) -> None:
+    def done(self, key: Key, *, well: bool = True) -> None:
+        """`well` says whether what the lane stands for did its part."""
         lane = self._running.pop(key)
+        self._earned[lane] = min(self._share(lane) + 1, self._lane_share) if well else 1
         self._busy[lane] -= 1
         if not self._busy[lane]:
             del self._busy[lane]
         if key in self._again:
             self._again.remove(key)
             self.add(key)
-        elif lane in self._lanes:
+        if lane in self._lanes:
             self._rouse()
+            self._rouse()  # the share may have grown
 
     def _next(self) -> Key | None:
         for lane, keys in self._lanes.items():
-            if self._busy.get(lane, 0) < self._lane_share:
+            if self._busy.get(lane, 0) < self._share(lane):
                 key = keys.popleft()
                 del self._lanes[lane]
                 if keys:
@@ -131,6 +140,9 @@ class WorkQueue(Generic[Key]):
                 self._running[key] = lane
                 return key
         return None
+
+    def _share(self, lane: Hashable) -> int:
+        return self._earned.get(lane, min(_FIRST_SHARE, self._lane_share))
 
     def _rouse(self) -> None:
         while self._idle:

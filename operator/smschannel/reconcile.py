@@ -22,11 +22,12 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 from pydantic import SecretStr
 
-from smschannel.conditions import condition, next_status, reason_of, still_trying
+from smschannel.conditions import UNREADABLE, condition, next_status, reason_of, still_trying
 from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioUnavailable, Unreadable
-from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
-from smschannel.metrics import DRIFT
+from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.metrics import DRIFT, WRITTEN_OFF
 from smschannel.plan import (
+    CONTESTED_AFTER,
     AddFinalizer,
     Change,
     Debt,
@@ -36,14 +37,16 @@ from smschannel.plan import (
     Number,
     Observed,
     RemoveFinalizer,
+    Routing,
     SaveRecord,
     SetWebhook,
     Verdict,
+    WriteOff,
     desired,
     plan,
 )
 from smschannel.reasons import Look, Reason
-from smschannel.resource import CREDENTIALS_LABEL, DeletionPolicy, SmsChannel
+from smschannel.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.sealing import Binding, Keyring
 
 log = structlog.get_logger()
@@ -58,9 +61,19 @@ class Key(NamedTuple):
 
 
 class Twilio(Protocol):
+    def forget_refusal(self, login: Login, account_sid: str) -> None: ...
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
     async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None: ...
     async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number: ...
+
+
+class Accounts(Protocol):
+    """What is known of whole accounts: see `inventory`."""
+
+    async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
+    async def routing(
+        self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
+    ) -> Routing: ...
 
 
 class Kube(Protocol):
@@ -68,6 +81,7 @@ class Kube(Protocol):
     async def load_record(self, uid: str) -> Record | None: ...
     async def save_record(self, record: Record) -> None: ...
     async def drop_record(self, uid: str) -> None: ...
+    async def write_off(self, record: Record, why: str) -> None: ...
     async def add_finalizer(self, channel: SmsChannel) -> None: ...
     async def remove_finalizer(self, channel: SmsChannel) -> None: ...
     async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None: ...
@@ -76,11 +90,14 @@ class Kube(Protocol):
 
 @dataclass(frozen=True)
 class Intervals:
-    """Seconds until a channel is looked at again, and how long a deletion waits for the give-back."""
+    """Seconds until a channel is looked at again; how long a deletion waits for the give-back, and how long what is
+    owed after it is tried before it is written off.
+    """
 
     drift: float
     slow: float
     deletion_grace: float
+    release_deadline: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,8 @@ class Outcome:
     """What a turn came to. `again` is seconds until the next look; None asks for a backoff between `at_least` and
     `at_most`.
 
-    `gone` says that nothing is left to look after; `record` is what is remembered now, if `stored`.
+    `gone` says that nothing is left to look after; `record` is what is remembered now, if `stored`; `owed` counts the
+    numbers that could not be given back yet; `unreachable` says that Twilio did not do its part.
     """
 
     verdict: Verdict
@@ -98,10 +116,15 @@ class Outcome:
     at_least: float | None = None
     at_most: float | None = None
     gone: bool = False
+    owed: int = 0
+    unreachable: bool = False
 
 
 _ROUNDS = 5
 """How often a plan may ask for more: three are enough, and a Twilio that does not keep what it is told needs an end."""
+
+_JUST_NOW = 5.0
+"""Seconds: what is asked for afresh may have been read for a neighbour that was asked for in the same breath."""
 
 
 class Reconciler:
@@ -109,6 +132,7 @@ class Reconciler:
         self,
         kube: Kube,
         twilio: Twilio,
+        accounts: Accounts,
         *,
         keyring: Keyring,
         template: WebhookTemplate,
@@ -118,15 +142,20 @@ class Reconciler:
     ) -> None:
         self._kube = kube
         self._twilio = twilio
+        self._accounts = accounts
         self._keyring = keyring
         self._template = template
         self._claims = claims
         self._intervals = intervals
         self._clock = clock
+        self._corrections: dict[str, int] = {}  # checks in a row that found a channel's webhook overwritten
 
-    async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
-        """One turn; `channel` is None for a record whose channel is gone. Raises what Kubernetes refuses."""
-        turn = _Turn(key, channel, desired(channel, self._template) if channel else None)
+    async def reconcile(self, key: Key, channel: SmsChannel | None, *, fresh: bool = False) -> Outcome:
+        """One turn; `channel` is None for a record whose channel is gone. `fresh` asks Twilio for everything anew.
+
+        Raises what Kubernetes refuses.
+        """
+        turn = _Turn(key, channel, desired(channel, self._template) if channel else None, fresh)
         await self._load(turn)
         try:
             await self._observe(turn)
@@ -155,15 +184,15 @@ class Reconciler:
             stored=record is not None,
             finalizer=turn.channel.has_finalizer if turn.channel else False,
             debts=debts,
-            grace_over=bool(
-                meta
-                and meta.deletion_timestamp
-                and self._clock() - meta.deletion_timestamp > timedelta(seconds=self._intervals.deletion_grace)
-            ),
+            grace_over=meta is None or self._over(meta.deletion_timestamp, self._intervals.deletion_grace),
+            deadline_over=self._over(record.owed_since if record else None, self._intervals.release_deadline),
         )
         if turn.channel and turn.channel.deleting:
             policy = turn.channel.spec.deletion_policy
             turn.seen = replace(turn.seen, record=turn.seen.record.model_copy(update={"deletion_policy": policy}))
+
+    def _over(self, since: datetime | None, seconds: float) -> bool:
+        return since is not None and self._clock() - since > timedelta(seconds=seconds)
 
     async def _observe(self, turn: _Turn) -> None:
         seen, channel, want = turn.seen, turn.channel, turn.want
@@ -180,18 +209,24 @@ class Reconciler:
             return
         try:
             login, source = await self._login(channel)
-            login, number, rejected = await self._number(turn, want, login)
+            login, number, rejected = await self._number(turn, channel, want, login, source)
+            if number.receives_sms:
+                self._claim(self._claims.reserve, turn, channel, number)
         except Refused as refused:
             turn.seen = replace(seen, number=refused)
             return
         others = [entry for entry in seen.record.entries if entry.number_sid != number.sid]
+        was_configured = _was_configured(channel, want, number)
+        max_age = _JUST_NOW if turn.fresh else None
         turn.seen = replace(
             seen,
             login=login,
             source=source,
             number=number,
             rejected=rejected,
-            was_configured=_was_configured(channel, want, number),
+            routing=await self._accounts.routing(login, want.account_sid, number.sid, max_age=max_age),
+            was_configured=was_configured,
+            corrections=self._corrected(channel, was_configured and number.webhook != want.webhook),
             debts=await self._debts(others, want.deletion_policy),
         )
 
@@ -220,10 +255,19 @@ class Reconciler:
             raise Refused(Reason.SecretKeyMissing, f"Secret {ref.name} has no token under the key {ref.key}.")
         return Login(sid=sid, token=SecretStr(token)), secret_source(ref.name, secret["metadata"]["resourceVersion"])
 
-    async def _number(self, turn: _Turn, want: Desired, login: Login) -> tuple[Login, Number, Refused | None]:
+    async def _number(
+        self, turn: _Turn, channel: SmsChannel, want: Desired, login: Login, source: str
+    ) -> tuple[Login, Number, Refused | None]:
         """The wanted number and the login that found it; with the refusal of a newer login, if an older one did."""
         rejected = None
         known = turn.seen.record.login_for(want.account_sid)
+        if turn.fresh:
+            for each in {login, known or login}:
+                self._twilio.forget_refusal(each, want.account_sid)
+        elif source == turn.seen.record.source and _is_configured(channel, want):
+            number = await self._confirmed(want, login)
+            if number:
+                return login, number, None
         try:
             number = await self._twilio.find_number(login, want.account_sid, want.phone_number)
         except Refused as refused:
@@ -237,9 +281,37 @@ class Reconciler:
         if number is None:
             message = f"Account {want.account_sid} has no number {want.phone_number}."
             raise Refused(Reason.NumberNotFound, message)
-        if number.receives_sms and not self._claims.reserve(number.sid, turn.uid, turn.key):
-            raise Refused(Reason.NumberInUse, f"{want.phone_number} already serves another channel.")
         return login, number, rejected
+
+    async def _confirmed(self, want: Desired, login: Login) -> Number | None:
+        """The number, where the account's pages show that all is well; whatever else they show is looked at itself."""
+        try:
+            number = await self._accounts.number(login, want.account_sid, want.phone_number)
+        except Refused:
+            return None
+        well = number and number.webhook == want.webhook and number.receives_sms and not number.application_sid
+        return number if well else None
+
+    def _claim(
+        self, claim: Callable[[str, Age, str, Key], bool], turn: _Turn, channel: SmsChannel, number: Number
+    ) -> None:
+        """The number is this channel's, and the instance this namespace's; or `Refused`, which names no holder."""
+        meta = channel.metadata
+        age = Age(meta.creation_timestamp, meta.uid)
+        if not claim(number.sid, age, meta.uid, turn.key):
+            raise Refused(Reason.NumberInUse, f"{number.phone_number} already serves another channel.")
+        if not claim(meta.name, age, meta.namespace, turn.key):
+            raise Refused(Reason.InstanceInUse, "This instance already has a channel in another namespace.")
+
+    def _corrected(self, channel: SmsChannel, overwritten: bool) -> int:
+        """How many checks in a row found the webhook overwritten, this one among them."""
+        uid = channel.metadata.uid
+        if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
+            self._corrections.pop(uid, None)
+            return 0
+        contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
+        count = self._corrections[uid] = 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
+        return count
 
     async def _debts(self, entries: Iterable[Entry], policy: DeletionPolicy) -> dict[str, Debt]:
         """What became of the numbers that are not wanted any more; nobody is asked for what may stay as it is."""
@@ -260,7 +332,7 @@ class Reconciler:
         """The token may have been rotated since it was recorded: the channel's credentials of today may still pay."""
         try:
             login, _ = await self._login(channel)
-        except Refused:
+        except ChannelError:  # also where the namespace is going, and with it the right to read its Secrets
             return seen, debts
         record = seen.record.with_login(channel.spec.account_sid, login)
         tried = await self._debts(record.entries, record.deletion_policy)
@@ -290,11 +362,21 @@ class Reconciler:
                 await self._kube.remove_finalizer(channel)
                 return replace(seen, finalizer=False)
             case SaveRecord(record):
+                if channel and turn.want and isinstance(seen.number, Number):
+                    self._claim(self._claims.keep, turn, channel, seen.number)
                 await self._kube.save_record(record)
                 return replace(seen, record=record, stored=True)
-            case DropRecord():
+            case DropRecord(left):
+                if left:
+                    await self._tell_left(turn, left)
                 await self._kube.drop_record(turn.uid)
                 return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
+            case WriteOff(record, why):
+                await self._kube.write_off(record, why)
+                WRITTEN_OFF.inc(len(record.entries))
+                owed = ", ".join(entry.phone_number for entry in record.entries)
+                log.error("written off", channel=record.name, namespace=record.namespace, numbers=owed, why=why)
+                return replace(seen, record=record.model_copy(update={"entries": ()}), stored=False, debts={})
             case SetWebhook(login, account_sid, number_sid, webhook):
                 try:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
@@ -322,12 +404,15 @@ class Reconciler:
             kept = still_trying(turn.channel.status, str(error), generation=generation, now=self._clock())
             if kept is not None:
                 await self._write_status(turn.channel, kept)
-                return Outcome(verdict, turn.seen.record, turn.seen.stored, at_least=error.retry_after)
-        return replace(await self._report(turn, verdict), again=None, at_least=error.retry_after)
+                return Outcome(
+                    verdict, turn.seen.record, turn.seen.stored, at_least=error.retry_after, unreachable=True
+                )
+        return replace(await self._report(turn, verdict), again=None, at_least=error.retry_after, unreachable=True)
 
     async def _report(self, turn: _Turn, verdict: Verdict) -> Outcome:
         owed = [debt for debt in turn.seen.debts.values() if isinstance(debt, ChannelError)]
-        asked = [debt.retry_after for debt in owed if isinstance(debt, Retryable) and debt.retry_after]
+        later = [debt for debt in owed if isinstance(debt, Retryable)]
+        asked = [debt.retry_after for debt in later if debt.retry_after]
         outcome = Outcome(
             verdict,
             turn.seen.record,
@@ -335,9 +420,12 @@ class Reconciler:
             again=None if owed else self._again(verdict.reason),
             at_least=max(asked, default=None),
             at_most=self._grace_left(turn.channel),
+            owed=len(owed),
+            unreachable=bool(later),
         )
         channel = turn.channel
         if channel is None or (channel.deleting and not turn.seen.finalizer):
+            self._corrections.pop(turn.uid, None)
             return replace(outcome, gone=not turn.seen.stored)
         before = channel.status
         after = next_status(
@@ -348,11 +436,14 @@ class Reconciler:
             now=self._clock(),
         )
         await self._write_status(channel, after)
+        told = reason_of(before)
         if turn.drifted:
             DRIFT.labels("corrected").inc()
-            note = "Somebody changed the number's webhook at Twilio; it is put right."
-            await self._tell(channel, warning=True, reason="DriftCorrected", note=note)
-        told = reason_of(before)
+            if verdict.reason is not Reason.WebhookContested:
+                note = "Somebody changed the number's webhook at Twilio; it is put right."
+                await self._tell(channel, warning=True, reason="DriftCorrected", note=note)
+        elif verdict.reason is Reason.WebhookDrifted and told is not verdict.reason:
+            DRIFT.labels("reported").inc()
         if verdict.reason is not told and not (told is None and verdict.reason is Reason.Configured):
             warning = verdict.reason.ready == "False" and verdict.reason is not Reason.Releasing
             warning = warning or verdict.reason is Reason.TokenRejected
@@ -372,6 +463,12 @@ class Reconciler:
         if status != channel.status:
             with contextlib.suppress(Gone):
                 await self._kube.write_status(channel, status)
+
+    async def _tell_left(self, turn: _Turn, left: tuple[str, ...]) -> None:
+        note = f"What {', '.join(left)} pointed at before is not known, so it keeps pointing at the instance's webhook."
+        log.warning("left as it is", channel=turn.key.name, numbers=", ".join(left))
+        if turn.channel:
+            await self._tell(turn.channel, warning=True, reason="PreviousUnknown", note=note)
 
     async def _tell(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         """Events are a courtesy: where they are refused, the conditions still say it."""
@@ -395,6 +492,7 @@ class _Turn:
     key: Key
     channel: SmsChannel | None
     want: Desired | None
+    fresh: bool
     drifted: bool = False
 
     def __post_init__(self) -> None:
@@ -411,6 +509,16 @@ def secret_source(name: str, resource_version: str) -> str:
     return f"secret/{name}@{resource_version}"
 
 
+def _is_configured(channel: SmsChannel, want: Desired) -> bool:
+    """Whether all was well with this very specification when it was looked at last."""
+    status = channel.status
+    return (
+        reason_of(status) is Reason.Configured
+        and status.get("observedGeneration") == channel.metadata.generation
+        and status.get("webhookUrl") == want.webhook.url
+    )
+
+
 def _was_configured(channel: SmsChannel, want: Desired, number: Number) -> bool:
     """Whether this number was pointed at this URL before, so that another one now is drift."""
     status = channel.status
@@ -423,4 +531,11 @@ def _was_configured(channel: SmsChannel, want: Desired, number: Number) -> bool:
     )
 
 
-_MISMATCHES = {"UrlMismatch", "MethodMismatch", "OverriddenByApplication"}
+_MISMATCHES = {
+    "NotSet",
+    "UrlMismatch",
+    "MethodMismatch",
+    "OverriddenByApplication",
+    "OverriddenByMessagingService",
+    UNREADABLE,
+}

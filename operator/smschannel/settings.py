@@ -72,8 +72,11 @@ class Settings(BaseSettings):
     former_webhook_url_templates: Annotated[tuple[Template, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="Templates used before, separated by spaces: their URLs are ours too."
     )
-    channel_namespace: Namespace = Field(
-        default="sms-channels", description="The namespace whose channels are managed; e.g. sms-channels."
+    channel_namespaces: Annotated[tuple[Namespace, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=("sms-channels",),
+        min_length=1,
+        description="The namespaces whose channels are managed, separated by spaces. An instance has one channel in all"
+        " of them.",
     )
     operator_namespace: Namespace = Field(
         default="sms-operator", description="Where keyring and records are kept: nobody else may read it."
@@ -97,6 +100,11 @@ class Settings(BaseSettings):
     retry_ceiling_seconds: Seconds = Field(default=300, gt=0, description="The longest wait after an error.")
     deletion_grace_seconds: Seconds = Field(
         default=120, ge=0, description="How long a deletion waits for the number to be given back."
+    )
+    release_deadline_seconds: Seconds = Field(
+        default=604800,
+        ge=0,
+        description="How long a number whose channel is gone is tried to be given back, before it is written off.",
     )
     http_host: str = Field(default="127.0.0.1", description="Address for /metrics, /healthz and /readyz.")
     http_port: int = Field(default=8080, ge=0, le=65535, description="Port for them.")

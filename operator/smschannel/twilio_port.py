@@ -1,4 +1,5 @@
-"""What a reconcile asks of Twilio: find a number, read it, and set its `SmsUrl` and `SmsMethod`. Nothing else.
+"""What is asked of Twilio: numbers, one by one or in pages, and Messaging Services are read; a number's `SmsUrl` and
+`SmsMethod` are set. Nothing else.
 
 Requests are twilio-python's; they travel over one shared session that has real time-outs, never follows a
 redirect, and turns Twilio's answers into this package's errors before the library sees them.
@@ -6,14 +7,11 @@ redirect, and turns Twilio's answers into this package's errors before the libra
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 import aiohttp
 from twilio.base.exceptions import TwilioException
@@ -22,7 +20,8 @@ from twilio.http.response import Response
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
 
-from smschannel.errors import ChannelError, Gone, Refused, TwilioUnavailable, retry_after_seconds
+from smschannel.errors import ChannelError, Gone, Refused, TwilioThrottled, TwilioUnavailable, retry_after_seconds
+from smschannel.gate import Gate
 from smschannel.ledger import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
 from smschannel.plan import Number
@@ -32,40 +31,46 @@ _NO_ENVIRONMENT = {"": ""}
 """Not empty, or twilio-python would read TWILIO_* of the process: another's token, or another host."""
 
 _SUSPENDED = {20005, 20403, 10001}
-_WEBHOOK_REFUSED = {21402, 21403, 21406}
+_WEBHOOK_REFUSED = {21402, 21403}
+_PAGE = 1000
 _LACKS_SMS = {21407}
 
 
 class TwilioPort:
     """Observing never modifies; setting a webhook twice is the same as once.
 
-    Raises `TwilioUnavailable`, or `Refused` where trying again alone mends nothing.
+    Raises `TwilioUnavailable`, or `Refused` where trying again alone mends nothing; at once, without a call, where
+    the gate knows the answer.
     """
 
-    def __init__(self, *, api_origin: str, messaging_origin: str, concurrency: int, timeout: float) -> None:
+    def __init__(self, gate: Gate, *, api_origin: str, messaging_origin: str, timeout: float) -> None:
+        self._gate = gate
         self._origins = {
             "https://api.twilio.com": api_origin,
             "https://messaging.twilio.com": messaging_origin,
         }
-        self._concurrency = concurrency
         self._timeout = timeout
         self._transport: _Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._transport = _Transport(self._origins, self._concurrency, self._timeout)
+        self._transport = _Transport(self._origins, self._timeout)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._transport:
             await self._transport.session.close()
 
+    def forget_refusal(self, login: Login, account_sid: str) -> None:
+        self._gate.forget_refusal(login, account_sid)
+
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         """The number of the account that is exactly `phone_number`; None where it has none."""
         numbers = self._account(login, account_sid).incoming_phone_numbers
         try:
-            with _understood():
-                found = await numbers.list_async(phone_number=phone_number)  # matches parts of numbers too
-                return next((_number(each) for each in found if each.phone_number == phone_number), None)
+            async with self._gate.call(login, account_sid):
+                with _understood():
+                    found = await numbers.list_async(phone_number=phone_number)  # matches parts of numbers too
+                    return next((_number(each) for each in found if each.phone_number == phone_number), None)
         except Gone:
             return None
 
@@ -73,26 +78,61 @@ class TwilioPort:
         """The number with this SID; None where it is gone from the account."""
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
         try:
-            with _understood():
-                return _number(await number.fetch_async())
+            async with self._gate.call(login, account_sid):
+                with _understood():
+                    return _number(await number.fetch_async())
         except Gone:
             return None
 
     async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number:
         """Returns the number as it is afterwards, from Twilio's answer. Raises `Gone` too."""
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
-        with _understood():
-            return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
+        async with self._gate.call(login, account_sid):
+            with _understood():
+                return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
 
-    def _account(self, login: Login, account_sid: str) -> Any:
-        client = Client(
+    async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
+        """The account's numbers, up to 1,000 with each call."""
+        numbers = self._account(login, account_sid).incoming_phone_numbers
+        page: Any = None
+        while True:
+            async with self._gate.call(login, account_sid):
+                with _understood():
+                    page = await (page.next_page_async() if page else numbers.page_async(page_size=_PAGE))
+                    here = [_number(each) for each in page or ()]
+            yield here
+            if not page or not page.next_page_url:
+                return
+
+    async def overriding_services(self, login: Login, account_sid: str) -> dict[str, str]:
+        """Which of the account's numbers a Messaging Service answers for, as {number SID: service SID}.
+
+        A page of services costs one call; each service that does not leave its messages to the number's webhook,
+        one more for 1,000 numbers of its own.
+        """
+        messaging = self._client(login, account_sid).messaging.v1
+        overridden: dict[str, str] = {}
+        async with self._gate.call(login, "messaging"):
+            with _understood():
+                for service in await messaging.services.list_async(page_size=_PAGE):
+                    if service.use_inbound_webhook_on_number or service.account_sid != account_sid:
+                        continue
+                    members = messaging.services(service.sid).phone_numbers
+                    for member in await members.list_async(page_size=_PAGE):
+                        overridden[str(member.sid)] = str(service.sid)
+        return overridden
+
+    def _client(self, login: Login, account_sid: str) -> Any:
+        return Client(
             login.sid,
             login.token.get_secret_value(),
             account_sid,
             http_client=self._transport,
             environment=_NO_ENVIRONMENT,
         )
-        return client.api.v2010.accounts(account_sid)
+
+    def _account(self, login: Login, account_sid: str) -> Any:
+        return self._client(login, account_sid).api.v2010.accounts(account_sid)
 
 
 @contextmanager
@@ -107,7 +147,7 @@ def _understood() -> Iterator[None]:
 class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
     """twilio-python's seam, one method wide."""
 
-    def __init__(self, origins: Mapping[str, str], concurrency: int, timeout: float) -> None:
+    def __init__(self, origins: Mapping[str, str], timeout: float) -> None:
         self.is_async = True  # the base class would keep a logger that prints SIDs and phone numbers
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -115,8 +155,6 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._origins = origins
-        self._concurrency = concurrency
-        self._slots: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
 
     async def request(
         self,
@@ -130,22 +168,21 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         allow_redirects: bool = False,
     ) -> Response:
         assert auth, "twilio-python was given a login"
-        slots = self._slots_of(auth)
-        origin, slash, path = url.partition("/2010-04-01/")
-        async with slots:
-            status, answer, retry_after = await self._send(
-                method, self._origins[origin] + slash + path, params, data, aiohttp.encode_basic_auth(*auth)
-            )
+        url = self._configured(url)
+        status, answer, retry_after = await self._send(method, url, params, data, aiohttp.encode_basic_auth(*auth))
         if status < 300:
             return Response(status, answer)
         raise twilio_error(status, answer, retry_after)
 
-    def _slots_of(self, auth: tuple[str, str]) -> asyncio.Semaphore:
-        digest = hashlib.sha256("\0".join(auth).encode()).digest()
-        slots = self._slots.get(digest)
-        if slots is None:
-            slots = self._slots[digest] = asyncio.Semaphore(self._concurrency)
-        return slots
+    def _configured(self, url: str) -> str:
+        """Twilio's origin exchanged for the configured one. Links to further pages come from answers: a login is
+        sent nowhere else, whatever they say.
+        """
+        for known, configured in self._origins.items():
+            for origin in (known, configured):
+                if url.startswith(f"{origin}/"):
+                    return configured + url.removeprefix(origin)
+        raise TwilioUnavailable("Twilio's answer names a further page that is not at Twilio.")
 
     async def _send(
         self,
@@ -156,7 +193,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         authorization: str,
     ) -> tuple[int, str, float | None]:
         """Status, body (JSON, checked) and Retry-After in seconds."""
-        kind = "set_webhook" if method == "POST" else "find_number" if params else "fetch_number"
+        kind = _kind(method, url, params or {})
         query = {name: str(value) for name, value in (params or {}).items()}
         started = time.perf_counter()
         outcome = "error"
@@ -180,6 +217,17 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         return response.status, answer, retry_after_seconds(response.headers.get("Retry-After"))
 
 
+def _kind(method: str, url: str, params: Mapping[str, object]) -> str:
+    """For the metrics."""
+    if method == "POST":
+        return "set_webhook"
+    if "/v1/Services" in url:
+        return "read_services"
+    if "PhoneNumber" in params:
+        return "find_number"
+    return "fetch_number" if "/IncomingPhoneNumbers/PN" in url else "list_numbers"
+
+
 def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:
     """Twilio's refusal as one of our errors: from the HTTP status and the code in the body, never from its words."""
     try:
@@ -187,7 +235,9 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
     except (TwilioUnavailable, TypeError, ValueError, OverflowError):
         code = 0
     told = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
-    if status == 429 or status >= 500:
+    if status == 429:
+        return TwilioThrottled(f"{told}.", retry_after)
+    if status >= 500:
         return TwilioUnavailable(f"{told}.", retry_after)
     if code in _SUSPENDED:
         return Refused(Reason.AccountSuspended, f"The Twilio account is suspended or closed ({told}).")
@@ -197,6 +247,9 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
         return Refused(Reason.AuthenticationFailed, f"Twilio refuses the credentials ({told}).")
     if code in _LACKS_SMS:
         return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({told}).")
+    if code == 21406:
+        message = f"Twilio does not clear the webhook of a number that has a fallback URL ({told})."
+        return Refused(Reason.WebhookRefused, message)
     if code in _WEBHOOK_REFUSED:
         return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({told}).")
     if code == 20404:  # a 404 without it is a proxy's or a wrong URL's: nothing may be written off for that

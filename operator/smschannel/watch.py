@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import kopf
@@ -20,7 +20,7 @@ from smschannel.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 
 
 async def watch(
-    api: KubeApi, controller: Controller, namespace: str, *, stop: asyncio.Event, over: asyncio.Event
+    api: KubeApi, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
     """Until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
     registry = kopf.OperatorRegistry()
@@ -49,7 +49,7 @@ async def watch(
         controller.on_secret(event["type"], event["object"])
 
     tasks = await kopf.spawn_tasks(
-        registry=registry, settings=_settings(), standalone=True, namespaces=[namespace], stop_flag=over
+        registry=registry, settings=_settings(), standalone=True, namespaces=namespaces, stop_flag=over
     )
     for each in (signal.SIGTERM, signal.SIGINT):  # kopf has just put its own handlers there
         asyncio.get_running_loop().add_signal_handler(each, stop.set)

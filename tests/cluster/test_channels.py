@@ -353,7 +353,8 @@ def test_nothing_is_written_and_nothing_asked_when_nothing_changed(stack: Stack)
     for name in names:
         assert stack.channels.get(name=name, namespace=CHANNELS).metadata.resourceVersion == versions[name]
     calls = stack.twin_call("GET", f"/journal?account={account['account_sid']}")["entries"]
-    assert [call["kind"] for call in calls] == ["numbers", "number"], "only the new channel's two calls"
+    asked = [call["kind"] for call in calls]
+    assert asked == ["numbers", "services", "number"], "only the new channel's two calls, and one for its account"
 
 
 def check_now(stack: Stack, manifest: Any) -> None:

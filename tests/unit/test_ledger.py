@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.resource import DeletionPolicy
 
 TOKEN = "5e5c0ffee5e5c0ffee5e5c0ffee5e5c0"
@@ -176,108 +176,175 @@ def test_a_template_makes_what_it_knows(instance: object) -> None:
 # Claims
 
 
-class Told(list[str]):
-    """Who was told that a number is free, in order."""
+class Called(list[str]):
+    """Who was called since a number is free, in order."""
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def called() -> Called:
+    return Called()
 
 
 @pytest.fixture
-def claims(told: Told) -> Claims[str]:
+def claims(called: Called) -> Claims[str]:
     claims = Claims[str]()
-    claims.on_free = told.append
+    claims.on_free = called.append
     return claims
 
 
-def test_the_first_to_reserve_holds_and_a_holder_is_never_displaced(claims: Claims[str], told: Told) -> None:
-    assert claims.reserve("PN1", "uid-1", "one")
-    assert not claims.reserve("PN1", "uid-2", "two")
-    assert claims.reserve("PN1", "uid-1", "one"), "reserving again is the same as once"
-    assert len(claims) == 1
-    assert told == []
+def age(uid: str, day: int = 1) -> Age:
+    return Age(datetime(2026, 1, day, tzinfo=UTC), uid)
 
 
-def test_a_record_does_not_displace_a_holder_either(claims: Claims[str], told: Told) -> None:
-    claims.reserve("PN1", "uid-1", "one")
-    claims.hold_only("uid-2", record(entry("PN1")))
-    assert claims.reserve("PN1", "uid-1", "one")
-    assert not claims.reserve("PN1", "uid-2", "two")
-    claims.hold_only("uid-2", None)
-    assert not claims.reserve("PN1", "uid-2", "two"), "who does not hold a number cannot let it go"
-    assert told == []
+def reserve(claims: Claims[str], number: str, uid: str, day: int = 1) -> bool:
+    return claims.reserve(number, age(uid, day), uid, f"waiter {uid}")
+
+
+def keep(claims: Claims[str], number: str, uid: str, day: int = 1) -> bool:
+    return claims.keep(number, age(uid, day), uid, f"waiter {uid}")
+
+
+def kept(uid: str, *numbers: str) -> Record:
+    return record(*map(entry, numbers)).model_copy(update={"uid": uid, "name": f"instance of {uid}"})
+
+
+def test_what_is_kept_is_never_displaced(claims: Claims[str], called: Called) -> None:
+    assert reserve(claims, "PN1", "young", day=2)
+    assert keep(claims, "PN1", "young", day=2)
+    assert not reserve(claims, "PN1", "old"), "an older resource comes too late"
+    assert reserve(claims, "PN1", "young", day=2), "reserving again is the same as once"
+    assert called == []
+
+
+def test_of_two_at_the_same_time_the_older_resource_wins(claims: Claims[str]) -> None:
+    assert reserve(claims, "PN1", "young", day=2)
+    assert reserve(claims, "PN1", "old", day=1)
+    assert not keep(claims, "PN1", "young", day=2), "the younger finds out before it writes anything"
+    assert keep(claims, "PN1", "old", day=1)
+
+
+def test_of_two_of_the_same_age_the_lower_uid_wins(claims: Claims[str]) -> None:
+    assert reserve(claims, "PN1", "b")
+    assert reserve(claims, "PN1", "a")
+    assert not reserve(claims, "PN1", "b")
+
+
+def test_a_record_does_not_displace_a_holder_either(claims: Claims[str], called: Called) -> None:
+    reserve(claims, "PN1", "one")
+    claims.hold_only("two", kept("two", "PN1"))
+    assert reserve(claims, "PN1", "one")
+    assert not reserve(claims, "PN1", "two")
+    claims.hold_only("two", None)
+    assert not reserve(claims, "PN1", "two"), "who does not hold a number cannot let it go"
+    assert called == []
 
 
 def test_a_record_holds_what_it_lists(claims: Claims[str]) -> None:
-    claims.hold_only("uid-1", record(entry("PN1"), entry("PN2")))
-    assert len(claims) == 2
-    assert not claims.reserve("PN2", "uid-2", "two")
-
-
-def test_a_record_keeps_a_reservation(claims: Claims[str], told: Told) -> None:
-    claims.reserve("PN1", "uid-1", "one")
-    claims.reserve("PN1", "uid-2", "two")
-    claims.hold_only("uid-1", record(entry("PN1")))
-    assert told == []
-    assert not claims.reserve("PN1", "uid-2", "two")
+    claims.hold_only("one", kept("one", "PN1", "PN2"))
+    assert claims.holds("one")
+    assert not reserve(claims, "PN2", "two")
 
 
 @pytest.mark.parametrize(
     ("left", "reason"),
     [
         (None, "there is no record any more"),
-        (record(), "the record has no entries any more"),
-        (record(entry("PN2")), "the channel went on to another number"),
+        (kept("one"), "the record has no entries any more"),
+        (kept("one", "PN2"), "the channel went on to another number"),
     ],
 )
-def test_who_waits_is_told_once_and_takes_over(
-    claims: Claims[str], told: Told, left: Record | None, reason: str
+def test_the_eldest_who_waits_is_called_first(
+    claims: Claims[str], called: Called, left: Record | None, reason: str
 ) -> None:
-    claims.reserve("PN1", "uid-1", "one")
-    for waiter in ("two", "three", "two"):
-        assert not claims.reserve("PN1", f"uid-{waiter}", waiter)
-    claims.hold_only("uid-1", left)
-    assert told == ["two", "three"], reason
-    assert claims.reserve("PN1", "uid-three", "three"), "whoever asks first"
-    assert not claims.reserve("PN1", "uid-two", "two")
-    claims.hold_only("uid-1", left)
-    assert told == ["two", "three"], "who lost the race before is not told again for nothing"
-    claims.hold_only("uid-three", None)
-    assert told == ["two", "three", "two"], "who lost the race waits again"
+    claims.hold_only("one", kept("one", "PN1"))
+    for uid, day in (("three", 3), ("two", 2), ("three", 3)):
+        assert not reserve(claims, "PN1", uid, day)
+    claims.hold_only("one", left)
+    assert called == ["waiter two"], reason
+    assert keep(claims, "PN1", "two", day=2)
+    claims.hold_only("two", kept("two", "PN1"))
+    assert called == ["waiter two"], "nobody else is woken for nothing"
+    claims.hold_only("two", None)
+    assert called == ["waiter two", "waiter three"]
 
 
-def test_only_those_who_wait_for_that_number_are_told(claims: Claims[str], told: Told) -> None:
-    claims.hold_only("uid-1", record(entry("PN1"), entry("PN2")))
-    claims.reserve("PN1", "uid-2", "for PN1")
-    claims.reserve("PN2", "uid-3", "for PN2")
-    claims.hold_only("uid-1", record(entry("PN1")))
-    assert told == ["for PN2"]
+def test_a_called_one_that_does_not_take_it_passes_the_call_on(claims: Claims[str], called: Called) -> None:
+    claims.hold_only("one", kept("one", "PN1"))
+    for uid, day in (("two", 2), ("three", 3)):
+        reserve(claims, "PN1", uid, day)
+    claims.hold_only("one", None)
+    claims.hold_only("two", None)  # its token is refused by now
+    assert called == ["waiter two", "waiter three"]
+
+
+def test_a_called_one_that_is_deleted_passes_the_call_on(claims: Claims[str], called: Called) -> None:
+    claims.hold_only("one", kept("one", "PN1"))
+    for uid, day in (("two", 2), ("three", 3)):
+        reserve(claims, "PN1", uid, day)
+    claims.hold_only("one", None)
+    claims.leave("two")
+    assert called == ["waiter two", "waiter three"]
+
+
+def test_who_left_is_not_called(claims: Claims[str], called: Called) -> None:
+    claims.hold_only("one", kept("one", "PN1"))
+    reserve(claims, "PN1", "two")
+    claims.leave("two")
+    claims.hold_only("one", None)
+    assert called == []
+
+
+def test_only_those_who_wait_for_that_number_are_called(claims: Claims[str], called: Called) -> None:
+    claims.hold_only("one", kept("one", "PN1", "PN2"))
+    reserve(claims, "PN1", "two")
+    reserve(claims, "PN2", "three")
+    claims.hold_only("one", kept("one", "PN1"))
+    assert called == ["waiter three"]
+
+
+def test_an_instance_is_its_namespaces(claims: Claims[str]) -> None:
+    """A channel made anew must not wait for the debts of its predecessor; another namespace's must."""
+    claims.hold_only("one", kept("one", "PN1"))
+    instance, namespace = "instance of one", "sms-channels"
+    assert claims.keep(instance, age("successor"), namespace, "waiter")
+    assert not claims.reserve(instance, age("stranger"), "another-namespace", "waiter")
+    claims.hold_only("one", None)
+    assert not claims.reserve(instance, age("stranger"), "another-namespace", "waiter"), "the successor serves it"
 
 
 def test_nothing_is_kept_of_those_who_let_go(claims: Claims[str]) -> None:
-    claims.reserve("PN1", "uid-1", "one")
-    claims.hold_only("uid-1", None)
-    claims.hold_only("uid-1", None)
+    reserve(claims, "PN1", "one")
+    claims.hold_only("one", None)
+    claims.hold_only("one", None)
     assert len(claims) == 0
+    assert not claims.holds("one")
 
 
 @settings(deadline=None)
 @given(
     steps=st.lists(
-        st.tuples(st.booleans(), st.sampled_from(("PN1", "PN2")), st.sampled_from(("a", "b", "c"))), max_size=30
+        st.tuples(
+            st.sampled_from(("reserve", "keep", "hold", "let go", "leave")),
+            st.sampled_from(("PN1", "PN2")),
+            st.sampled_from(("a", "b", "c")),
+        ),
+        max_size=40,
     )
 )
-def test_a_number_never_has_two_holders(steps: list[tuple[bool, str, str]]) -> None:
-    claims = Claims[str]()
-    holder: dict[str, str] = {}
-    for takes, number, uid in steps:
-        if takes:
-            assert claims.reserve(number, uid, uid) is (holder.setdefault(number, uid) == uid)
+def test_a_number_never_has_two_keepers_and_no_call_is_lost(steps: list[tuple[str, str, str]]) -> None:
+    claims, called = Claims[str](), list[str]()
+    claims.on_free = called.append
+    keeper: dict[str, str] = {}
+    for step, number, uid in steps:
+        if step == "reserve":
+            assert not (reserve(claims, number, uid) and keeper.get(number, uid) != uid)
+        elif step == "keep":
+            if keep(claims, number, uid):
+                assert keeper.setdefault(number, uid) == uid
+        elif step == "leave":
+            claims.leave(uid)
         else:
-            claims.hold_only(uid, record(entry(number)))
-            for each in [each for each, by in holder.items() if by == uid and each != number]:
-                del holder[each]
-            holder.setdefault(number, uid)
-        assert len(claims) == len(holder)
+            mine = [each for each, by in keeper.items() if by == uid]
+            kept_on = mine if step == "hold" else []
+            claims.hold_only(uid, kept(uid, *kept_on))
+            keeper = {each: by for each, by in keeper.items() if by != uid or each in kept_on}

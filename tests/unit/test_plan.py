@@ -26,8 +26,10 @@ from smschannel.plan import (
     Number,
     Observed,
     RemoveFinalizer,
+    Routing,
     SaveRecord,
     SetWebhook,
+    WriteOff,
     desired,
     plan,
 )
@@ -279,6 +281,51 @@ CHANGED = (
         "OverriddenByApplication",
     ),
     Row(
+        "a Messaging Service takes the messages: the same",
+        WANT,
+        replace(SET, routing=Routing(service_sid="MG1")),
+        (),
+        Reason.WebhookOverridden,
+        "OverriddenByMessagingService",
+    ),
+    Row(
+        "who may not read Messaging Services has a working channel all the same",
+        WANT,
+        replace(SET, routing=Routing(unknown="They cannot be read.")),
+        (),
+        Reason.Configured,
+    ),
+    Row(
+        "a webhook that is gone is told from one that points elsewhere",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, number=at(UNUSED), was_configured=True),
+        (),
+        Reason.WebhookDrifted,
+        "NotSet",
+    ),
+    Row(
+        "two corrections in a row are accidents",
+        WANT,
+        replace(SET, number=at(ELSEWHERE), was_configured=True, corrections=2),
+        (SET_IT,),
+        Reason.Configured,
+    ),
+    Row(
+        "the third is a fight: it is put right, seldom from now on, and told",
+        WANT,
+        replace(SET, number=at(ELSEWHERE), was_configured=True, corrections=3),
+        (SET_IT,),
+        Reason.WebhookContested,
+        "UrlMismatch",
+    ),
+    Row(
+        "a channel that lives again owes nothing for having been gone",
+        WANT,
+        replace(SET, record=kept(owed_since=EARLIER)),
+        (SaveRecord(RECORD),),
+        Reason.Configured,
+    ),
+    Row(
         "a number without SMS is neither claimed nor written",
         WANT,
         replace(NEW, number=replace(NUMBER, receives_sms=False)),
@@ -429,10 +476,10 @@ DELETED = (
         Reason.Releasing,
     ),
     Row(
-        "Restore leaves a webhook whose predecessor is not known",
+        "Restore leaves a webhook whose predecessor is not known, and says which number that is",
         None,
         replace(GOING, record=owing(previous=None)),
-        (DropRecord(), RemoveFinalizer()),
+        (DropRecord(left=(WANT.phone_number,)), RemoveFinalizer()),
         Reason.Releasing,
     ),
     Row(
@@ -488,14 +535,42 @@ DELETED = (
         "after the grace period the resource goes; the record stays, with the policy that the channel had last",
         None,
         replace(GOING, record=kept(deletion_policy=DeletionPolicy.CLEAR), debts={"PN1": DOWN}, grace_over=True),
-        (SaveRecord(kept(deletion_policy=DeletionPolicy.CLEAR)), RemoveFinalizer()),
+        (SaveRecord(kept(deletion_policy=DeletionPolicy.CLEAR, owed_since=NOW)), RemoveFinalizer()),
         Reason.Releasing,
     ),
     Row(
-        "after the grace period a record without a channel just waits for Twilio",
+        "a record whose channel went by force is owed from the moment that is seen",
         None,
         replace(GOING, finalizer=False, debts={"PN1": DOWN}, grace_over=True),
+        (SaveRecord(kept(owed_since=NOW)),),
+        Reason.Releasing,
+    ),
+    Row(
+        "a record without a channel just waits for Twilio, and the clock on it is not set back",
+        None,
+        replace(GOING, record=kept(owed_since=EARLIER), finalizer=False, debts={"PN1": DOWN}, grace_over=True),
         (),
+        Reason.Releasing,
+    ),
+    Row(
+        "after the deadline what is owed is written off, and says why",
+        None,
+        replace(
+            GOING,
+            record=kept(owed_since=EARLIER),
+            finalizer=False,
+            debts={"PN1": DENIED},
+            grace_over=True,
+            deadline_over=True,
+        ),
+        (WriteOff(kept(owed_since=EARLIER), str(DENIED)),),
+        Reason.ReleaseFailed,
+    ),
+    Row(
+        "what can be given back after the deadline is given back",
+        None,
+        replace(GOING, record=kept(owed_since=EARLIER), finalizer=False, grace_over=True, deadline_over=True),
+        (GiveBack(ENTRY, BEFORE),),
         Reason.Releasing,
     ),
     Row(
@@ -563,6 +638,19 @@ def test_the_verdict_names_the_number_it_is_about() -> None:
     assert plan(WANT, replace(SET, number=DENIED), TEMPLATE, NOW).verdict.number_sid == ""
 
 
+def test_a_refused_give_back_of_the_number_before_is_told_with_the_working_one() -> None:
+    refused = plan(WANT, replace(SET, record=MOVED, debts={"PN0": DENIED}), TEMPLATE, NOW).verdict
+    assert OLD_ENTRY.phone_number in refused.message
+    unreachable = plan(WANT, replace(SET, record=MOVED, debts={"PN0": DOWN}), TEMPLATE, NOW).verdict
+    assert unreachable == plan(WANT, SET, TEMPLATE, NOW).verdict, (
+        "an outage's changing words would be written each time"
+    )
+
+
+def test_what_cannot_be_seen_of_the_routing_is_told() -> None:
+    assert plan(WANT, replace(SET, routing=Routing(unknown="Why.")), TEMPLATE, NOW).verdict.unknown == "Why."
+
+
 def test_claimed_at_is_the_first_claim_and_stays() -> None:
     entry = ENTRY.model_copy(update={"claimed_at": EARLIER, "wrote": (FORMER.url,)})
     asked = plan(WANT, replace(SET, record=kept(entries=(entry,)), number=at(FORMER)), TEMPLATE, NOW)
@@ -624,7 +712,10 @@ def records(draw: st.DrawFn) -> Record:
         for sid in draw(st.lists(st.sampled_from(("PN0", "PN1", "PN2")), unique=True))
     )
     policy = draw(st.sampled_from(DeletionPolicy))
-    return EMPTY.model_copy(update={"entries": entries, "deletion_policy": policy, "source": "sealed"})
+    since = draw(st.sampled_from((None, EARLIER)))
+    return EMPTY.model_copy(
+        update={"entries": entries, "deletion_policy": policy, "source": "sealed", "owed_since": since}
+    )
 
 
 @st.composite
@@ -667,9 +758,12 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
         source=draw(st.sampled_from(("sealed", "secret/twilio@2"))),
         number=number,
         rejected=draw(st.none() | st.just(DENIED)) if wanted else None,
+        routing=draw(st.sampled_from((Routing(), Routing(service_sid="MG1"), Routing(unknown="Why.")))),
         was_configured=draw(st.booleans()),
+        corrections=draw(st.sampled_from((0, 2, 3))),
         debts=debts,
         grace_over=draw(st.booleans()),
+        deadline_over=draw(st.booleans()) if record.owed_since else False,
     )
 
 
@@ -686,6 +780,8 @@ def brought_about(change: Change, seen: Observed, fails: Mapping[str, ChannelErr
             return replace(seen, record=record, stored=True)
         case DropRecord():
             return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
+        case WriteOff(record):
+            return replace(seen, record=record.without(seen.debts), stored=False, debts={})
         case SetWebhook(_, _, sid, webhook):
             assert isinstance(seen.number, Number)
             assert seen.number.sid == sid
@@ -696,7 +792,15 @@ def brought_about(change: Change, seen: Observed, fails: Mapping[str, ChannelErr
             return replace(seen, debts={**seen.debts, sid: debt})
 
 
-ORDER: tuple[type[Change], ...] = (AddFinalizer, SaveRecord, SetWebhook, GiveBack, DropRecord, RemoveFinalizer)
+ORDER: tuple[type[Change], ...] = (
+    AddFinalizer,
+    SaveRecord,
+    SetWebhook,
+    GiveBack,
+    DropRecord,
+    WriteOff,
+    RemoveFinalizer,
+)
 
 
 @settings(deadline=None)

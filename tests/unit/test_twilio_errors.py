@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioUnavailable
+from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioThrottled, TwilioUnavailable
 from smschannel.reasons import Reason
 from smschannel.twilio_port import twilio_error
 
@@ -20,8 +20,8 @@ def body(code: object = None) -> str:
 @pytest.mark.parametrize(
     ("status", "answer", "becomes", "reason"),
     [
-        (429, body(20429), TwilioUnavailable, "too many requests is a matter of time"),
-        (429, body(20003), TwilioUnavailable, "a limit is no judgement of the credentials, whatever the code says"),
+        (429, body(20429), TwilioThrottled, "too many requests is a matter of time"),
+        (429, body(20003), TwilioThrottled, "a limit is no judgement of the credentials, whatever the code says"),
         (500, body(20500), TwilioUnavailable, "an internal error is a matter of time"),
         (503, "upstream connect error", TwilioUnavailable, "a proxy's words are not Twilio's"),
         (401, body(20003), Reason.AuthenticationFailed, "a wrong token"),

@@ -1,0 +1,96 @@
+"""Who may call Twilio now: limits, pauses and refusals, each kept for one login at one account and no wider.
+
+A door is (login SID, token, account), known by its digest. So a stranger with the right account SID and a wrong
+token has a door of their own: they neither slow nor poison the owner. A door that Twilio never opened yet is not
+verified; all such share a small pool, one call at a time for each account, so that guesses stay cheap for
+everybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from weakref import WeakValueDictionary
+
+from cachetools import LRUCache
+
+from smschannel.errors import Refused, TwilioThrottled
+from smschannel.ledger import Login
+from smschannel.reasons import Reason
+
+_UNVERIFIED_AT_ONCE = 16
+_REMEMBERED = 65_536
+_PAUSE = 1.0
+
+
+class Gate:
+    """For one event loop. `refusal_memory` is how many seconds a refused login is not tried again."""
+
+    def __init__(self, *, concurrency: int, refusal_memory: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._concurrency = concurrency
+        self._refusal_memory = refusal_memory
+        self._clock = clock
+        self._unverified = asyncio.Semaphore(_UNVERIFIED_AT_ONCE)
+        self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
+        self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
+        self._refused: LRUCache[bytes, tuple[float, Refused]] = LRUCache(_REMEMBERED)
+        self._paused: LRUCache[bytes, float] = LRUCache(_REMEMBERED)
+
+    @asynccontextmanager
+    async def call(self, login: Login, account_sid: str) -> AsyncIterator[None]:
+        """Around one call. Raises at once what the door is known to answer: `Refused`, or `TwilioThrottled` while
+        Twilio has asked for a pause.
+        """
+        door = _door(login, account_sid)
+        self._answer_at_once(door)
+        async with AsyncExitStack() as held:
+            if door not in self._verified:
+                await held.enter_async_context(self._slots_of(account_sid, 1))
+                self._answer_at_once(door)
+            if door in self._verified:  # while we waited, perhaps
+                await held.aclose()
+                await held.enter_async_context(self._slots_of(door, self._concurrency))
+            else:
+                await held.enter_async_context(self._unverified)
+            self._answer_at_once(door)
+            try:
+                yield
+            except Refused as refused:
+                if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
+                    self._verified.pop(door, None)
+                    self._refused[door] = (self._clock() + self._refusal_memory, refused)
+                else:
+                    self._verified[door] = True
+                raise
+            except TwilioThrottled as error:
+                self._paused[door] = self._clock() + (error.retry_after or _PAUSE)
+                raise
+            else:
+                self._verified[door] = True
+
+    def forget_refusal(self, login: Login, account_sid: str) -> None:
+        """The next call is made: somebody says that it may go better now."""
+        self._refused.pop(_door(login, account_sid), None)
+
+    def _answer_at_once(self, door: bytes) -> None:
+        now = self._clock()
+        until, refused = self._refused.get(door, (0.0, None))
+        if refused and now < until:
+            raise Refused(refused.reason, str(refused))
+        left = self._paused.get(door, 0.0) - now
+        if left > 0:
+            raise TwilioThrottled("Twilio has asked this login for a pause.", left)
+
+    def _slots_of(self, whose: object, count: int) -> asyncio.Semaphore:
+        slots = self._slots.get(whose)
+        if slots is None:
+            slots = self._slots[whose] = asyncio.Semaphore(count)
+        return slots
+
+
+def _door(login: Login, account_sid: str) -> bytes:
+    content = "\0".join((login.sid, login.token.get_secret_value(), account_sid))
+    return hashlib.sha256(content.encode()).digest()
