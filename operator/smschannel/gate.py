@@ -72,7 +72,7 @@ class Gate:
                 self._verified[door] = True
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """The next call is made: somebody says that it may go better now."""
+        """The next call is made."""
         self._refused.pop(_door(login, account_sid), None)
 
     def _answer_at_once(self, door: bytes) -> None:

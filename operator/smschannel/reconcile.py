@@ -123,9 +123,6 @@ class Outcome:
 _ROUNDS = 5
 """How often a plan may ask for more: three are enough, and a Twilio that does not keep what it is told needs an end."""
 
-_JUST_NOW = 5.0
-"""Seconds: what is asked for afresh may have been read for a neighbour that was asked for in the same breath."""
-
 
 class Reconciler:
     def __init__(
@@ -217,7 +214,7 @@ class Reconciler:
             return
         others = [entry for entry in seen.record.entries if entry.number_sid != number.sid]
         was_configured = _was_configured(channel, want, number)
-        max_age = _JUST_NOW if turn.fresh else None
+        max_age = 0.0 if turn.fresh else None
         turn.seen = replace(
             seen,
             login=login,

@@ -33,6 +33,7 @@ _NO_ENVIRONMENT = {"": ""}
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
 _PAGE = 1000
+_MESSAGING = "messaging"  # stands for the account where the Messaging API is meant: it has its own refusals
 _LACKS_SMS = {21407}
 
 
@@ -61,7 +62,9 @@ class TwilioPort:
             await self._transport.session.close()
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
-        self._gate.forget_refusal(login, account_sid)
+        """What is asked next is asked, whatever was answered before: somebody says that it may go better now."""
+        for whose in (account_sid, _MESSAGING):
+            self._gate.forget_refusal(login, whose)
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         """The number of the account that is exactly `phone_number`; None where it has none."""
@@ -112,7 +115,7 @@ class TwilioPort:
         """
         messaging = self._client(login, account_sid).messaging.v1
         overridden: dict[str, str] = {}
-        async with self._gate.call(login, "messaging"):
+        async with self._gate.call(login, _MESSAGING):
             with _understood():
                 for service in await messaging.services.list_async(page_size=_PAGE):
                     if service.use_inbound_webhook_on_number or service.account_sid != account_sid:

@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kubernetes import client, watch
+from kubernetes import client
 
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, StackError, ready_reason
-from tests.conftest import check_status
+from tests.cluster.steps import (
+    api_token_secret,
+    before,
+    check_now,
+    name_of,
+    wait_event,
+    wait_reason,
+    wait_record_gone,
+)
 
 Numbers = Callable[[int], list[str]]
-
-
-def name_of(manifest: Any) -> str:
-    return str(manifest["metadata"]["name"])
-
-
-def wait_reason(stack: Stack, name: str, reason: str, timeout: int = 30) -> dict[str, Any]:
-    """The channel once Ready carries `reason`; its status keeps to all rules."""
-    channel = stack.wait_until(lambda each: ready_reason(each)[1] == reason, name, timeout=timeout)[name]
-    check_status(channel["status"])
-    return channel
-
-
-def before(number: str) -> str:
-    return f"https://before.example.com/{number[1:]}"
-
-
-def api_token_secret(stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True) -> None:
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": name,
-            "namespace": CHANNELS,
-            "labels": {"channels.hydracore.io/credentials": "true"} if labelled else {},
-        },
-        "data": {key: base64.b64encode(value.encode()).decode() for key, value in content.items()},
-    }
-    stack.apply(secret)
 
 
 def test_configures_and_restores(stack: Stack, number: str) -> None:
@@ -355,42 +333,6 @@ def test_nothing_is_written_and_nothing_asked_when_nothing_changed(stack: Stack)
     calls = stack.twin_call("GET", f"/journal?account={account['account_sid']}")["entries"]
     asked = [call["kind"] for call in calls]
     assert asked == ["numbers", "services", "number"], "only the new channel's two calls, and one for its account"
-
-
-def check_now(stack: Stack, manifest: Any) -> None:
-    annotations = {"channels.hydracore.io/check-now": uuid.uuid4().hex}
-    stack.channels.patch(
-        name=name_of(manifest),
-        namespace=CHANNELS,
-        body={"metadata": {"annotations": annotations}},
-        content_type="application/merge-patch+json",
-    )
-
-
-def wait_event(stack: Stack, name: str, reason: str) -> Any:
-    events = client.EventsV1Api(stack.api.client)
-    for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
-        if event["object"].reason == reason and event["object"].regarding.name == name:
-            return event["object"]
-    raise AssertionError(f"no Event {reason} for {name} within 30 s")
-
-
-def wait_record_gone(stack: Stack, uid: str) -> None:
-    core = client.CoreV1Api(stack.api.client)
-    listed = core.list_namespaced_secret(OPERATOR, field_selector=f"metadata.name={uid}")
-    if not listed.items:
-        return
-    assert listed.metadata
-    for event in watch.Watch().stream(
-        core.list_namespaced_secret,
-        OPERATOR,
-        field_selector=f"metadata.name={uid}",
-        resource_version=listed.metadata.resource_version,
-        timeout_seconds=30,
-    ):
-        if event["type"] == "DELETED":
-            return
-    raise AssertionError(f"record {uid} is still there after 30 s")
 
 
 def test_a_lost_keyring_is_not_replaced(stack: Stack) -> None:

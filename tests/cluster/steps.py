@@ -1,0 +1,91 @@
+"""What cluster tests do again and again: as a user would, through the API server and the twin's control API."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kubernetes import client, watch
+
+from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
+from tests.conftest import check_status
+
+
+def name_of(manifest: Any) -> str:
+    return str(manifest["metadata"]["name"])
+
+
+def wait_reason(stack: Stack, name: str, reason: str, timeout: int = 30) -> dict[str, Any]:
+    """The channel once Ready carries `reason`; its status keeps to all rules."""
+    channel = stack.wait_until(lambda each: ready_reason(each)[1] == reason, name, timeout=timeout)[name]
+    check_status(channel["status"])
+    return channel
+
+
+def before(number: str) -> str:
+    return f"https://before.example.com/{number[1:]}"
+
+
+def api_token_secret(stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": CHANNELS,
+            "labels": {"channels.hydracore.io/credentials": "true"} if labelled else {},
+        },
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in content.items()},
+    }
+    stack.apply(secret)
+
+
+def check_now(stack: Stack, manifest: Any) -> None:
+    annotations = {"channels.hydracore.io/check-now": uuid.uuid4().hex}
+    stack.channels.patch(
+        name=name_of(manifest),
+        namespace=CHANNELS,
+        body={"metadata": {"annotations": annotations}},
+        content_type="application/merge-patch+json",
+    )
+
+
+def wait_event(stack: Stack, name: str, reason: str) -> Any:
+    events = client.EventsV1Api(stack.api.client)
+    for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
+        if event["object"].reason == reason and event["object"].regarding.name == name:
+            return event["object"]
+    raise AssertionError(f"no Event {reason} for {name} within 30 s")
+
+
+def wait_record_gone(stack: Stack, uid: str) -> None:
+    core = client.CoreV1Api(stack.api.client)
+    listed = core.list_namespaced_secret(OPERATOR, field_selector=f"metadata.name={uid}")
+    if listed.items and listed.metadata:
+        _wait_record(stack, uid, "DELETED", str(listed.metadata.resource_version))
+
+
+@contextmanager
+def written_record(stack: Stack, uid: str) -> Iterator[None]:
+    """Waits at the end until the record was written since the beginning."""
+    core = client.CoreV1Api(stack.api.client)
+    listed = core.list_namespaced_secret(OPERATOR, field_selector=f"metadata.name={uid}")
+    assert listed.metadata
+    yield
+    _wait_record(stack, uid, "MODIFIED", str(listed.metadata.resource_version))
+
+
+def _wait_record(stack: Stack, uid: str, kind: str, since: str) -> None:
+    for event in watch.Watch().stream(
+        client.CoreV1Api(stack.api.client).list_namespaced_secret,
+        OPERATOR,
+        field_selector=f"metadata.name={uid}",
+        resource_version=since,
+        timeout_seconds=30,
+    ):
+        if event["type"] == kind:
+            return
+    raise AssertionError(f"record {uid} was not {kind} within 30 s")

@@ -1,0 +1,105 @@
+"""Who really gets a number's messages: applications and Messaging Services override its webhook, and are named."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from deploy.local.stack import Stack, ready_reason
+from smschannel.conditions import condition
+from tests.cluster.steps import check_now, name_of, wait_reason
+
+_FIRST = itertools.count(61_495_000_000, 100)
+
+
+@pytest.fixture
+def account(stack: Stack) -> dict[str, Any]:
+    """An account of this test's own, so that what is cached of others does not matter."""
+    seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 3, "first": f"+{next(_FIRST)}"})
+    return dict(seeded["accounts"][0])
+
+
+def service_of(stack: Stack, account: dict[str, Any], *numbers: str, **settings: Any) -> str:
+    service = stack.twin_call("POST", f"/accounts/{account['account_sid']}/services", settings)["sid"]
+    for number in numbers:
+        stack.twin_call("PUT", f"/services/{service}/numbers/{number}")
+    return str(service)
+
+
+def effective(channel: dict[str, Any]) -> tuple[str, str]:
+    found = condition(channel["status"], "WebhookEffective")
+    assert found
+    return found["status"], found["reason"]
+
+
+def test_a_messaging_service_that_overrides_the_webhook_is_named(stack: Stack, account: dict[str, Any]) -> None:
+    number = account["phone_numbers"][0]
+    service = service_of(stack, account, number)
+    manifest = stack.manifest(number, account=account)
+    stack.apply(manifest)
+    channel = wait_reason(stack, name_of(manifest), "WebhookOverridden")
+    assert service in ready_reason(channel)[2]
+    assert effective(channel) == ("False", "OverriddenByMessagingService")
+
+    stack.twin_call("DELETE", f"/services/{service}/numbers/{number}")
+    check_now(stack, manifest)
+    assert effective(wait_reason(stack, name_of(manifest), "Configured")) == ("True", "Effective")
+
+
+def test_a_messaging_service_that_leaves_messages_to_the_number_overrides_nothing(
+    stack: Stack, account: dict[str, Any]
+) -> None:
+    number = account["phone_numbers"][0]
+    service_of(stack, account, number, use_inbound_webhook_on_number=True)
+    manifest = stack.manifest(number, account=account)
+    stack.apply(manifest)
+    assert effective(wait_reason(stack, name_of(manifest), "Configured")) == ("True", "Effective")
+
+
+def test_messaging_services_are_read_once_for_all_channels_of_an_account(
+    stack: Stack, account: dict[str, Any]
+) -> None:
+    service_of(stack, account, account["phone_numbers"][0])
+    manifests = [stack.manifest(number, account=account) for number in account["phone_numbers"]]
+    stack.twin_call("DELETE", "/journal")
+    stack.apply(*manifests)
+    wait_reason(stack, name_of(manifests[0]), "WebhookOverridden")
+    for manifest in manifests[1:]:
+        wait_reason(stack, name_of(manifest), "Configured")
+    calls = stack.twin_call("GET", f"/journal?account={account['account_sid']}")["entries"]
+    asked = [call["kind"] for call in calls if call["kind"].startswith("service")]
+    assert asked == ["services", "service_numbers"], "one page of services, one of that service's numbers"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param({"kind": "status", "status": 403, "code": 20003}, id="a key without the right"),
+        pytest.param({"kind": "status", "status": 503, "code": 20503}, id="the Messaging API is down"),
+    ],
+)
+def test_messaging_services_that_cannot_be_read_are_told_as_unknown(
+    stack: Stack, account: dict[str, Any], action: dict[str, Any]
+) -> None:
+    stack.twin_call("POST", "/faults", {"match": {"path": "/v1/Services.*"}, "action": action})
+    manifest = stack.manifest(account["phone_numbers"][0], account=account)
+    stack.apply(manifest)
+    channel = wait_reason(stack, name_of(manifest), "Configured")
+    assert effective(channel) == ("Unknown", "MessagingServicesUnreadable")
+    stack.twin_call("DELETE", "/faults")
+    check_now(stack, manifest)
+    stack.wait_until(lambda each: effective(each) == ("True", "Effective"), name_of(manifest))
+
+
+def test_a_parents_credentials_work_and_say_what_they_cannot_see(stack: Stack, account: dict[str, Any]) -> None:
+    child = stack.twin_call("POST", "/accounts", {"parent": account["account_sid"]})
+    number = f"+{next(_FIRST)}"
+    stack.twin_call("POST", f"/accounts/{child['account_sid']}/numbers", {"phone_number": number})
+    manifest = stack.manifest(number, account={**child, "auth_token": account["auth_token"]})
+    manifest["spec"]["credentials"]["sid"] = account["account_sid"]
+    stack.apply(manifest)
+    channel = wait_reason(stack, name_of(manifest), "Configured")
+    assert effective(channel) == ("Unknown", "MessagingServicesUnreadable")
+    assert stack.number(number)["sms_url"] == channel["status"]["webhookUrl"]
