@@ -20,6 +20,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Refusals come back quickly here: intervals are seconds instead of minutes."""
     options = Options(
         numbers=400,
+        more_namespaces=("team-b", "team-c"),
         operator_settings={
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "3600",
             "SMSCHANNEL_SLOW_INTERVAL_SECONDS": "3600",

@@ -47,7 +47,9 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio."""
+    """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio.
+    `more_namespaces` have channels, too.
+    """
 
     twilio_url: str | None = None
     webhook_url_template: str = EXAMPLE_TEMPLATE
@@ -55,6 +57,7 @@ class Options:
     numbers: int = 40
     cluster_dir: Path | None = None
     finalizer_policy: bool = True
+    more_namespaces: tuple[str, ...] = ()
     operator_settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,6 +144,8 @@ class Stack:
             names.append("finalizer-policy")
         for name in names:
             self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
+        for namespace in self.options.more_namespaces:
+            self.add_namespace(namespace)
         self._wait_for_admission()
         write_kubeconfig(
             self.kubeconfig,
@@ -154,6 +159,15 @@ class Stack:
         self._write_kubeconfig("sms-api-shim")
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
+
+    def add_namespace(self, name: str) -> None:
+        """A namespace that the operator may work in: with the RoleBinding that `deploy/` has for the first one."""
+        rbac = yaml.safe_load_all((ROOT / "deploy/operator-rbac.yaml").read_text())
+        [binding] = [
+            each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
+        ]
+        binding["metadata"]["namespace"] = name
+        self._apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, binding])
 
     def make_api_key(self, instances: list[str], verbs: list[str], key_id: str | None = None) -> str:
         """An API key of the shim: shown once, kept as a hash."""
@@ -193,6 +207,7 @@ class Stack:
             "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
             "SMSCHANNEL_HTTP_PORT": str(self.operator_port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
+            "SMSCHANNEL_CHANNEL_NAMESPACES": " ".join((CHANNELS, *self.options.more_namespaces)),
             **self.options.operator_settings,
         }
         if self.options.twilio_url != "real":
@@ -271,12 +286,18 @@ class Stack:
         return PublicKey.decode(configmaps.get(name="smschannel-sealing-key", namespace=OPERATOR).data["public-key"])
 
     def manifest(
-        self, phone_number: str, *, name: str = "", account: Mapping[str, Any] | None = None, **spec: Any
+        self,
+        phone_number: str,
+        *,
+        name: str = "",
+        namespace: str = CHANNELS,
+        account: Mapping[str, Any] | None = None,
+        **spec: Any,
     ) -> Any:
         """A manifest with the account's token, sealed for it; `spec` replaces what else would be in there."""
         account = account or self.twin
         name = name or str(uuid.uuid4())
-        binding = Binding(CHANNELS, name, account["account_sid"])
+        binding = Binding(namespace, name, account["account_sid"])
         sealed = self.public_key().seal(SecretStr(account["auth_token"]), binding)
         content = {
             "accountSid": account["account_sid"],
@@ -287,24 +308,29 @@ class Stack:
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": name, "namespace": CHANNELS},
+            "metadata": {"name": name, "namespace": namespace},
             "spec": content,
         }
 
     def apply(self, *manifests: Any) -> None:
         self._apply(manifests, field_manager="kubectl")
 
-    def delete(self, *names: str) -> None:
+    def delete(self, *names: str, namespace: str = CHANNELS) -> None:
         for name in names:
-            self.channels.delete(name=name, namespace=CHANNELS)
+            self.channels.delete(name=name, namespace=namespace)
 
     def wait_until(
-        self, condition: Callable[[dict[str, Any]], bool], *names: str, timeout: int = 60, enough: int | None = None
+        self,
+        condition: Callable[[dict[str, Any]], bool],
+        *names: str,
+        namespace: str = CHANNELS,
+        timeout: int = 60,
+        enough: int | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Watches until all of `names` (or `enough` of them) fulfil the condition; returns them as they were then."""
         fulfilled: dict[str, dict[str, Any]] = {}
         latest: dict[str, dict[str, Any]] = {}
-        for event in self.channels.watch(namespace=CHANNELS, timeout=timeout):
+        for event in self.channels.watch(namespace=namespace, timeout=timeout):
             channel = event["raw_object"]
             name = channel["metadata"]["name"]
             if name in names:
@@ -317,19 +343,22 @@ class Stack:
             f"waited {timeout} s in vain; the others are: { {n: latest.get(n) for n in names if n not in fulfilled} }"
         )
 
-    def wait_ready(self, *names: str, timeout: int = 60, enough: int | None = None) -> dict[str, dict[str, Any]]:
-        return self.wait_until(
-            lambda channel: ready_reason(channel)[0] == "True", *names, timeout=timeout, enough=enough
-        )
+    def wait_ready(
+        self, *names: str, namespace: str = CHANNELS, timeout: int = 60, enough: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        def ready(channel: dict[str, Any]) -> bool:
+            return ready_reason(channel)[0] == "True"
 
-    def wait_gone(self, *names: str, timeout: int = 60) -> None:
+        return self.wait_until(ready, *names, namespace=namespace, timeout=timeout, enough=enough)
+
+    def wait_gone(self, *names: str, namespace: str = CHANNELS, timeout: int = 60) -> None:
         left = set(names)
-        version = self.channels.get(namespace=CHANNELS)
+        version = self.channels.get(namespace=namespace)
         left &= {each["metadata"]["name"] for each in version.to_dict()["items"]}
         if not left:
             return
         for event in self.channels.watch(
-            namespace=CHANNELS, timeout=timeout, resource_version=version.metadata.resourceVersion
+            namespace=namespace, timeout=timeout, resource_version=version.metadata.resourceVersion
         ):
             if event["type"] == "DELETED":
                 left.discard(event["raw_object"]["metadata"]["name"])

@@ -371,6 +371,8 @@ class Controller:
                 await self.resync()
             except ChannelError as error:
                 log.warning("resync failed", error=str(error))
+            except Exception:
+                log.exception("resync failed")
 
     async def resync(self) -> None:
         """Find what the watch missed: by resourceVersion, so that only what differs is read."""

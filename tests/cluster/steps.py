@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kubernetes import client, watch
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
 from tests.conftest import check_status
@@ -18,9 +20,13 @@ def name_of(manifest: Any) -> str:
     return str(manifest["metadata"]["name"])
 
 
-def wait_reason(stack: Stack, name: str, reason: str, timeout: int = 30) -> dict[str, Any]:
+def wait_reason(
+    stack: Stack, name: str, reason: str, *, namespace: str = CHANNELS, timeout: int = 30
+) -> dict[str, Any]:
     """The channel once Ready carries `reason`; its status keeps to all rules."""
-    channel = stack.wait_until(lambda each: ready_reason(each)[1] == reason, name, timeout=timeout)[name]
+    channel = stack.wait_until(
+        lambda each: ready_reason(each)[1] == reason, name, namespace=namespace, timeout=timeout
+    )[name]
     check_status(channel["status"])
     return channel
 
@@ -29,13 +35,13 @@ def before(number: str) -> str:
     return f"https://before.example.com/{number[1:]}"
 
 
-def api_token_secret(stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True) -> None:
+def api_token_secret(stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True, namespace: str = CHANNELS) -> None:
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
             "name": name,
-            "namespace": CHANNELS,
+            "namespace": namespace,
             "labels": {"channels.hydracore.io/credentials": "true"} if labelled else {},
         },
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in content.items()},
@@ -89,3 +95,11 @@ def _wait_record(stack: Stack, uid: str, kind: str, since: str) -> None:
         if event["type"] == kind:
             return
     raise AssertionError(f"record {uid} was not {kind} within 30 s")
+
+
+def metric(stack: Stack, name: str, **labels: str) -> float:
+    """What the operator's /metrics says; 0 for what was never counted."""
+    with urllib.request.urlopen(f"{stack.operator_url}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = (sample for family in families for sample in family.samples)
+    return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
