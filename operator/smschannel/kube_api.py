@@ -108,7 +108,7 @@ class KubeApi:
         while True:
             query = {**(params or {}), "limit": str(_PAGE), **more}
             page = await self.request("GET", path, params=query, accept=accept)
-            for item in page.get("items", ()):
+            for item in page.get("items") or ():  # null in an empty list of metadata
                 yield item
             token = page["metadata"].get("continue")
             if not token:
