@@ -131,14 +131,16 @@ class Stack:
         self.api = dynamic.DynamicClient(client.ApiClient(configuration), cache_file=discovered)
         self._say(f"control plane  {self.cluster.url}")
 
-    def restart_control_plane(self) -> None:
+    def restart_control_plane(self, meanwhile: Callable[[Path], object] = lambda etcd_dir: None) -> None:
+        """`meanwhile` has the database to itself."""
         assert self._control_plane
-        self._control_plane.restart()
+        self._control_plane.stop()
+        meanwhile(self.cluster.etcd_dir)
+        self._control_plane.start()
 
     def install(self) -> None:
         """The CRD, namespaces, RBAC and the admission policy; and who may log in to the shim."""
-        self._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
-        self._wait_for_crd()
+        self.install_crd(wait_for_admission=False)
         names = ["namespaces", "operator-rbac", "shim-rbac"]
         if self.options.finalizer_policy:
             names.append("finalizer-policy")
@@ -159,6 +161,12 @@ class Stack:
         self._write_kubeconfig("sms-api-shim")
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
+
+    def install_crd(self, *, wait_for_admission: bool = True) -> None:
+        self._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
+        self._wait_for_crd()
+        if wait_for_admission:
+            self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
         """A namespace that the operator may work in: with the RoleBinding that `deploy/` has for the first one."""
@@ -444,7 +452,7 @@ class Stack:
         self.api.resources.invalidate_cache()
 
     def _wait_for_admission(self) -> None:
-        """For a few seconds the API server's admission policies do not know the new kind, and answer 503."""
+        """At first the kind is not served yet (404), then admission policies do not know it for a while (503)."""
         credentials = {"sealed": "A" * 2048}
         probe = {
             "apiVersion": API_VERSION,
@@ -452,7 +460,7 @@ class Stack:
             "metadata": {"name": str(uuid.uuid4()), "namespace": CHANNELS},
             "spec": {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials},
         }
-        not_yet = retry_if_exception(lambda error: getattr(error, "status", None) == 503)
+        not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
         for attempt in Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True):
             with attempt:
                 self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from smschannel.controller import Controller
-from smschannel.errors import ChannelError, Gone, KubernetesUnavailable
+from smschannel.errors import ChannelError, KubernetesUnavailable, NotServed
 from smschannel.gate import Gate
 from smschannel.health import log_to_stderr, serve
 from smschannel.inventory import Inventory
@@ -88,14 +88,14 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
 
     Where the CRD does not come, it was deleted: what the records say is then given back.
     """
-    transient = retry_if_exception_type((KubernetesUnavailable, Gone, KubernetesRefused))
+    transient = retry_if_exception_type((KubernetesUnavailable, KubernetesRefused))
     give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_say_why):
         with attempt:
             controller = _controller(settings, kube, twilio, await kube.open_keyring())
             try:
                 await controller.load()
-            except Gone:
+            except NotServed:
                 if time.monotonic() < give_up:
                     raise
                 await controller.load_without_crd()
@@ -143,7 +143,7 @@ def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring:
 
 def _say_why(state: object) -> None:
     error = state.outcome.exception()  # type: ignore[attr-defined]
-    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, Gone) else ""
+    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NotServed) else ""
     log.warning("not started yet", error=str(error), hint=hint)
 
 

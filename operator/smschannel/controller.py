@@ -17,7 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from smschannel.conditions import reason_of
-from smschannel.errors import ChannelError, Conflict, Gone, Retryable
+from smschannel.errors import ChannelError, Conflict, NotServed, Retryable
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims, Record, WebhookTemplate
 from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
@@ -108,7 +108,7 @@ class Controller:
         DEBTS.set_function(lambda: sum(self._owed.values()))
 
     async def load(self) -> None:
-        """Read the records, which say who holds which number, then the channels. `Gone` where the CRD is missing."""
+        """Read the records, which say who holds which number, then the channels. `NotServed` without a CRD."""
         await self._load_records()
         fresh = []
         for namespace in self._namespaces:
@@ -401,7 +401,7 @@ class Controller:
             async for meta in self._kube.channel_metadata(namespace):
                 yield meta
             self._crd_missing = False
-        except Gone:
+        except NotServed:
             if not self._crd_missing:
                 self._crd_missing = True
                 raise

@@ -16,7 +16,14 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
-from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable, retry_after_seconds
+from smschannel.errors import (
+    ChannelError,
+    Conflict,
+    Gone,
+    KubernetesUnavailable,
+    NotServed,
+    retry_after_seconds,
+)
 
 Object = dict[str, Any]
 
@@ -35,7 +42,9 @@ class KubernetesRefused(ChannelError):
 
 
 class KubeApi:
-    """Raises `Gone` (404), `Conflict` (409), `KubernetesRefused` (other 4xx), `KubernetesUnavailable` (the rest)."""
+    """Raises `Gone` (404 for the object), `NotServed` (404 for the whole kind), `Conflict` (409), `KubernetesRefused`
+    (other 4xx), `KubernetesUnavailable` (the rest).
+    """
 
     def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
         self.configuration = configuration
@@ -164,12 +173,17 @@ def _json(answer: bytes) -> Object:
 
 
 def _error(response: aiohttp.ClientResponse, answer: bytes) -> ChannelError:
+    about_object = False
     try:
-        message = str(json.loads(answer)["message"])
+        status = json.loads(answer)
+        message = str(status["message"])
+        about_object = "name" in (status.get("details") or {})
     except (ValueError, KeyError, TypeError):
         message = f"HTTP {response.status}"
     if response.status == 404:
-        return Gone(message)
+        # Of an object that is missing the API server tells in a Status; a page without one may be a proxy's, too, and
+        # no object must count as deleted for that.
+        return Gone(message) if about_object else NotServed(f"the API server does not serve {response.url.path}")
     if response.status in {409, 410}:
         return Conflict(message)
     if response.status == 429 or response.status >= 500:

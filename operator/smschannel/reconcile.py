@@ -154,6 +154,8 @@ class Reconciler:
         """
         turn = _Turn(key, channel, desired(channel, self._template) if channel else None, fresh)
         await self._load(turn)
+        for entry in turn.seen.record.entries if fresh else ():
+            self._twilio.forget_refusal(entry.login, entry.account_sid)
         try:
             await self._observe(turn)
             verdict = await self._converge(turn)
@@ -259,8 +261,7 @@ class Reconciler:
         rejected = None
         known = turn.seen.record.login_for(want.account_sid)
         if turn.fresh:
-            for each in {login, known or login}:
-                self._twilio.forget_refusal(each, want.account_sid)
+            self._twilio.forget_refusal(login, want.account_sid)
         elif source == turn.seen.record.source and _is_configured(channel, want):
             number = await self._confirmed(want, login)
             if number:

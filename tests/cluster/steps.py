@@ -35,7 +35,9 @@ def before(number: str) -> str:
     return f"https://before.example.com/{number[1:]}"
 
 
-def api_token_secret(stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True, namespace: str = CHANNELS) -> None:
+def api_token_secret(
+    stack: Stack, name: str, content: dict[str, str], *, labelled: bool = True, namespace: str = CHANNELS
+) -> None:
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -64,6 +66,20 @@ def wait_event(stack: Stack, name: str, reason: str) -> Any:
     for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
         if event["object"].reason == reason and event["object"].regarding.name == name:
             return event["object"]
+    raise AssertionError(f"no Event {reason} for {name} within 30 s")
+
+
+@contextmanager
+def told(stack: Stack, name: str, reason: str) -> Iterator[None]:
+    """Waits at the end until an Event was posted, or counted again, since the beginning."""
+    events = client.EventsV1Api(stack.api.client)
+    since = events.list_namespaced_event(CHANNELS).metadata
+    yield
+    for event in watch.Watch().stream(
+        events.list_namespaced_event, CHANNELS, resource_version=since and since.resource_version, timeout_seconds=30
+    ):
+        if event["object"].reason == reason and event["object"].regarding.name == name:
+            return
     raise AssertionError(f"no Event {reason} for {name} within 30 s")
 
 
@@ -99,7 +115,7 @@ def _wait_record(stack: Stack, uid: str, kind: str, since: str) -> None:
 
 def metric(stack: Stack, name: str, **labels: str) -> float:
     """What the operator's /metrics says; 0 for what was never counted."""
-    with urllib.request.urlopen(f"{stack.operator_url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{stack.operator_url}/metrics", timeout=10) as answer:  # noqa: S310  (a loopback URL of ours)
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = (sample for family in families for sample in family.samples)
     return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())

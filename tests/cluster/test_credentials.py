@@ -54,7 +54,9 @@ class _Referenced:
 
 
 @pytest.mark.parametrize("source", [_Sealed, _Referenced])
-def test_a_rotation_as_twilio_has_it(stack: Stack, account: dict[str, Any], source: type[_Sealed | _Referenced]) -> None:
+def test_a_rotation_as_twilio_has_it(
+    stack: Stack, account: dict[str, Any], source: type[_Sealed | _Referenced]
+) -> None:
     """A secondary token is made, given to the channel, then promoted: the old one dies, and nobody notices."""
     channel = source(stack, account)
     name, sid = name_of(channel.manifest), account["account_sid"]
@@ -127,7 +129,8 @@ def test_a_stranger_with_a_wrong_token_changes_nothing_for_the_owner(stack: Stac
 
 def test_many_channels_with_one_refused_token_cost_a_handful_of_calls(stack: Stack, account: dict[str, Any]) -> None:
     stack.twin_call("DELETE", "/journal")
-    wrong = [stack.manifest(account["phone_numbers"][0], account={**account, "auth_token": "f" * 32}) for _ in range(50)]
+    refused = {**account, "auth_token": "f" * 32}
+    wrong = [stack.manifest(account["phone_numbers"][0], account=refused) for _ in range(50)]
     stack.apply(*wrong)
     for manifest in wrong:
         wait_reason(stack, name_of(manifest), "AuthenticationFailed")

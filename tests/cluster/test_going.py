@@ -1,4 +1,4 @@
-"""However a channel goes, it goes: its deletion ends by itself, and what is owed is paid, kept or loudly written off."""
+"""However a channel goes, it goes: its deletion ends by itself; what is owed is paid, kept or loudly written off."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client, watch
 
-from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
+from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack
 from tests.cluster.steps import before, name_of, wait_reason, wait_record_gone
 from tests.conftest import take_number
 
@@ -189,17 +188,12 @@ def _delete_crd(stack: Stack, meanwhile: Any = lambda: None) -> None:
     raise AssertionError("the CRD is still there after 60 s")
 
 
-def _install_crd(stack: Stack) -> None:
-    stack._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
-    stack._wait_for_crd()
-
-
 def test_a_deleted_crd_takes_its_channels_along_and_may_come_back(stack: Stack, number: str) -> None:
     _, uid = configured(stack, number)
     _delete_crd(stack)
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)
-    _install_crd(stack)
+    stack.install_crd()
     configured(stack, number)
 
 
@@ -218,5 +212,5 @@ def test_what_a_crd_left_owing_while_the_operator_was_away_is_paid(stack: Stack,
     stack.start_operator()
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)
-    _install_crd(stack)
+    stack.install_crd()
     configured(stack, number)

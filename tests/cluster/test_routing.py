@@ -58,9 +58,7 @@ def test_a_messaging_service_that_leaves_messages_to_the_number_overrides_nothin
     assert effective(wait_reason(stack, name_of(manifest), "Configured")) == ("True", "Effective")
 
 
-def test_messaging_services_are_read_once_for_all_channels_of_an_account(
-    stack: Stack, account: dict[str, Any]
-) -> None:
+def test_messaging_services_are_read_once_for_all_channels_of_an_account(stack: Stack, account: dict[str, Any]) -> None:
     service_of(stack, account, account["phone_numbers"][0])
     manifests = [stack.manifest(number, account=account) for number in account["phone_numbers"]]
     stack.twin_call("DELETE", "/journal")

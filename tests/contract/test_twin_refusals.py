@@ -52,6 +52,10 @@ def _test_credentials(stage: Stage) -> None:
     stage.account.test = True
 
 
+def _fallback(stage: Stage) -> None:
+    stage.numbers[0].settings["sms_fallback_url"] = "https://b.example/"
+
+
 def _no_sms(stage: Stage) -> None:
     stage.numbers[0].sms = False
 
@@ -116,6 +120,7 @@ CASES = [
     _write(400, 21403, "a fallback method", {"SmsFallbackMethod": "PATCH"}),
     _write(400, 21406, "a fallback alone", {"SmsFallbackUrl": "https://b.example/"}),
     _write(400, 21406, "a fallback while the URL is cleared", {"SmsUrl": "", "SmsFallbackUrl": "https://b.example/"}),
+    _write(400, 21406, "a fallback that would be left without a URL", {"SmsUrl": ""}, _fallback),
     _write(400, 21407, "a number without SMS", {"SmsUrl": "https://a.example/"}, _no_sms),
 ]
 

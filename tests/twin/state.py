@@ -307,6 +307,8 @@ class Twin:
                 raise Refusal(INVALID_METHOD, field=name)
         if form.get("SmsFallbackUrl") and not form.get("SmsUrl"):
             raise Refusal(FALLBACK_WITHOUT_URL)
+        if form.get("SmsUrl") == "" and form.get("SmsFallbackUrl", number.settings["sms_fallback_url"]):
+            raise Refusal(FALLBACK_WITHOUT_URL)
         changed = {SETTINGS[name]: value for name, value in form.items() if name in SETTINGS}
         # A method is never empty: cleared means the default.
         changed.update({name: "POST" for name, value in changed.items() if name.endswith("_method") and not value})
