@@ -66,7 +66,8 @@ class Gate:
                     self._verified[door] = True
                 raise
             except TwilioThrottled as error:
-                self._paused[door] = self._clock() + (error.retry_after or _PAUSE)
+                until = self._clock() + (error.retry_after or _PAUSE)
+                self._paused[door] = max(until, self._paused.get(door, 0.0))
                 raise
             else:
                 self._verified[door] = True

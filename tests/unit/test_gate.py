@@ -305,6 +305,18 @@ async def test_who_waits_for_a_place_learns_of_the_pause_at_once() -> None:
 
 
 @virtually
+async def test_a_pause_is_not_cut_short_by_a_429_that_names_none() -> None:
+    """Calls that were under way together are refused together, and not all of Twilio's answers say for how long."""
+    twilio = Twilio(concurrency=2)
+    await twilio.open()
+    await outcomes(twilio.call(ends=TwilioThrottled("429", 30)), twilio.call(ends=TwilioThrottled("429")))
+    await asyncio.sleep(20)
+    with pytest.raises(TwilioThrottled):
+        await twilio.call()
+    assert twilio.made == 1 + 2
+
+
+@virtually
 async def test_a_pause_does_not_make_a_stranger_of_who_was_accepted() -> None:
     twilio = Twilio(concurrency=2)
     await twilio.open()
