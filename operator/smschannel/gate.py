@@ -71,6 +71,7 @@ class Gate:
                 raise
             else:
                 self._verified[door] = True
+                self._refused.pop(door, None)  # a call that was under way at the same time got another answer
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
         """The next call is made."""

@@ -255,6 +255,16 @@ async def test_who_was_accepted_and_is_refused_begins_anew() -> None:
     assert twilio.most_at_once == 1
 
 
+@virtually
+async def test_twilios_last_word_counts() -> None:
+    """Where a token was made a moment ago, one of Twilio's machines may refuse it and the next one take it."""
+    twilio = Twilio()
+    await twilio.open()
+    ended = await outcomes(twilio.call(ends=REFUSED, seconds=1), twilio.call(seconds=2))
+    assert ended == [Refused, 2]
+    assert await twilio.call() == 3
+
+
 # Pauses
 
 
