@@ -324,6 +324,195 @@ async def test_a_key_that_changes_its_lane_during_a_turn_gives_back_the_place_it
     assert await take(waiting) == "y"
 
 
+# A lane earns its share
+
+
+async def held(waiting: Queue, lane: str) -> list[str]:
+    """Takes all that the lane may have now."""
+    taken = []
+    while not await is_idle(key := asyncio.ensure_future(take(waiting)), 1):
+        assert key.result().startswith(lane)
+        taken.append(key.result())
+    return taken
+
+
+def fill(waiting: Queue, lane: str, count: int = 100) -> None:
+    for number in range(count):
+        waiting.add(f"{lane}{number}")
+
+
+@virtually
+async def test_a_lane_begins_with_a_few_turns_and_each_that_went_well_earns_one_more() -> None:
+    """Nothing is known of an account at first: it must not have half of the workers to hang on to."""
+    waiting = queue(share=8)
+    fill(waiting, "a")
+    taken = await held(waiting, "a")
+    assert len(taken) == 4
+    for most in (5, 6, 7, 8, 8, 8):
+        waiting.done(taken.pop(0))
+        taken += await held(waiting, "a")
+        assert len(taken) == most, "one for the turn that ended, one more, and never more than the share"
+
+
+@virtually
+async def test_a_lane_whose_turn_did_not_go_well_has_one_turn_at_a_time() -> None:
+    """Those under way are let end; none is begun until they have."""
+    waiting = queue(share=8)
+    fill(waiting, "a")
+    first, *others = await held(waiting, "a")
+    waiting.done(first, well=False)
+    for key in others[:-1]:
+        assert await held(waiting, "a") == []
+        waiting.done(key, well=False)
+    waiting.done(others[-1], well=False)
+    for _ in range(3):
+        [only] = await held(waiting, "a")
+        waiting.done(only, well=False)
+
+
+@virtually
+async def test_a_lane_that_recovers_earns_its_share_again() -> None:
+    waiting = queue(share=8)
+    fill(waiting, "a")
+    taken = await held(waiting, "a")
+    for key in taken:
+        waiting.done(key, well=False)
+    taken = []
+    for most in (1, 2, 3, 4, 5, 6, 7, 8, 8):
+        taken += await held(waiting, "a")
+        assert len(taken) == most
+        waiting.done(taken.pop(0))
+
+
+@virtually
+async def test_one_bad_turn_takes_back_what_was_earned_before_it() -> None:
+    """Turns that began in better times and end well after it earn anew from one."""
+    waiting = queue(share=8)
+    fill(waiting, "a")
+    taken = await held(waiting, "a")
+    for _ in range(4):
+        waiting.done(taken.pop(0))
+        taken += await held(waiting, "a")
+    assert len(taken) == 8
+    waiting.done(taken.pop(0), well=False)
+    for _ in range(3):
+        waiting.done(taken.pop(0))
+    assert await held(waiting, "a") == [], "four are under way, and four is what it has earned"
+    waiting.done(taken.pop(0))
+    assert len(await held(waiting, "a")) == 2
+
+
+@virtually
+async def test_what_a_lane_earned_or_lost_is_its_own() -> None:
+    waiting = queue(share=8)
+    for lane in "ab":
+        waiting.add(f"{lane}0")
+        key = await take(waiting)
+        waiting.done(key, well=lane == "a")
+    for lane, most in (("a", 5), ("b", 1), ("c", 4)):
+        fill(waiting, lane)
+        assert len(await held(waiting, lane)) == most
+
+
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_a_share_may_be_smaller_than_what_a_lane_begins_with(share: int) -> None:
+    """With two workers in all, half of them is one."""
+
+    @virtually
+    async def story() -> None:
+        waiting = queue(share=share)
+        fill(waiting, "a")
+        for _ in range(3):
+            taken = await held(waiting, "a")
+            assert len(taken) == share
+            for key in taken:
+                waiting.done(key)
+
+    story()
+
+
+@virtually
+async def test_a_turn_that_earned_one_more_wakes_two_workers() -> None:
+    """The one that ended its turn may be busy elsewhere by then."""
+    waiting = queue(share=8)
+    fill(waiting, "a")
+    taken = await held(waiting, "a")
+    workers = [asyncio.ensure_future(take(waiting)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting.done(taken[0])
+    await asyncio.sleep(1)
+    assert [worker.done() for worker in workers] == [True, True, False]
+    workers[2].cancel()
+
+
+class Workers:
+    """Workers whose turns take as long, and end as well, as their lane does."""
+
+    def __init__(self, waiting: Queue, count: int, turns: dict[str, tuple[float, bool]]) -> None:
+        self.ended: dict[str, list[float]] = {}
+        self._waiting, self._turns = waiting, turns
+        self._tasks = [asyncio.ensure_future(self._work()) for _ in range(count)]
+
+    async def _work(self) -> None:
+        while True:
+            key = await take(self._waiting)
+            seconds, well = self._turns[key[0]]
+            await asyncio.sleep(seconds)
+            self._waiting.done(key, well=well)
+            self.ended.setdefault(key[0], []).append(now())
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+@virtually
+async def test_many_accounts_that_hang_leave_workers_for_the_others() -> None:
+    """Three of four accounts hang, with hundreds of turns that were there first. Sixteen workers, of which they have
+    twelve at first and three from the first time-out on: the fourth account never has less than its own four.
+    """
+    waiting = queue(share=8)
+    hanging = dict.fromkeys("abc", (15.0, False))
+    for lane in hanging:
+        fill(waiting, lane, 300)
+    fill(waiting, "d", 200)
+    workers = Workers(waiting, 16, {**hanging, "d": (1.0, True)})
+    await asyncio.sleep(100)
+    assert len(workers.ended["d"]) == 200
+    assert workers.ended["d"][-1] <= 50, "no slower than with four workers of its own"
+    assert [len(workers.ended[lane]) for lane in hanging] == [4 + 5] * 3, "one turn at a time after the first four"
+    await workers.stop()
+
+
+@virtually
+async def test_every_key_has_its_turns_however_they_end() -> None:
+    """Shares come and go at random: no lane stands still with keys in it while workers are idle."""
+    waiting, chance = queue(share=6), random.Random(11)  # noqa: S311
+    added: dict[str, int] = {}
+    seen: dict[str, int] = {}
+
+    async def work() -> None:
+        while True:
+            key = await take(waiting)
+            seen[key] = added[key]
+            await asyncio.sleep(chance.random())
+            waiting.done(key, well=chance.random() < 0.7)
+
+    workers = [asyncio.ensure_future(work()) for _ in range(12)]
+    for count in range(1000):
+        key = chance.choice("abcd") + chance.choice("123456789")
+        added[key] = count
+        waiting.add(key)
+        await asyncio.sleep(chance.random() / 20)
+    await asyncio.wait(workers, timeout=1000)
+    assert seen == added
+    assert len(waiting) == 0
+    for worker in workers:
+        worker.cancel()
+    await asyncio.wait(workers)
+
+
 # Workers that go away
 
 
