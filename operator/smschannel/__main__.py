@@ -115,7 +115,7 @@ def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring:
     reconciler = Reconciler(
         kube,
         twilio,
-        Inventory(twilio, max_age=settings.drift_interval_seconds / 2),
+        Inventory(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
         keyring=keyring,
         template=settings.template,
         claims=claims,

@@ -1,7 +1,8 @@
 """What a Twilio account holds, read once for all its channels: its numbers in pages, and who overrides their webhooks.
 
 There is one reader for each login at each account. What it found is good for `max_age` seconds: enough to confirm
-that nothing changed, never enough to act upon. Whoever finds something else here looks at the number itself.
+that nothing changed, never enough to act upon. So only numbers that point at us are kept: those of channels that will
+ask for the first time too. Whoever finds nothing here looks at the number itself.
 """
 
 from __future__ import annotations
@@ -42,16 +43,25 @@ class _Account:
 
 
 class Inventory:
-    """For one event loop; times are seconds of `clock`."""
+    """For one event loop; times are seconds of `clock`. `ours` tells whether a webhook's URL is this operator's."""
 
-    def __init__(self, twilio: Reader, *, max_age: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        twilio: Reader,
+        *,
+        ours: Callable[[str], bool],
+        max_age: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._twilio = twilio
+        self._ours = ours
         self._max_age = max_age
         self._clock = clock
         self._accounts: LRUCache[tuple[Login, str], _Account] = LRUCache(_REMEMBERED)
 
     async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
-        """The number as it was at most `max_age` ago. None where it was not seen, or is cheaper to read alone.
+        """The number as it was at most `max_age` ago. None where it was not seen to point at us, or is cheaper to read
+        alone.
 
         Raises what reading the account's pages raises.
         """
@@ -98,7 +108,7 @@ class Inventory:
         started, pages, numbers = self._clock(), 0, dict[str, Number]()
         async for page in self._twilio.number_pages(login, account_sid):
             pages += 1
-            numbers.update((each.phone_number, each) for each in page if each.phone_number in account.asked)
+            numbers.update((each.phone_number, each) for each in page if self._ours(each.webhook.url))
             if pages > len(account.asked):
                 break
         account.pages, account.numbers, account.numbers_at = pages, numbers, started
