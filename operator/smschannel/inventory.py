@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cachetools import LRUCache
+from cachetools import TTLCache
 
 from smschannel.errors import ChannelError, Retryable
 from smschannel.ledger import Login
@@ -57,7 +57,7 @@ class Inventory:
         self._ours = ours
         self._max_age = max_age
         self._clock = clock
-        self._accounts: LRUCache[tuple[Login, str], _Account] = LRUCache(_REMEMBERED)
+        self._accounts: TTLCache[tuple[Login, str], _Account] = TTLCache(_REMEMBERED, 3 * max_age, timer=clock)
 
     async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         """The number as it was at most `max_age` ago. None where it was not seen to point at us, or is cheaper to read
@@ -89,10 +89,9 @@ class Inventory:
         return Routing(service_sid=account.overriding.get(number_sid, ""), unknown=account.unknown)
 
     def _account(self, login: Login, account_sid: str) -> _Account:
+        """Forgotten when nobody asks for long: a token was rotated, or the last channel is gone."""
         door = (login, account_sid)
-        account = self._accounts.get(door)
-        if account is None:
-            account = self._accounts[door] = _Account()
+        account = self._accounts[door] = self._accounts.get(door) or _Account()
         return account
 
     async def _once(self, account: _Account, what: str, read: Callable[[], Coroutine[Any, Any, None]]) -> None:

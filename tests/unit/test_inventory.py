@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -298,6 +299,22 @@ async def test_an_error_that_nobody_waits_for_any_more_is_not_complained_about()
     await asyncio.sleep(2)
     gc.collect()
     assert complaints == []
+
+
+@virtually
+async def test_what_nobody_asks_for_any_more_is_forgotten() -> None:
+    """Each rotated token leaves what it was shown behind: a token, and up to a thousand numbers a page."""
+    reader = Reader()
+    known = inventory(reader)
+    await ask(known, "+1")
+    shown = weakref.ref(reader.numbers[1])
+    del reader.numbers[1]
+    gc.collect()
+    assert shown(), "it is remembered for now"
+    await asyncio.sleep(10 * MAX_AGE)
+    await ask(known, "+1", account=ANOTHER)
+    gc.collect()
+    assert not shown()
 
 
 # Routing
