@@ -36,7 +36,7 @@ class Gate:
         self._unverified = asyncio.Semaphore(_UNVERIFIED_AT_ONCE)
         self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
-        self._refused: LRUCache[bytes, tuple[float, Refused]] = LRUCache(_REMEMBERED)
+        self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)
         self._paused: LRUCache[bytes, float] = LRUCache(_REMEMBERED)
 
     @asynccontextmanager
@@ -61,7 +61,8 @@ class Gate:
             except Refused as refused:
                 if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
                     self._verified.pop(door, None)
-                    self._refused[door] = (self._clock() + self._refusal_memory, refused)
+                    # Not the exception, which holds on to all the frames that it passes, and what is in them.
+                    self._refused[door] = (self._clock() + self._refusal_memory, refused.reason, str(refused))
                 else:
                     self._verified[door] = True
                 raise
@@ -79,9 +80,9 @@ class Gate:
 
     def _answer_at_once(self, door: bytes) -> None:
         now = self._clock()
-        until, refused = self._refused.get(door, (0.0, None))
-        if refused and now < until:
-            raise Refused(refused.reason, str(refused))
+        until, reason, message = self._refused.get(door, (now, Reason.AuthenticationFailed, ""))
+        if now < until:
+            raise Refused(reason, message)
         left = self._paused.get(door, 0.0) - now
         if left > 0:
             raise TwilioThrottled("Twilio has asked this login for a pause.", left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Awaitable
 
 import pytest
@@ -401,6 +402,24 @@ async def test_nothing_is_kept_of_doors_that_nobody_stands_at() -> None:
         await twilio.open(login(str(number)), f"AC{number}")
     gc.collect()
     assert len(twilio.gate._slots) == 0
+
+
+@virtually
+async def test_a_remembered_refusal_keeps_nothing_of_the_call_that_brought_it() -> None:
+    """An exception holds on to every frame that it passed: the login in plain text, Twilio's answer, the channel."""
+    twilio = Twilio()
+
+    channels: weakref.WeakSet[asyncio.Event] = weakref.WeakSet()
+
+    async def turn() -> None:
+        channel = asyncio.Event()
+        channels.add(channel)
+        await twilio.call(seconds=0, ends=Refused(Reason.AuthenticationFailed, "no"))
+
+    with pytest.raises(Refused):
+        await turn()
+    gc.collect()
+    assert not channels
 
 
 @virtually
