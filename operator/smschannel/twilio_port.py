@@ -95,14 +95,17 @@ class TwilioPort:
                 return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
 
     async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
-        """The account's numbers, up to 1,000 with each call."""
+        """The account's numbers, up to 1,000 with each call; none where the login does not reach the account."""
         numbers = self._account(login, account_sid).incoming_phone_numbers
         page: Any = None
         while True:
-            async with self._gate.call(login, account_sid):
-                with _understood():
-                    page = await (page.next_page_async() if page else numbers.page_async(page_size=_PAGE))
-                    here = [_number(each) for each in page or ()]
+            try:
+                async with self._gate.call(login, account_sid):
+                    with _understood():
+                        page = await (page.next_page_async() if page else numbers.page_async(page_size=_PAGE))
+                        here = [_number(each) for each in page or ()]
+            except Gone:
+                return
             yield here
             if not page or not page.next_page_url:
                 return

@@ -103,6 +103,14 @@ async def test_a_parents_login_reads_its_subaccounts_pages(stage: Stage, port: T
     assert [each.phone_number for each in page] == ["+61400999999"]
 
 
+async def test_an_account_out_of_reach_has_no_pages_as_it_has_no_numbers(stage: Stage, port: TwilioPort) -> None:
+    """Twilio answers 404 for the whole account, as for a number; who then asks for the number learns the same."""
+    [stranger] = stage.twin.seed(accounts=1, numbers=1)
+    login = login_of(stage.account)
+    assert await port.find_number(login, stranger.sid, next(iter(stranger.numbers)).phone_number) is None
+    assert await pages(port, login, stranger.sid) == []
+
+
 async def test_pages_are_read_one_call_at_a_time_with_room_for_others_between(stage: Stage) -> None:
     """A login's only place is free while nobody waits for the next page."""
     [account] = stage.twin.seed(accounts=1, numbers=1001)
