@@ -33,7 +33,6 @@ _NO_ENVIRONMENT = {"": ""}
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
 _PAGE = 1000
-_MESSAGING = "messaging"  # stands for the account where the Messaging API is meant: it has its own refusals
 _LACKS_SMS = {21407}
 
 
@@ -63,7 +62,7 @@ class TwilioPort:
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
         """What is asked next is asked, whatever was answered before: somebody says that it may go better now."""
-        for whose in (account_sid, _MESSAGING):
+        for whose in (account_sid, _services_of(account_sid)):
             self._gate.forget_refusal(login, whose)
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
@@ -118,7 +117,7 @@ class TwilioPort:
         """
         messaging = self._client(login, account_sid).messaging.v1
         overridden: dict[str, str] = {}
-        async with self._gate.call(login, _MESSAGING):
+        async with self._gate.call(login, _services_of(account_sid)):
             with _understood():
                 for service in await messaging.services.list_async(page_size=_PAGE):
                     if service.use_inbound_webhook_on_number or service.account_sid != account_sid:
@@ -139,6 +138,11 @@ class TwilioPort:
 
     def _account(self, login: Login, account_sid: str) -> Any:
         return self._client(login, account_sid).api.v2010.accounts(account_sid)
+
+
+def _services_of(account_sid: str) -> str:
+    """For the gate: who is refused by one of Twilio's APIs, or waits for it, may be welcome at the other."""
+    return f"services of {account_sid}"
 
 
 @contextmanager

@@ -11,13 +11,14 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from smschannel.errors import Gone, TwilioThrottled, TwilioUnavailable
+from smschannel.errors import Gone, Refused, TwilioThrottled, TwilioUnavailable
 from smschannel.gate import Gate
 from smschannel.ledger import Login, Webhook
 from smschannel.plan import Number
+from smschannel.reasons import Reason
 from smschannel.twilio_port import TwilioPort
 from tests.twin import DEMO_URL, Account, Action, Match
-from tests.twin.sdk import Stage, open_stage
+from tests.twin.sdk import Stage, open_stage, until
 
 
 @pytest.fixture
@@ -335,6 +336,34 @@ async def test_an_api_key_reads_its_accounts_services(stage: Stage, port: Twilio
     stage.twin.join_service(stage.numbers[0], service)
     login = Login(sid=key.sid, token=SecretStr(key.secret))
     assert await port.overriding_services(login, stage.account.sid) == {stage.numbers[0].sid: service.sid}
+
+
+async def test_one_accounts_services_that_hang_hold_up_no_others(stage: Stage, port: TwilioPort) -> None:
+    """First readings of accounts that were never read before, such as all of them after a restart."""
+    [other] = stage.twin.seed(accounts=1, numbers=1)
+    fault = stage.twin.faults.add(Match(path="^/v1/", account=stage.account.sid), Action(kind="hang"))
+    hanging = asyncio.ensure_future(port.overriding_services(login_of(stage.account), stage.account.sid))
+    await until(lambda: fault.hit == 1)
+    async with asyncio.timeout(5):
+        assert await port.overriding_services(login_of(other), other.sid) == {}
+    stage.twin.faults.clear()
+    hanging.cancel()
+    await asyncio.wait({hanging})
+
+
+async def test_what_messaging_refuses_is_no_refusal_of_the_numbers(stage: Stage, port: TwilioPort) -> None:
+    """A key may be restricted to one of the two; and asked anew, both are."""
+    login, sid = login_of(stage.account), stage.account.sid
+    fault = stage.twin.faults.add(Match(path="^/v1/"), Action(kind="status", status=401, code=20003))
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            await port.overriding_services(login, sid)
+        assert refused.value.reason is Reason.AuthenticationFailed
+    assert fault.hit == 1, "remembered"
+    assert await pages(port, login, sid)
+    stage.twin.faults.clear()
+    port.forget_refusal(login, sid)
+    assert await port.overriding_services(login, sid) == {}
 
 
 # -- one number ----------------------------------------------------------------------------------------------
