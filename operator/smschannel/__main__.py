@@ -134,6 +134,7 @@ def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring:
         namespaces=settings.channel_namespaces,
         template=settings.template,
         workers=settings.workers,
+        concurrency=settings.twilio_concurrency,
         retry_floor=settings.retry_floor_seconds,
         retry_ceiling=settings.retry_ceiling_seconds,
         resync_interval=settings.resync_interval_seconds,

@@ -63,6 +63,13 @@ class _Known:
     reason: Reason | None = None
 
 
+def lane_share(workers: int, concurrency: int) -> int:
+    """How many workers an account may have, whose login may have so many calls to Twilio in flight. As many again are
+    at Kubernetes; more would only wait for the others, and be missed elsewhere while the account hangs.
+    """
+    return max(1, min(workers // 2, 2 * concurrency))
+
+
 class Controller:
     """For one event loop: `load`, then `run` until it is cancelled; events may come at any time after `load`."""
 
@@ -75,6 +82,7 @@ class Controller:
         namespaces: tuple[str, ...],
         template: WebhookTemplate,
         workers: int,
+        concurrency: int,
         retry_floor: float,
         retry_ceiling: float,
         resync_interval: float,
@@ -99,7 +107,7 @@ class Controller:
         self._turning: set[str] = set()  # uids of the channels whose turn is under way
         self._queue: WorkQueue[Key] = WorkQueue(
             lane_of=self._lane_of,
-            lane_share=max(1, workers // 2),
+            lane_share=lane_share(workers, concurrency),
             retry_floor=retry_floor,
             retry_ceiling=retry_ceiling,
         )
