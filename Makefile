@@ -35,7 +35,7 @@ fix: $(INSTALLED) ## Mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure floor, idiomatic kopf and ours side by side (B="--help" for what can be set)
+bench: $(INSTALLED) ## Measure speed, drift checks and fairness between accounts (B="--help" for what can be set)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 

@@ -14,10 +14,19 @@ from rich.console import Console
 from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import StackError
-from tests.bench import report
+from tests.bench import drift, fairness, report
 from tests.bench.case import VARIANTS, Case, Load, Run
 from tests.bench.load import LoadError
 from tests.bench.run import measure
+
+PARTS = ("speed", "drift", "fairness")
+
+
+def _parts(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    chosen = [each.strip() for each in value.split(",") if each.strip()]
+    if not chosen or set(chosen) - set(PARTS):
+        raise click.BadParameter(f"choose from {', '.join(PARTS)}, separated by commas")
+    return [each for each in PARTS if each in chosen]
 
 
 def _variants(_: click.Context, __: click.Parameter, value: str) -> list[str]:
@@ -38,6 +47,7 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option("--parts", callback=_parts, default=",".join(PARTS), help="Measure only these.")
 @click.option("--channels", type=click.IntRange(1), default=1000, help="Channels in a batch.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; medians are told.")
 @click.option("--accounts", type=click.IntRange(1), default=20, help="Twilio accounts the channels are spread over.")
@@ -61,8 +71,13 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     "--json",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every run, the seed and all versions to this file too; it grows with each run.",
+    help="Speed: write every run, the seed and all versions to this file too; it grows with each run.",
 )
+@click.option("--numbers", type=click.IntRange(1, 1000), default=200, help="Drift: channels in each of ten accounts.")
+@click.option(
+    "--period", type=click.FloatRange(10), default=60, help="Drift: the interval of drift checks, in seconds."
+)
+@click.option("--hanging", type=click.IntRange(1), default=300, help="Fairness: channels of the account that hangs.")
 @click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the programs' logs in here.")
 def main(
     channels: int,
@@ -74,27 +89,38 @@ def main(
     finalizer_policy: bool,
     sources: dict[str, Path],
     path: Path | None,
+    numbers: int,
+    period: float,
+    hanging: int,
     logs: Path | None,
+    parts: list[str],
 ) -> None:
-    """How fast do channels become Ready? Ours beside the usual way and beside the floor, in one run.
+    """How fast do channels become Ready, what do they cost afterwards, and what do they notice of each other?
 
-    Starts a control plane and a Twilio twin of its own, and takes about four minutes on a quiet machine. In every
-    round each variant is started afresh, has twenty channels one after another (to warm up, and for the latency of
-    one alone), then the batch; the clock runs from the first create to the last Ready that one watch has seen. Then
-    ours is asked to look at 200 of them again, and those are deleted.
+    Each part starts a control plane and a Twilio twin of its own; all take about ten minutes on a quiet machine.
+
+    Speed: ours beside the usual way and beside the floor. In every round each variant is started afresh, has twenty
+    channels one after another (to warm up, and for the latency of one alone), then the batch; the clock runs from the
+    first create to the last Ready that one watch has seen. Then ours is asked to look at 200 of them again, and those
+    are deleted.
 
     \b
     floor      only the Kubernetes writes that ours makes: nothing in Python is faster
     idiomatic  an operator as kopf's documentation would have it: tests/bench/idiomatic.py
     ours       the operator
 
+    Drift: channels of ten accounts over one interval of drift checks, and over another after a restart. Fairness:
+    channels of nine accounts while the calls of a tenth hang, beside the same without.
+
     All share this machine's cores with API server, twin and load generator: compare ratios, not machines.
 
     \b
     Try it:
-      python -m tests.bench --channels 200 --rounds 1
-      python -m tests.bench --variants floor,ours --no-finalizer-policy --json bench.json
-      git worktree add /tmp/before HEAD~1 && python -m tests.bench --variants ours --also before=/tmp/before/operator
+      python -m tests.bench --parts speed --channels 200 --rounds 1
+      python -m tests.bench --parts speed --variants floor,ours --no-finalizer-policy --json bench.json
+      python -m tests.bench --parts drift --numbers 1000
+      git worktree add /tmp/old HEAD~1
+      python -m tests.bench --parts speed --variants ours --also old=/tmp/old/operator
     """
     load = Load(channels=channels, rounds=rounds, accounts=accounts, workers=workers, seed=seed)
     cases = [Case(variant) for variant in variants]
@@ -107,11 +133,21 @@ def main(
         if path:
             report.write(path, load, report.summarize(runs, cases, channels), runs)
 
-    with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
-        home = (logs or Path(temporary)).absolute()
-        runs = uvloop.run(measure(load, cases, home, Narrator(sys.stderr), keep))
-    summaries = report.summarize(runs, cases, channels)
-    report.show(Console(width=120), summaries, load)
+    console, say = Console(width=120), Narrator(sys.stderr)
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
+            home = (logs or Path(temporary)).absolute() / part
+            if part == "drift":
+                periods = uvloop.run(drift.measure(numbers, period, workers, seed, home, say))
+                drift.show(console, periods)
+                report.show_aims(console, drift.aims(periods))
+            elif part == "fairness":
+                waits = uvloop.run(fairness.measure(load, hanging, home, say))
+                fairness.show(console, waits, load, hanging)
+                report.show_aims(console, fairness.aims(waits))
+            else:
+                runs = uvloop.run(measure(load, cases, home, say, keep))
+                report.show(console, report.summarize(runs, cases, channels), load)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import aiohttp
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 _SAMPLE = re.compile(r"^apiserver_request_total\{(?P<labels>.*)\} (?P<count>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -44,6 +45,13 @@ async def twilio_calls(session: aiohttp.ClientSession, twin: str) -> Counter[str
     """All calls that the twin has been asked for: by "METHOD kind"."""
     async with session.get(f"{twin}/_twin/journal", params={"kind": "none"}) as answer:
         return Counter((await answer.json())["counts"])
+
+
+async def metric(session: aiohttp.ClientSession, operator: str, name: str) -> float:
+    """One of the operator's own, over all of its labels."""
+    async with session.get(f"{operator}/metrics") as answer:
+        families = text_string_to_metric_families(await answer.text())
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 class Processes:

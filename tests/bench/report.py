@@ -151,13 +151,17 @@ def show(console: Console, summaries: Sequence[Summary], load: Load) -> None:
     for label, cell in rows:
         table.add_row(label, *(cell(each) for each in summaries))
     console.print(table)
-    for aim in aims(summaries):
-        console.print(f"[{'green' if aim.met else 'red'}]{'met   ' if aim.met else 'MISSED'}[/] {aim.what}")
+    show_aims(console, aims(summaries))
     for each in summaries:
         if not each.same_code:
             console.print(f"[red]{each.case}: its source was edited meanwhile; these figures compare nothing.[/]")
     if any(each.elsewhere > _BUSY for each in summaries):
         console.print("Others kept this machine busy meanwhile: believe the ratios by CPU time first, the rates last.")
+
+
+def show_aims(console: Console, aims: Sequence[Aim]) -> None:
+    for aim in aims:
+        console.print(f"[{'green' if aim.met else 'red'}]{'met   ' if aim.met else 'MISSED'}[/] {aim.what}")
 
 
 def _number(value: float | None, form: str = "{:.2f}") -> str:

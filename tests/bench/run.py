@@ -43,15 +43,33 @@ _SAMPLE = 200
 async def measure(
     load: Load, cases: Sequence[Case], home: Path, say: Progress, keep: Callable[[list[Run]], object]
 ) -> list[Run]:
-    """Every case once a round, in an order that the seed shuffles; `keep` is called with all runs after each.
+    """Every case once a round, in an order that the seed shuffles; `keep` is called with all runs after each."""
+    per_account = -(-(load.channels + _ALONE) // load.accounts)
+    async with staged(home, load.accounts, per_account, say) as (stack, session):
+        bench = _Bench(stack, load, session)
+        chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
+        runs: list[Run] = []
+        for number in range(1, load.rounds + 1):
+            for case in chance.sample(cases, len(cases)):
+                runs.append(await bench.run(case, number, chance))
+                keep(runs)
+                rate = f"{runs[-1].channels_per_second:.0f} channels/s"
+                say(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
+        return runs
+
+
+@asynccontextmanager
+async def staged(
+    home: Path, accounts: int, numbers: int, say: Progress
+) -> AsyncIterator[tuple[Stack, aiohttp.ClientSession]]:
+    """Control plane, twin and keyring, with no operator at work; and a session with the API server.
 
     SIGTERM ends it as Ctrl-C does: nothing is left running.
     """
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    per_account = -(-(load.channels + _ALONE) // load.accounts)
-    stack = Stack(home, Options(accounts=load.accounts, numbers=per_account, finalizer_policy=False), say)
+    stack = Stack(home, Options(accounts=accounts, numbers=numbers, finalizer_policy=False), say)
     try:
         stack.logs.mkdir(parents=True)
         stack.start_control_plane()
@@ -60,18 +78,30 @@ async def measure(
         stack.start_operator()  # makes the keyring
         stack.stop_process("operator")
         async with connect(stack.cluster.kubeconfig) as session:
-            bench = _Bench(stack, load, session)
-            chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
-            runs: list[Run] = []
-            for number in range(1, load.rounds + 1):
-                for case in chance.sample(cases, len(cases)):
-                    runs.append(await bench.run(case, number, chance))
-                    keep(runs)
-                    rate = f"{runs[-1].channels_per_second:.0f} channels/s"
-                    say(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
-            return runs
+            yield stack, session
     finally:
         stack.stop()
+
+
+@contextmanager
+def operator(stack: Stack, settings: Mapping[str, str], *, kill: bool = False) -> Iterator[psutil.Process]:
+    """At work for the block; `kill` ends it without letting it end what it is at."""
+    stack.options = replace(stack.options, operator_settings=settings)
+    stack.start_operator()
+    try:
+        yield stack.process("operator")
+    finally:
+        stack.stop_process("operator", kill=kill)
+
+
+def manifests(
+    public: PublicKey, accounts: Sequence[Mapping[str, Any]], chance: random.Random
+) -> Iterator[tuple[str, bytes]]:
+    """A channel for each number, by name, sealed and encoded; neighbours belong to different accounts."""
+    for row in zip(*(each["phone_numbers"] for each in accounts), strict=True):
+        for account, number in zip(accounts, row, strict=True):
+            name = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+            yield name, json.dumps(_manifest(name, account, number, public)).encode()
 
 
 class _Bench:
@@ -85,19 +115,19 @@ class _Bench:
     async def run(self, case: Case, number: int, chance: random.Random) -> Run:
         await self._bring_policy(case.at_birth)
         code = case.code()
-        manifests = iter(self._manifests(chance))
-        alone = dict(islice(manifests, _ALONE))
-        batch = dict(manifests)
+        made = self._manifests(chance)
+        alone = dict(islice(made, _ALONE))
+        batch = dict(made)
         with self._contender(case) as process:
             async with Channels.watched(self._session) as channels:
                 for name, manifest in alone.items():
                     await channels.create({name: manifest})
                     await channels.until(channels.ready, [name])
-                async with self._counted(process) as counted:
+                async with counted(self._stack, self._session, process) as spent:
                     await channels.create(batch)
                     last = await channels.until(channels.ready, batch)
                 seconds = last - channels.created[next(iter(batch))]
-                counted.writes["POST smschannels"] -= len(batch)
+                spent.writes["POST smschannels"] -= len(batch)
                 sample = list(islice(batch, _SAMPLE))
                 idle_writes = await self._look_again(channels, sample) if case.variant == "ours" else None
                 began = perf_counter()
@@ -112,25 +142,17 @@ class _Bench:
             channels_per_second=len(batch) / seconds,
             time_to_ready=tuple(channels.ready[name] - channels.created[name] for name in batch),
             alone=statistics.median(channels.ready[name] - channels.created[name] for name in alone),
-            writes=_each(counted.writes, len(batch)),
-            twilio_calls=_each(counted.twilio_calls, len(batch)),
-            cpu_seconds=counted.processes.cpu_seconds,
-            max_rss=counted.processes.max_rss,
+            writes=_each(spent.writes, len(batch)),
+            twilio_calls=_each(spent.twilio_calls, len(batch)),
+            cpu_seconds=spent.processes.cpu_seconds,
+            max_rss=spent.processes.max_rss,
             idle_writes=idle_writes,
             deletions_per_second=len(sample) / (ended - began),
-            elsewhere=counted.processes.elsewhere,
+            elsewhere=spent.processes.elsewhere,
         )
 
     def _manifests(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
-        """Sealed and encoded before the clock starts; neighbours belong to different accounts."""
-        accounts = self._stack.twin["accounts"]
-        numbers = [
-            (account, number) for row in zip(*(each["phone_numbers"] for each in accounts), strict=True)
-            for account, number in zip(accounts, row, strict=True)
-        ]  # fmt: skip
-        for account, number in numbers[: self._load.channels + _ALONE]:
-            name = str(uuid.UUID(int=chance.getrandbits(128), version=4))
-            yield name, json.dumps(_manifest(name, account, number, self._public)).encode()
+        return islice(manifests(self._public, self._stack.twin["accounts"], chance), self._load.channels + _ALONE)
 
     async def _look_again(self, channels: Channels, names: Sequence[str]) -> int:
         """Writes of a round in which each of `names` is compared with Twilio, and nothing has changed."""
@@ -152,19 +174,15 @@ class _Bench:
             settings = {"SMSCHANNEL_WORKERS": workers, "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
             if case.source:
                 settings["PYTHONPATH"] = str(case.source)
-            stack.options = replace(stack.options, operator_settings=settings)
-            stack.start_operator()
-            try:
-                yield stack.process("operator")
-            finally:
-                stack.stop_process("operator")
+            with operator(stack, settings) as process:
+                yield process
             return
         # kopf posts Events of the old kind, for which the operator's own ServiceAccount has no right.
         kubeconfig = (
             stack.home / "sms-channel-operator.kubeconfig" if case.variant == "floor" else stack.cluster.kubeconfig
         )
         with (stack.logs / f"{case.variant}.log").open("ab") as log:
-            process = subprocess.Popen(
+            program = subprocess.Popen(
                 [sys.executable, "-m", f"tests.bench.{case.variant}", workers],
                 cwd=ROOT,
                 env={**os.environ, "KUBECONFIG": str(kubeconfig), "TWILIO_URL": stack.twilio_url, "WORKERS": workers},
@@ -173,37 +191,14 @@ class _Bench:
                 stderr=log,
             )
         try:
-            yield psutil.Process(process.pid)
+            yield psutil.Process(program.pid)
         finally:
-            process.terminate()
+            program.terminate()
             try:
-                process.wait(20)
+                program.wait(20)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    @asynccontextmanager
-    async def _counted(self, contender: psutil.Process) -> AsyncIterator[_Counted]:
-        """What is spent within the block; what is written and asked of Twilio, until all writes have come to rest."""
-        pids = self._stack.pids()
-        processes = Processes(
-            {
-                "contender": contender,
-                "control plane": psutil.Process(pids["controlplane"]),
-                "twin": psutil.Process(pids["twin"]),
-                "load": psutil.Process(),
-            },
-            "contender",
-        )
-        counted = _Counted(processes)
-        twin = self._stack.twilio_url
-        before, calls = await writes(self._session), await twilio_calls(self._session, twin)
-        async with processes:
-            yield counted
-        counted.writes = await settled_writes(self._session)
-        counted.writes.subtract(before)
-        counted.twilio_calls = await twilio_calls(self._session, twin)
-        counted.twilio_calls.subtract(calls)
+                program.kill()
+                program.wait()
 
     async def _bring_policy(self, at_birth: bool) -> None:
         """Install or remove the admission policy, and wait until the API server acts on it."""
@@ -227,11 +222,34 @@ class _Bench:
         raise LoadError("the API server does not act on the admission policy")
 
 
-class _Counted:
+class Counted:
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.writes: Counter[str] = Counter()
         self.twilio_calls: Counter[str] = Counter()
+
+
+@asynccontextmanager
+async def counted(stack: Stack, session: aiohttp.ClientSession, contender: psutil.Process) -> AsyncIterator[Counted]:
+    """What is spent within the block; what is written and asked of Twilio, until all writes have come to rest."""
+    pids = stack.pids()
+    processes = Processes(
+        {
+            "contender": contender,
+            "control plane": psutil.Process(pids["controlplane"]),
+            "twin": psutil.Process(pids["twin"]),
+            "load": psutil.Process(),
+        },
+        "contender",
+    )
+    spent = Counted(processes)
+    before, calls = await writes(session), await twilio_calls(session, stack.twilio_url)
+    async with processes:
+        yield spent
+    spent.writes = await settled_writes(session)
+    spent.writes.subtract(before)
+    spent.twilio_calls = await twilio_calls(session, stack.twilio_url)
+    spent.twilio_calls.subtract(calls)
 
 
 def _each(counted: Counter[str], channels: int) -> dict[str, float]:
