@@ -18,7 +18,7 @@ tests/unit/test_plan.py:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from smschannel.errors import ChannelError, Refused, Unreadable
@@ -177,6 +177,34 @@ def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
 
 def plan(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
     return _release(seen, now) if want is None else _configure(want, seen, template, now)
+
+
+def foresee(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
+    """All that `plan` would ask for, round after round, if each change succeeded; for looking at, not for doing."""
+    changes: list[Change] = []
+    while (step := plan(want, seen, template, now)).changes:
+        for change in step.changes:
+            seen = _done(change, seen)
+        changes += step.changes
+    return Plan(tuple(changes), step.verdict)
+
+
+def _done(change: Change, seen: Observed) -> Observed:
+    """What would be observed after a change, if Twilio keeps what it is told."""
+    match change:
+        case AddFinalizer() | RemoveFinalizer():
+            return replace(seen, finalizer=isinstance(change, AddFinalizer))
+        case SaveRecord(record):
+            return replace(seen, record=record, stored=True)
+        case DropRecord():
+            return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
+        case SetWebhook(webhook=webhook):
+            assert isinstance(seen.number, Number)
+            return replace(seen, number=replace(seen.number, webhook=webhook))
+        case GiveBack(entry, webhook):
+            debt = seen.debts[entry.number_sid]
+            assert isinstance(debt, Number)
+            return replace(seen, debts={**seen.debts, entry.number_sid: replace(debt, webhook=webhook)})
 
 
 def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:

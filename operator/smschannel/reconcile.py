@@ -36,6 +36,7 @@ from smschannel.plan import (
     GiveBack,
     Number,
     Observed,
+    Plan,
     RemoveFinalizer,
     Routing,
     SaveRecord,
@@ -43,6 +44,7 @@ from smschannel.plan import (
     Verdict,
     WriteOff,
     desired,
+    foresee,
     plan,
 )
 from smschannel.reasons import Look, Reason
@@ -167,6 +169,16 @@ class Reconciler:
         # Not after an error of Kubernetes: whether the record was written is then not known, so the claim stays.
         self._claims.hold_only(turn.uid, turn.seen.record)
         return await self._report(turn, verdict)
+
+    async def preview(self, key: Key, channel: SmsChannel | None) -> tuple[Observed, Plan]:
+        """What is found, and all that a turn would do about it if Twilio plays along: nothing is written.
+
+        Raises `TwilioUnavailable`, and what Kubernetes refuses.
+        """
+        turn = _Turn(key, channel, desired(channel, self._template) if channel else None)
+        await self._load(turn)
+        await self._observe(turn)
+        return turn.seen, foresee(turn.want, turn.seen, self._template, self._clock())
 
     # Observe: reads only
 

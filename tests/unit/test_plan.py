@@ -31,6 +31,7 @@ from smschannel.plan import (
     SetWebhook,
     WriteOff,
     desired,
+    foresee,
     plan,
 )
 from smschannel.reasons import Reason
@@ -829,6 +830,20 @@ def test_doing_what_is_planned_ends(
             seen = brought_about(change, seen, fails)
     else:
         pytest.fail(f"still asked for after 4 rounds: {plan(want, seen, TEMPLATE, NOW).changes}")
+
+
+@settings(deadline=None)
+@given(situation=situations())
+def test_what_is_foreseen_is_what_is_done(situation: tuple[Desired | None, Observed]) -> None:
+    want, seen = situation
+    foreseen = foresee(want, seen, TEMPLATE, NOW)
+    done: list[Change] = []
+    while changes := plan(want, seen, TEMPLATE, NOW).changes:
+        for change in changes:
+            seen = brought_about(change, seen, {})
+        done += changes
+    assert foreseen.changes == tuple(done)
+    assert foreseen.verdict == plan(want, seen, TEMPLATE, NOW).verdict, "as people are told at the end"
 
 
 @settings(deadline=None)
