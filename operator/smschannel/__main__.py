@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -18,17 +17,16 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from smschannel.controller import Controller
 from smschannel.errors import ChannelError, KubernetesUnavailable, NotServed
-from smschannel.gate import Gate
 from smschannel.health import log_to_stderr, serve
-from smschannel.inventory import Inventory
 from smschannel.kube_api import KubeApi, KubernetesRefused
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims
-from smschannel.reconcile import Intervals, Key, Reconciler
+from smschannel.reconcile import Key
 from smschannel.sealing import Keyring
 from smschannel.settings import Settings, explain, settings_help
 from smschannel.twilio_port import TwilioPort
 from smschannel.watch import watch
+from smschannel.wiring import reconciler, twilio_port
 
 log = structlog.get_logger()
 
@@ -37,16 +35,10 @@ async def run(settings: Settings) -> None:
     """Until SIGTERM. Raises `ChannelError` for what a person must mend first."""
     ready = asyncio.Event()
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
-    gate = Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4)
     try:
         async with (
             await KubeApi.connect() as api,
-            TwilioPort(
-                gate,
-                api_origin=settings.api_origin,
-                messaging_origin=settings.messaging_origin,
-                timeout=settings.twilio_timeout_seconds,
-            ) as twilio,
+            twilio_port(settings) as twilio,
         ):
             kube, stop = KubePort(api, settings.operator_namespace), asyncio.Event()
             while not stop.is_set():
@@ -93,6 +85,7 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
     async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_say_why):
         with attempt:
             controller = _controller(settings, kube, twilio, await kube.open_keyring())
+            await _publish(settings, kube)
             try:
                 await controller.load()
             except NotServed:
@@ -112,24 +105,9 @@ async def _until_crd(kube: KubePort, settings: Settings) -> None:
 
 def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring: Keyring) -> Controller:
     claims: Claims[Key] = Claims()
-    reconciler = Reconciler(
-        kube,
-        twilio,
-        Inventory(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
-        keyring=keyring,
-        template=settings.template,
-        claims=claims,
-        intervals=Intervals(
-            drift=settings.drift_interval_seconds,
-            slow=settings.slow_interval_seconds,
-            deletion_grace=settings.deletion_grace_seconds,
-            release_deadline=settings.release_deadline_seconds,
-        ),
-        clock=lambda: datetime.now(UTC),
-    )
     return Controller(
         kube,
-        reconciler,
+        reconciler(settings, kube, twilio, keyring, claims),
         claims,
         namespaces=settings.channel_namespaces,
         template=settings.template,
@@ -140,6 +118,14 @@ def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring:
         resync_interval=settings.resync_interval_seconds,
         drift_interval=settings.drift_interval_seconds,
     )
+
+
+async def _publish(settings: Settings, kube: KubePort) -> None:
+    """A courtesy to 'kubectl sms': an operator with the Role of an older release works without."""
+    try:
+        await kube.publish_settings(settings.published())
+    except KubernetesRefused as error:
+        log.warning("settings not published: kubectl sms plan needs them", error=str(error))
 
 
 def _say_why(state: object) -> None:

@@ -22,6 +22,7 @@ from smschannel.sealing import Keyring, SealingKey
 KEYRING_SECRET = "smschannel-keyring"  # noqa: S105  (a name)
 PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
+SETTINGS_CONFIGMAP = "smschannel-settings"
 _SAME_EVENT = 360  # seconds
 _RECORD_LABEL = f"{GROUP}/record"
 _OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
@@ -147,13 +148,19 @@ class KubePort:
                 secret = await self._write("keyring", "POST", path, made)
             except Conflict:  # another operator was faster: its keyring is the one
                 secret = await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
+        keyring = self._loaded(secret)
+        public = keyring.current.public
+        content = {PUBLIC_KEY: public.encoded, "fingerprint": public.fingerprint.hex()}
+        await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
+        return keyring
+
+    def _loaded(self, secret: Object) -> Keyring:
         try:
             self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
                 f"Secret {self._own}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
             ) from None
-        await self._publish(self._keyring)
         return self._keyring
 
     async def _refuse_second_keyring(self) -> None:
@@ -170,17 +177,21 @@ class KubePort:
             f"backup. Only if that is lost for good: delete them, and seal every token again with the new key"
         )
 
-    async def _publish(self, keyring: Keyring) -> None:
+    # What everybody may know
+
+    async def publish_settings(self, content: Mapping[str, str]) -> None:
+        """For 'kubectl sms', so that it tells what this operator would do."""
+        await self._publish("settings", SETTINGS_CONFIGMAP, content)
+
+    async def _publish(self, kind: str, name: str, content: Mapping[str, str]) -> None:
         path = _core(self._own, "configmaps")
-        public = keyring.current.public
-        content = {PUBLIC_KEY: public.encoded, "fingerprint": public.fingerprint.hex()}
         try:
-            there = await self._api.request("GET", f"{path}/{PUBLIC_KEY_CONFIGMAP}")
+            there = (await self._api.request("GET", f"{path}/{name}")).get("data") or {}
         except Gone:
-            await self._write("public_key", "POST", path, self._own_object("ConfigMap", PUBLIC_KEY_CONFIGMAP, content))
+            await self._write(kind, "POST", path, self._own_object("ConfigMap", name, content))
             return
-        if there.get("data") != content:
-            await self._write("public_key", "PATCH", f"{path}/{PUBLIC_KEY_CONFIGMAP}", {"data": content})
+        if there != content:
+            await self._write(kind, "PATCH", f"{path}/{name}", {"data": {**dict.fromkeys(there), **content}})
 
     # Records
 

@@ -198,6 +198,8 @@ def _done(change: Change, seen: Observed) -> Observed:
             return replace(seen, record=record, stored=True)
         case DropRecord():
             return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
+        case WriteOff(record):
+            return replace(seen, record=record.model_copy(update={"entries": ()}), stored=False, debts={})
         case SetWebhook(webhook=webhook):
             assert isinstance(seen.number, Number)
             return replace(seen, number=replace(seen.number, webhook=webhook))

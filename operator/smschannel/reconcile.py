@@ -175,7 +175,7 @@ class Reconciler:
 
         Raises `TwilioUnavailable`, and what Kubernetes refuses.
         """
-        turn = _Turn(key, channel, desired(channel, self._template) if channel else None)
+        turn = _Turn(key, channel, desired(channel, self._template) if channel else None, fresh=True)
         await self._load(turn)
         await self._observe(turn)
         return turn.seen, foresee(turn.want, turn.seen, self._template, self._clock())

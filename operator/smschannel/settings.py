@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -53,6 +55,16 @@ def _words(value: object) -> object:
 
 
 _PREFIX = "SMSCHANNEL_"
+_PUBLISHED = (
+    "webhook_url_template",
+    "former_webhook_url_templates",
+    "channel_namespaces",
+    "twilio_api_url",
+    "twilio_messaging_url",
+    "twilio_url",
+    "deletion_grace_seconds",
+    "release_deadline_seconds",
+)
 
 Template = Annotated[str, AfterValidator(_template)]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -117,6 +129,22 @@ class Settings(BaseSettings):
             raise ValueError("SMSCHANNEL_RETRY_FLOOR_SECONDS must not be above SMSCHANNEL_RETRY_CEILING_SECONDS")
         return self
 
+    def published(self) -> dict[str, str]:
+        """What 'kubectl sms' must know to tell what the operator would do, by the variables' names."""
+        given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
+        return {variable: _plain(value) for variable, value in given.items() if value is not None}
+
+    @classmethod
+    def from_published(cls, content: Mapping[str, str]) -> Self:
+        """The environment's settings, else what the operator published, else the defaults."""
+        here = {name.upper() for name, value in os.environ.items() if value}
+        given: dict[str, Any] = {
+            name: content[_variable(name)]
+            for name in _PUBLISHED
+            if _variable(name) in content and _variable(name) not in here
+        }
+        return cls(**given)
+
     @property
     def template(self) -> WebhookTemplate:
         return WebhookTemplate(self.webhook_url_template, self.former_webhook_url_templates)
@@ -151,6 +179,10 @@ def explain(error: ValidationError, settings: type[BaseSettings] = Settings) -> 
         field = settings.model_fields[name]
         lines.append(f"  {prefix}{name.upper()}: {what}\n    {field.description}")
     return "\n".join(lines)
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
 
 
 def _plain(default: object) -> str:

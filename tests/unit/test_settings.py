@@ -187,3 +187,44 @@ def test_former_templates_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatc
 
 def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert Settings().http_host == "127.0.0.1"
+
+
+# What is published for 'kubectl sms'
+
+GIVEN = {
+    "WEBHOOK_URL_TEMPLATE": TEMPLATE,
+    "FORMER_WEBHOOK_URL_TEMPLATES": "https://a.example.com/{instance_id} https://b.example.com/{instance_id}",
+    "TWILIO_URL": "http://127.0.0.1:4010",
+    "DELETION_GRACE_SECONDS": "7.5",
+}
+
+
+def test_what_is_published_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
+    settings = Settings()
+    content = settings.published()
+    assert {f"SMSCHANNEL_{name}": value for name, value in GIVEN.items()}.items() <= content.items()
+    for name in GIVEN:
+        monkeypatch.delenv(f"SMSCHANNEL_{name}")
+    assert Settings.from_published(content) == settings, "an administrator's machine has none of these variables"
+
+
+def test_the_environment_counts_more_than_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": TEMPLATE, "SMSCHANNEL_TWILIO_URL": "https://published.example.com"}
+    monkeypatch.setenv("smschannel_twilio_url", "https://here.example.com")
+    assert Settings.from_published(content).twilio_url == "https://here.example.com", "in any spelling"
+    monkeypatch.setenv("smschannel_twilio_url", "")
+    assert Settings.from_published(content).twilio_url == "https://published.example.com", "empty is unset"
+
+
+def test_what_is_published_is_checked_as_the_environment_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE")
+    with pytest.raises(ValidationError) as refused:
+        Settings.from_published({"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": f"https://{SECRET}.example.com/"})
+    assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE: must contain {instance_id} exactly once" in explain(refused.value)
+    assert SECRET not in explain(refused.value)
+
+
+def test_what_a_newer_operator_publishes_is_no_trouble() -> None:
+    assert Settings.from_published({"SMSCHANNEL_OF_TOMORROW": "1"}).webhook_url_template == TEMPLATE
