@@ -332,7 +332,7 @@ class Controller:
         except ValidationError as error:
             # The CRD refuses such objects; this one is older than its rules.
             if "deletionTimestamp" in body["metadata"] and known.finalizer:
-                await self._kube.release_invalid(body)  # what is owed is in its record, which outlives it
+                await self._kube.take_finalizer_off(body)  # what is owed is in its record, which outlives it
                 return None
             wrong = "; ".join(each["msg"] for each in error.errors())
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None

@@ -25,6 +25,8 @@ PUBLIC_KEY = "public-key"
 SETTINGS_CONFIGMAP = "smschannel-settings"
 _SAME_EVENT = 360  # seconds
 _RECORD_LABEL = f"{GROUP}/record"
+RECORDS = {"labelSelector": f"{_RECORD_LABEL}=true"}
+CHANNEL_ANNOTATION = f"{GROUP}/channel"
 _OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
 
 
@@ -81,8 +83,8 @@ class KubePort:
         body = {"metadata": {**precondition, "finalizers": finalizers}}
         await self._write(kind, "PATCH", channels_path(meta.namespace, meta.name), body)
 
-    async def release_invalid(self, body: Mapping[str, Any]) -> None:
-        """Take the finalizer off an object that today's rules refuse; it is being deleted."""
+    async def take_finalizer_off(self, body: Mapping[str, Any]) -> None:
+        """As `remove_finalizer`, also for an object that today's rules refuse."""
         meta = body["metadata"]
         others = [each for each in meta["finalizers"] if each != FINALIZER]
         precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
@@ -168,7 +170,7 @@ class KubePort:
             await self._api.request("GET", _core(self._own, "configmaps", PUBLIC_KEY_CONFIGMAP))
             witness = f"ConfigMap {PUBLIC_KEY_CONFIGMAP}"
         except Gone:
-            records = await self._api.request("GET", _core(self._own, "secrets"), params=_records(limit="1"))
+            records = await self._api.request("GET", _core(self._own, "secrets"), params={**RECORDS, "limit": "1"})
             if not records["items"]:
                 return
             witness = "records of channels"
@@ -197,7 +199,7 @@ class KubePort:
 
     async def records(self) -> AsyncIterator[Record | ChannelError]:
         """All records, and an error for each that cannot be read."""
-        async for secret in self._api.pages(_core(self._own, "secrets"), _records()):
+        async for secret in self._api.pages(_core(self._own, "secrets"), RECORDS):
             try:
                 yield self._opened(secret)
             except ChannelError as error:
@@ -229,7 +231,7 @@ class KubePort:
         secret = self._own_object("Secret", record.uid, content)
         meta = secret["metadata"]
         meta["labels"] = {**_OURS, _RECORD_LABEL: "true"}
-        meta["annotations"] = {f"{GROUP}/channel": f"{record.namespace}/{record.name}"}
+        meta["annotations"] = {CHANNEL_ANNOTATION: f"{record.namespace}/{record.name}"}
         version = self._versions.get(record.uid)
         if version:
             meta["resourceVersion"] = version
@@ -273,10 +275,6 @@ class KubePort:
         KUBERNETES_WRITES.labels(kind).inc()
         content_type = MERGE_PATCH if method == "PATCH" else "application/json"
         return await self._api.request(method, path, body, content_type=content_type)
-
-
-def _records(**params: str) -> dict[str, str]:
-    return {"labelSelector": f"{_RECORD_LABEL}=true", **params}
 
 
 def _encode(content: bytes) -> str:

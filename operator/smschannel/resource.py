@@ -202,6 +202,10 @@ class SmsChannel(_Model):
     def deleting(self) -> bool:
         return self.metadata.deletion_timestamp is not None
 
+    def as_deleted(self, now: datetime) -> Self:
+        """The channel as it is once somebody deletes it `now`."""
+        return self.model_copy(update={"metadata": self.metadata.model_copy(update={"deletion_timestamp": now})})
+
     @property
     def has_finalizer(self) -> bool:
         return FINALIZER in self.metadata.finalizers
