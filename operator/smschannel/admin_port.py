@@ -1,0 +1,81 @@
+"""What an administrator's commands ask of Kubernetes beyond what the operator itself does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from smschannel.errors import Gone, KeyringLost
+from smschannel.kube_api import Object
+from smschannel.kube_port import (
+    CHANNEL_ANNOTATION,
+    KEYRING_SECRET,
+    RECORDS,
+    SETTINGS_CONFIGMAP,
+    KubePort,
+    channels_path,
+)
+from smschannel.resource import GROUP, PLURAL, VERSION
+from smschannel.sealing import Keyring
+
+DEPLOYMENT = "sms-channel-operator"
+
+
+class Kept(NamedTuple):
+    """A record as it can be seen without opening it."""
+
+    uid: str
+    namespace: str
+    name: str
+
+
+class AdminPort(KubePort):
+    """With the rights of whoever runs the command. Raises what `KubeApi` raises."""
+
+    @property
+    def namespace(self) -> str:
+        """The operator's."""
+        return self._own
+
+    async def read_keyring(self) -> Keyring:
+        """Never makes one. Raises `KeyringLost` where there is none."""
+        secret = await self.secret(self._own, KEYRING_SECRET)
+        if secret is None:
+            raise KeyringLost(f"there is no Secret {self._own}/{KEYRING_SECRET}")
+        return self._loaded(secret)
+
+    async def published_settings(self) -> dict[str, str]:
+        """What the operator published at its start, by its environment variables' names; empty if it never did."""
+        path = f"/api/v1/namespaces/{self._own}/configmaps/{SETTINGS_CONFIGMAP}"
+        try:
+            return dict((await self._api.request("GET", path)).get("data") or {})
+        except Gone:
+            return {}
+
+    async def kept(self) -> AsyncIterator[Kept]:
+        """All records, also those that no key opens; each can be loaded and dropped from then on."""
+        path = f"/api/v1/namespaces/{self._own}/secrets"
+        async for secret in self._api.pages(path, RECORDS, metadata_only=True):
+            meta = secret["metadata"]
+            self._versions.setdefault(meta["name"], "")
+            namespace, _, name = (meta.get("annotations") or {}).get(CHANNEL_ANNOTATION, "").partition("/")
+            yield Kept(meta["name"], namespace, name)
+
+    async def all_channels(self, namespace: str | None) -> AsyncIterator[Object]:
+        """Of one namespace, or of all; none where the CRD is not there."""
+        path = channels_path(namespace) if namespace else f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+        with contextlib.suppress(Gone):
+            async for body in self._api.pages(path):
+                yield body
+
+    async def running_operators(self) -> int:
+        """Pods of the operator's Deployment, wanted or still there; 0 where there is no such Deployment."""
+        path = f"/apis/apps/v1/namespaces/{self._own}/deployments/{DEPLOYMENT}"
+        try:
+            deployment = await self._api.request("GET", path)
+        except Gone:
+            return 0
+        status = deployment.get("status") or {}
+        there = status.get("replicas", 0) + status.get("terminatingReplicas", 0)
+        return max(int(deployment["spec"].get("replicas", 1)), int(there))
