@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from smschannel.cli_plan import plan
+from smschannel.cli_release import release
 from smschannel.cli_seal import public_key, seal
 
 
@@ -14,7 +15,7 @@ def cli() -> None:
     """SMS channels of HydraCore instances on Kubernetes."""
 
 
-for command in (seal, public_key, plan):
+for command in (seal, public_key, plan, release):
     cli.add_command(command)
 
 
