@@ -19,7 +19,8 @@ from smschannel.kube_port import (
 from smschannel.resource import GROUP, PLURAL, VERSION
 from smschannel.sealing import Keyring
 
-DEPLOYMENT = "sms-channel-operator"
+OPERATOR = "sms-channel-operator"
+"""The operator's ServiceAccount, and its Deployment."""
 
 
 class Kept(NamedTuple):
@@ -69,13 +70,15 @@ class AdminPort(KubePort):
             async for body in self._api.pages(path):
                 yield body
 
-    async def running_operators(self) -> int:
-        """Pods of the operator's Deployment, wanted or still there; 0 where there is no such Deployment."""
-        path = f"/apis/apps/v1/namespaces/{self._own}/deployments/{DEPLOYMENT}"
-        try:
-            deployment = await self._api.request("GET", path)
-        except Gone:
-            return 0
-        status = deployment.get("status") or {}
-        there = status.get("replicas", 0) + status.get("terminatingReplicas", 0)
-        return max(int(deployment["spec"].get("replicas", 1)), int(there))
+    async def operators(self) -> list[str]:
+        """What runs as the operator's ServiceAccount, or is going to; as kubectl names it."""
+        found = []
+        async for pod in self._api.pages(f"/api/v1/namespaces/{self._own}/pods"):
+            ended = (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
+            if pod["spec"].get("serviceAccountName") == OPERATOR and not ended:
+                found.append(f"pod/{pod['metadata']['name']}")
+        with contextlib.suppress(Gone):
+            path = f"/apis/apps/v1/namespaces/{self._own}/deployments/{OPERATOR}"
+            if (await self._api.request("GET", path))["spec"].get("replicas", 1):
+                found.append(f"deployment/{OPERATOR}")
+        return found

@@ -29,7 +29,12 @@ _LONGEST_PAUSE = 30.0
 @click.option("--all", "everything", is_flag=True, help="All channels, and all records whose channel is gone.")
 @click.option("--give-back", is_flag=True, help="Put the numbers back, as the deletion policies say.")
 @click.option("--let-go", is_flag=True, help="Leave the numbers at Twilio as they are, and forget them.")
-@click.option("-n", "--namespace", type=NAMESPACE, help="Of the channels; all namespaces by default.")
+@click.option(
+    "-n",
+    "--namespace",
+    type=NAMESPACE,
+    help="Of the channels; by default the context's for INSTANCEs, and all with --all.",
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Do not look whether the operator is stopped.")
 @cluster_options
@@ -123,22 +128,22 @@ async def _release(
     operator_namespace: str,
 ) -> None:
     denied = (
-        "'release' needs the rights of an administrator: over all namespaces, or over one of them (-n) and over"
-        f" {operator_namespace}."
+        "'release' needs the rights of an administrator over all namespaces, or over one of them (-n) and over"
+        f" {operator_namespace}; --force leaves out looking whether the operator is stopped."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
-        from smschannel.admin_port import DEPLOYMENT, AdminPort
+        from smschannel.admin_port import OPERATOR, AdminPort
 
         kube = AdminPort(api, operator_namespace)
-        if not force and (running := await kube.running_operators()):
+        if not force and (running := await kube.operators()):
             raise click.ClickException(
-                f"The operator is not stopped: Deployment {operator_namespace}/{DEPLOYMENT} has {running} of it, which"
-                f" would take the numbers again. First: kubectl -n {operator_namespace} scale deployment {DEPLOYMENT}"
+                f"The operator is not stopped, and would take the numbers again: {', '.join(running)} in namespace"
+                f" {operator_namespace}. First: kubectl -n {operator_namespace} scale deployment {OPERATOR}"
                 " --replicas=0, and wait until its pod is gone. If it does not run all the same: --force"
             )
         found = await _find(kube, chosen)
         for name in sorted(chosen.names - {each.name for each in found}):
-            click.echo(f"{name}: nothing to release")
+            click.echo(f"{name}: nothing to release in {chosen.namespace or 'any namespace'}")
         if not found:
             click.echo("Nothing to release.")
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,10 @@ import yaml
 from click.testing import CliRunner, Result
 
 from deploy.local.cluster import write_kubeconfig
-from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
+from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack, ready_reason
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
+from tests.manifests import INSTANCE, PHONE_NUMBER
 
 Numbers = Callable[[int], list[str]]
 MERGE_PATCH = "application/merge-patch+json"
@@ -261,3 +264,31 @@ def test_a_stale_login_is_told(stack: Stack, tmp_path: Path) -> None:
         tmp_path / "stale", url=cluster.url, ca_data=cluster.ca_data, token="unknown", namespace=CHANNELS
     )
     assert "does not know you: log in again" in refusal(plan(str(uuid.uuid4()), "--kubeconfig", str(stale)))
+
+
+def section(title: str) -> str:
+    """What the README says under a heading."""
+    return (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_readme_tells_the_truth(stack: Stack, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands work as printed, and its example is what is printed then."""
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://user:pw@before.example.com/sms"})
+    manifest = stack.manifest(number)
+    monkeypatch.chdir(tmp_path)
+    Path("channel.yaml").write_text(yaml.safe_dump(manifest))
+    said = section("See what would happen")
+    [commands] = re.findall(r"```sh\n(.*?)```", said, re.DOTALL)
+    [example] = re.findall(r"```\n(SmsChannel .*?)```", said, re.DOTALL)
+    now, before_it_is_applied, before_it_is_deleted = (
+        shlex.split(line.replace(INSTANCE, name_of(manifest)), comments=True) for line in commands.splitlines()
+    )
+    assert now[:3] == ["kubectl", "sms", "plan"]
+    assert "would write" in shown(plan(*before_it_is_applied[3:]), 2)
+    url = applied(stack, manifest)["status"]["webhookUrl"]
+    assert "nothing to do" in shown(plan(*now[3:]), 0)
+    text = shown(plan(*before_it_is_deleted[3:]), 2)
+    abridged = {name_of(manifest): INSTANCE, number: PHONE_NUMBER, stack.number(number)["sid"]: "PN..."}
+    for real, printed in {url: "https://sms.example.com/...", **abridged}.items():
+        text = text.replace(real, printed)
+    assert text == example

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
-from kubernetes import client, watch
+from kubernetes import client
 
-from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack
+from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
 from smschannel import cli_release
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
+from tests.cluster.test_cli_plan import section
 from tests.conftest import take_number
 
-CRD = "smschannels.channels.hydracore.io"
 MERGE_PATCH = "application/merge-patch+json"
 PROGRAM = Path(sys.executable).with_name("kubectl-sms")
 
@@ -41,6 +44,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.start_control_plane()
         stack.install()
         stack.start_twin()
+        with_operator(stack)  # its first start makes the keyring, which manifests are sealed for
         yield stack
         assert stack.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
     finally:
@@ -54,7 +58,7 @@ def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("COLUMNS", "200")
     yield
     quiet.twin_call("DELETE", "/faults")
-    done(release("--all", "--let-go", "--yes"))
+    done(release("--all", "--let-go", "--yes", "--kubeconfig", str(quiet.kubeconfig)))
     for each in quiet.channels.get(namespace=CHANNELS).to_dict()["items"]:
         quiet.delete(each["metadata"]["name"])
     assert quiet.records() == []
@@ -69,16 +73,14 @@ def configured(quiet: Stack) -> Configured:
         with_operator(quiet, *manifests)
         return manifests
 
-    if not quiet.records():
-        with_operator(quiet)  # the very first start makes the keyring, which manifests are sealed for
     return make
 
 
 def with_operator(stack: Stack, *manifests: Any) -> None:
     stack.start_operator()
     try:
+        stack.apply(*manifests)
         if manifests:
-            stack.apply(*manifests)
             stack.wait_ready(*(name_of(each) for each in manifests))
     finally:
         stack.stop_process("operator")
@@ -129,20 +131,22 @@ def patch(stack: Stack, manifest: Any, body: Any) -> None:
 
 def delete_crd(stack: Stack) -> None:
     """Ends when it is gone with all its channels, or fails after a minute."""
-    crds = client.ApiextensionsV1Api(stack.api.client)
-    listed = crds.list_custom_resource_definition(field_selector=f"metadata.name={CRD}")
-    assert listed.metadata
-    crds.delete_custom_resource_definition(CRD)
-    for event in watch.Watch().stream(
-        crds.list_custom_resource_definition,
-        field_selector=f"metadata.name={CRD}",
-        resource_version=listed.metadata.resource_version,
-        timeout_seconds=60,
-    ):
-        if event["type"] == "DELETED":
-            stack.api.resources.invalidate_cache()
-            return
-    pytest.fail("the CRD is still there after 60 s")
+    _delete(stack, yaml.safe_load((ROOT / "crds/smschannels.yaml").read_text()))
+    stack.api.resources.invalidate_cache()
+
+
+CONTAINER = {"name": "main", "image": "example.com/image"}
+
+
+def deployment_of(name: str) -> Any:
+    labels = {"app": name}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [CONTAINER]}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": OPERATOR},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
+    }
 
 
 @pytest.fixture
@@ -156,7 +160,6 @@ def crd_back(quiet: Stack) -> Iterator[None]:
 
 def test_gives_back_what_the_numbers_pointed_at(quiet: Stack, configured: Configured, crd_back: None) -> None:
     """To the letter: a fragment holds connection overrides, and a password stays in it without being shown."""
-    with_operator(quiet)
     found = "https://user:s3cret@before.example.com/sms?x=1#rc=2&rp=all"
     special = quiet.manifest(take_number(quiet))
     quiet.twin_call("PATCH", f"/numbers/{number_of(special)}", {"sms_url": found, "sms_method": "GET"})
@@ -275,7 +278,7 @@ def test_only_the_named_instances_are_released(quiet: Stack, configured: Configu
     one, other = configured(2)
     unknown = str(uuid.uuid4())
     text = done(release(name_of(one), unknown, "--give-back", "--yes"))
-    assert f"{unknown}: nothing to release\n" in text
+    assert f"{unknown}: nothing to release in {CHANNELS}\n" in text
     assert text.endswith("1 of 1 released.\n")
     assert url_at(quiet, one) == before(one)
     assert url_at(quiet, other) == ours(quiet, other)
@@ -388,34 +391,32 @@ def test_it_asks_with_a_count(quiet: Stack, configured: Configured) -> None:
 
 
 def test_while_the_operator_runs_it_refuses(quiet: Stack, configured: Configured) -> None:
+    """Nothing runs in pods here; what counts is what the API server holds."""
     [manifest] = configured()
-    labels = {"app": "sms-channel-operator"}
-    container = {"name": "operator", "image": "example.com/operator"}
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "sms-channel-operator", "namespace": OPERATOR},
-        "spec": {
-            "replicas": 1,
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
-        },
+    deployment = deployment_of("sms-channel-operator")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "sms-channel-operator-x", "namespace": OPERATOR},
+        "spec": {"serviceAccountName": "sms-channel-operator", "containers": [CONTAINER]},
     }
-    apps = client.AppsV1Api(quiet.api.client)
-    quiet.apply(deployment)
+    apps, core = client.AppsV1Api(quiet.api.client), client.CoreV1Api(quiet.api.client)
+    quiet.apply(deployment, pod)
     try:
         said = refusal(release("--all", "--let-go", "--yes"))
-        assert f"Deployment {OPERATOR}/sms-channel-operator has 1 of it" in said
+        assert "pod/sms-channel-operator-x, deployment/sms-channel-operator in namespace sms-operator" in said
         assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator --replicas=0" in said
-        assert finalizers(quiet, manifest) == [FINALIZER]
 
         apps.patch_namespaced_deployment_scale("sms-channel-operator", OPERATOR, {"spec": {"replicas": 0}})
-        leaving = {"status": {"replicas": 1}}
-        apps.patch_namespaced_deployment_status("sms-channel-operator", OPERATOR, leaving)
-        assert "wait until its pod is gone" in refusal(release("--all", "--let-go", "--yes"))
+        assert ": pod/sms-channel-operator-x in namespace" in refusal(release("--all", "--let-go", "--yes"))
+        assert finalizers(quiet, manifest) == [FINALIZER]
         assert done(release("--all", "--let-go", "--yes", "--force")).endswith("1 of 1 released.\n")
+
+        core.patch_namespaced_pod_status("sms-channel-operator-x", OPERATOR, {"status": {"phase": "Succeeded"}})
+        assert done(release("--all", "--let-go", "--yes")) == "Nothing to release.\n"
     finally:
         apps.delete_namespaced_deployment("sms-channel-operator", OPERATOR)
+        core.delete_namespaced_pod("sms-channel-operator-x", OPERATOR, grace_period_seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ def test_it_must_be_said_what_and_how(arguments: list[str], says: str) -> None:
 
 def test_without_the_rights_it_says_which(quiet: Stack) -> None:
     said = refusal(release("--all", "--give-back", "--kubeconfig", str(quiet.home / "sms-channel-operator.kubeconfig")))
-    assert 'cannot get resource "deployments" in API group "apps"' in said
+    assert 'cannot list resource "pods" in API group ""' in said
     assert "needs the rights of an administrator" in said
 
 
@@ -443,3 +444,59 @@ def test_help_says_what_to_stop_first() -> None:
     shown = done(release("-h"))
     assert "kubectl -n sms-operator scale deployment sms-channel-operator --replicas=0" in shown
     assert os.linesep + "  --let-go" in shown
+
+
+def test_the_readmes_way_to_uninstall_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command as printed, in its order, on a cluster of its own; kubectl itself need not be installed."""
+    stack = Stack(tmp_path, Options(numbers=10))
+    stack.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
+    [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
+    try:
+        stack.start_control_plane()
+        stack.install()
+        stack.start_twin()
+        monkeypatch.setenv("KUBECONFIG", str(stack.kubeconfig))
+        with_operator(stack)
+        manifests = [stack.manifest(take_number(stack)) for _ in range(3)]
+        with_operator(stack, *manifests)
+        stack.apply(deployment_of("sms-channel-operator"), deployment_of("sms-api-shim"))
+        assert "is not stopped" in refusal(release("--all", "--give-back"))
+        for line in commands.splitlines():
+            _kubectl(stack, line)
+        assert [url_at(stack, each) for each in manifests] == [before(each) for each in manifests]
+        core = client.CoreV1Api(stack.api.client)
+        left = {each.metadata.name for each in core.list_namespace().items if each.metadata}
+        assert not {CHANNELS, OPERATOR} & left
+    finally:
+        stack.stop()
+
+
+def _kubectl(stack: Stack, line: str) -> None:
+    """What kubectl does for the few commands of the section; a deletion ends when all is gone."""
+    words = shlex.split(line)
+    match words:
+        case ["kubectl", "sms", "release", *arguments]:
+            assert "3 of 3 released." in done(release(*arguments, stdin="y\n"))
+        case ["kubectl", "-n", namespace, "scale", "deployment", *names, "--replicas=0"]:
+            for name in names:
+                apps = client.AppsV1Api(stack.api.client)
+                apps.patch_namespaced_deployment_scale(name, namespace, {"spec": {"replicas": 0}})
+        case ["kubectl", "delete", *arguments]:
+            paths = [ROOT / file for option, file in itertools.pairwise(arguments) if option == "-f"]
+            for file in itertools.chain.from_iterable(sorted(p.glob("*.yaml")) if p.is_dir() else [p] for p in paths):
+                for each in yaml.safe_load_all(file.read_text()):
+                    _delete(stack, each)
+        case _:
+            pytest.fail(f"not understood: {line}")
+
+
+def _delete(stack: Stack, manifest: Any) -> None:
+    kind = stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+    where = {"namespace": manifest["metadata"]["namespace"]} if kind.namespaced else {}
+    name = f"metadata.name={manifest['metadata']['name']}"
+    listed = kind.get(field_selector=name, **where)
+    kind.delete(name=manifest["metadata"]["name"], **where)
+    for event in kind.watch(field_selector=name, resource_version=listed.metadata.resourceVersion, timeout=60, **where):
+        if event["type"] == "DELETED":
+            return
+    pytest.fail(f"{manifest['kind']} {manifest['metadata']['name']} is still there after 60 s")
