@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from smschannel.reconcile import Reconciler
 
 _AT_ONCE = 8
-_LONGEST_PAUSE = 30.0
+_PATIENCE = 3  # rounds in which nothing mends
+_LONGEST_PAUSE = 30.0  # seconds
+_NEVER = 1e9
 
 
 @click.command()
@@ -242,7 +244,8 @@ async def _give_back(kube: AdminPort, found: list[_Left]) -> list[_Left]:
             f"{error}. Without it no record can be opened: restore it from its backup; or --let-go"
         ) from None
     async with twilio_port(settings) as twilio:
-        work = reconciler(settings, kube, twilio, keyring, Claims())
+        unhurried = settings.model_copy(update={"release_deadline_seconds": _NEVER})  # nothing is written off here
+        work = reconciler(unhurried, kube, twilio, keyring, Claims())
 
         async def one(left: _Left) -> _Outcome:
             channel = _model(left.body)
@@ -258,14 +261,13 @@ async def _turn(work: Reconciler, left: _Left, channel: SmsChannel | None) -> _O
     """The channel's turn as if it had been deleted just now; or that of a record whose channel is gone."""
     from smschannel.plan import GiveBack
     from smschannel.plan_text import Outlook
-    from smschannel.reasons import Reason
     from smschannel.reconcile import Key
 
     key = Key(left.namespace, left.name, "" if channel else left.uid)
     seen, foreseen = await work.preview(key, channel)
     outlook = Outlook(seen, foreseen, seen.record.deletion_policy)
     outcome = await work.reconcile(key, channel)
-    owed = outcome.stored or outcome.verdict.reason is not Reason.Releasing
+    owed = outcome.stored or outcome.owed > 0
     still = {entry.number_sid: entry.phone_number for entry in outcome.record.entries if owed}
     told = [
         f"gave back {outlook.moved(change)}"
@@ -277,8 +279,7 @@ async def _turn(work: Reconciler, left: _Left, channel: SmsChannel | None) -> _O
         return _Outcome("; ".join(told) or "no number was taken")
     numbers = ", ".join(f"{phone_number} ({number_sid})" for number_sid, phone_number in still.items())
     told.append(f"NOT given back: {numbers + ': ' if numbers else ''}{outcome.verdict.message}")
-    mending = outcome.verdict.reason is Reason.Releasing  # by itself: Twilio is asked too much, or away
-    return _Outcome("; ".join(told), owed=True, pause=(outcome.at_least or 1.0) if mending else None)
+    return _Outcome("; ".join(told), owed=True, pause=(outcome.at_least or 1.0) if outcome.unreachable else None)
 
 
 def _model(body: dict[str, Any] | None) -> SmsChannel | None:
@@ -290,7 +291,7 @@ def _model(body: dict[str, Any] | None) -> SmsChannel | None:
 
 
 async def _each(kube: AdminPort, found: list[_Left], one: Callable[[_Left], Awaitable[_Outcome]]) -> list[_Left]:
-    """A handful at a time, a line for each; again what may mend by itself, as long as that helps. What is owed."""
+    """A handful at a time, with a line for each; again what may mend by itself, until nothing does. What is owed."""
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def attempt(left: _Left) -> _Outcome:
@@ -300,20 +301,25 @@ async def _each(kube: AdminPort, found: list[_Left], one: Callable[[_Left], Awai
             except ChannelError as error:
                 pause = (error.retry_after or 1.0) if isinstance(error, Retryable) else None
                 outcome = _Outcome(f"NOT released: {error}", owed=True, pause=pause)
-        click.echo(f"{left}: {outcome.told}")
+        if outcome.pause is None:
+            click.echo(f"{left}: {outcome.told}")
         return outcome
 
     given_up: list[_Left] = []
-    while found:
+    fruitless = 0
+    while True:
         outcomes = list(zip(found, await asyncio.gather(*map(attempt, found)), strict=True))
-        again = [left for left, outcome in outcomes if outcome.pause is not None]
         given_up += [left for left, outcome in outcomes if outcome.owed and outcome.pause is None]
-        if len(again) == len(found):
-            return given_up + again
-        if again:
-            await asyncio.sleep(min(_LONGEST_PAUSE, max(outcome.pause or 0 for _, outcome in outcomes)))
-        found = again
-    return given_up
+        again = [(left, outcome) for left, outcome in outcomes if outcome.pause is not None]
+        fruitless = fruitless + 1 if len(again) == len(found) else 0
+        if not again or fruitless == _PATIENCE:
+            for left, outcome in again:
+                click.echo(f"{left}: {outcome.told}")
+            return given_up + [left for left, _ in again]
+        pause = min(_LONGEST_PAUSE, max(outcome.pause or 0 for _, outcome in again))
+        click.echo(f"{len(again)} not released yet: again in {pause:.0f} s.", err=True)
+        await asyncio.sleep(pause)
+        found = [left for left, _ in again]
 
 
 async def _unless_written_meanwhile(

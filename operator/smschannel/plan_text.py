@@ -48,12 +48,14 @@ class Outlook:
 
     @property
     def verdict(self) -> str:
-        """Reason, message and cure; empty where the changes say it all."""
-        reason, message = self.plan.verdict.reason, self.plan.verdict.message
+        """Reason, message and cure, and what could not be seen; empty where the changes say it all."""
+        verdict = self.plan.verdict
+        reason = verdict.reason
         written_off = any(isinstance(change, WriteOff) for change in self.plan.changes)
         if reason is Reason.Releasing and (written_off or not self.stuck):
             return ""
-        return f"{reason.name}. {message}" + (f" {reason.cure}" if reason is not Reason.Configured else "")
+        cure = reason.cure if reason is not Reason.Configured else ""
+        return " ".join(filter(None, (f"{reason.name}.", verdict.message, cure, verdict.unknown)))
 
     def changes(self) -> Iterator[tuple[Change, str]]:
         """Each change, and what it is in words that go on after "would"."""
@@ -98,6 +100,7 @@ class Outlook:
             "reason": verdict.reason.name,
             "message": verdict.message,
             "cure": verdict.reason.cure,
+            "unknown": verdict.unknown,
             "stuck": self.stuck,
             "changes": [
                 {"change": type(change).__name__, "text": text, **self._fields(change)}

@@ -18,6 +18,7 @@ from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack, ready_reason
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
+from tests.cluster.steps import before, name_of
 from tests.manifests import INSTANCE, PHONE_NUMBER
 
 Numbers = Callable[[int], list[str]]
@@ -40,10 +41,6 @@ def shown(result: Result, code: int) -> str:
     return str(result.stdout)
 
 
-def name_of(manifest: Any) -> str:
-    return str(manifest["metadata"]["name"])
-
-
 def applied(stack: Stack, manifest: Any, reason: str = "Configured") -> dict[str, Any]:
     stack.apply(manifest)
     name = name_of(manifest)
@@ -52,10 +49,6 @@ def applied(stack: Stack, manifest: Any, reason: str = "Configured") -> dict[str
 
 def version(stack: Stack, manifest: Any) -> str:
     return str(stack.channels.get(name=name_of(manifest), namespace=CHANNELS).metadata.resourceVersion)
-
-
-def before(number: str) -> str:
-    return f"https://before.example.com/{number[1:]}"
 
 
 def test_a_manifest_that_is_not_applied_yet(stack: Stack, number: str) -> None:

@@ -26,6 +26,7 @@ from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
 from smschannel import cli_release
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
+from tests.cluster.steps import name_of
 from tests.cluster.test_cli_plan import section
 from tests.conftest import take_number
 
@@ -99,10 +100,6 @@ def refusal(result: Result) -> str:
     assert result.exit_code in {1, 2}, result.output
     assert "Traceback" not in result.output
     return " ".join(result.stderr.split())
-
-
-def name_of(manifest: Any) -> str:
-    return str(manifest["metadata"]["name"])
 
 
 def number_of(manifest: Any) -> str:
@@ -241,9 +238,10 @@ def test_what_mends_by_itself_is_tried_again(quiet: Stack, configured: Configure
     manifests = configured(3)
     busy = {"kind": "status", "status": 429, "code": 20429, "retry_after": 1}
     quiet.twin_call("POST", "/faults", {"match": {"method": "POST", "count": 2}, "action": busy})
-    text = done(release("--all", "--give-back", "--yes"))
-    assert text.count("NOT given back") == 2
-    assert text.endswith("3 of 3 released.\n")
+    result = release("--all", "--give-back", "--yes")
+    assert "not released yet: again in 1 s." in result.stderr
+    assert done(result).endswith("3 of 3 released.\n")
+    assert "NOT given back" not in result.stdout, "it is told once, when it is known"
     assert [url_at(quiet, each) for each in manifests] == [before(each) for each in manifests]
 
 
@@ -255,6 +253,23 @@ def test_while_twilio_is_down_everything_is_kept(quiet: Stack, configured: Confi
     assert result.stdout.count("Twilio answers HTTP 503") == 2, "and it is not asked for ever"
     assert len(quiet.records()) == 2
     assert [finalizers(quiet, each) for each in manifests] == [[FINALIZER]] * 2
+
+
+def test_nothing_is_written_off_for_being_owed_long(
+    quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator gives up what is owed for too long; who runs the command decides that for themselves."""
+    [manifest] = configured()
+    patch(quiet, manifest, {"metadata": {"finalizers": None}})
+    quiet.delete(name_of(manifest))
+    monkeypatch.setenv("SMSCHANNEL_RELEASE_DEADLINE_SECONDS", "0")
+    quiet.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
+    for _ in range(2):  # the first of them notes since when it is owed
+        assert "0 of 1 released. Still owed" in refusal(release("--all", "--give-back", "--yes"))
+    assert len(quiet.records()) == 1
+    quiet.twin_call("DELETE", "/faults")
+    done(release("--all", "--give-back", "--yes"))
+    assert url_at(quiet, manifest) == before(manifest)
 
 
 def test_a_policy_edited_after_the_operator_stopped_is_honoured(quiet: Stack, configured: Configured) -> None:

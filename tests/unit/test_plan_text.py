@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smschannel.ledger import Entry, Record, Webhook
-from smschannel.plan import Debt, Desired, Observed, foresee
+from smschannel.plan import Debt, Desired, Observed, Routing, foresee
 from smschannel.plan_text import Outlook, shown
 from smschannel.resource import DeletionPolicy
 from tests.unit.test_plan import (
@@ -195,6 +195,12 @@ def test_the_end_of_it(want: Desired | None, seen: Observed, stuck: bool, verdic
     assert looked.stuck is stuck
     assert looked.verdict.startswith(verdict)
     assert bool(looked.verdict) is bool(verdict)
+
+
+def test_what_could_not_be_seen_is_told() -> None:
+    looked = outlook(WANT, replace(SET, routing=Routing(unknown="The Messaging Services cannot be read.")))
+    assert looked.verdict.endswith("at the instance's webhook. The Messaging Services cannot be read.")
+    assert not looked.stuck
 
 
 def test_no_document_holds_a_password() -> None:
