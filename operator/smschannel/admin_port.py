@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import NamedTuple
 
 from smschannel.errors import Gone, KeyringLost
@@ -16,7 +16,7 @@ from smschannel.kube_port import (
     KubePort,
     channels_path,
 )
-from smschannel.resource import GROUP, PLURAL, VERSION
+from smschannel.resource import FINALIZER, GROUP, PLURAL, VERSION
 from smschannel.sealing import Keyring
 
 OPERATOR = "sms-channel-operator"
@@ -43,7 +43,9 @@ class AdminPort(KubePort):
         """Never makes one. Raises `KeyringLost` where there is none."""
         secret = await self.secret(self._own, KEYRING_SECRET)
         if secret is None:
-            raise KeyringLost(f"there is no Secret {self._own}/{KEYRING_SECRET}")
+            raise KeyringLost(
+                f"there is no Secret {self._own}/{KEYRING_SECRET}: it was lost, or no operator has started there yet"
+            )
         return self._loaded(secret)
 
     async def published_settings(self) -> dict[str, str]:
@@ -65,10 +67,18 @@ class AdminPort(KubePort):
 
     async def all_channels(self, namespace: str | None) -> AsyncIterator[Object]:
         """Of one namespace, or of all; none where the CRD is not there."""
-        path = channels_path(namespace) if namespace else f"/apis/{GROUP}/{VERSION}/{PLURAL}"
         with contextlib.suppress(Gone):
-            async for body in self._api.pages(path):
+            async for body in self._api.pages(_channels(namespace)):
                 yield body
+
+    async def taken_again(self, uids: Collection[str], namespace: str | None, seconds: int) -> str | None:
+        """The first of these channels that gets its finalizer back within `seconds`: an operator is at work."""
+        with contextlib.suppress(Gone):
+            async for event in self._api.watch(_channels(namespace), {"timeoutSeconds": str(seconds)}):
+                meta = event["object"]["metadata"]
+                if meta.get("uid") in uids and FINALIZER in meta.get("finalizers", ()):
+                    return f"{meta['namespace']}/{meta['name']}"
+        return None
 
     async def operators(self) -> list[str]:
         """What runs as the operator's ServiceAccount, or is going to; as kubectl names it."""
@@ -82,3 +92,7 @@ class AdminPort(KubePort):
             if (await self._api.request("GET", path))["spec"].get("replicas", 1):
                 found.append(f"deployment/{OPERATOR}")
         return found
+
+
+def _channels(namespace: str | None) -> str:
+    return channels_path(namespace) if namespace else f"/apis/{GROUP}/{VERSION}/{PLURAL}"

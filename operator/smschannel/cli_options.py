@@ -129,7 +129,7 @@ async def cluster(
                 raise _told(f"{where} does not know you: log in again, or name another --context.", without) from None
             raise _told(f"{where} does not let you: {error}.", denied) from None
         except ChannelError as error:
-            raise _told(f"{error}.") from None
+            raise _told(f"{str(error).rstrip('.')}.") from None
 
 
 async def settings_of(kube: AdminPort) -> Settings:

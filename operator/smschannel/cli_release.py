@@ -24,6 +24,7 @@ _AT_ONCE = 8
 _PATIENCE = 3  # rounds in which nothing mends
 _LONGEST_PAUSE = 30.0  # seconds
 _NEVER = 1e9
+_WATCHED = 3  # seconds in which an operator that nobody knew of shows itself
 
 
 @click.command()
@@ -152,6 +153,12 @@ async def _release(
         if not yes:
             click.confirm(_question(found, give_back), abort=True, err=True)
         owed = await (_give_back(kube, found) if give_back else _let_go(kube, found))
+        owing = {each.uid for each in owed}
+        free = {each.uid for each in found if each.body is not None and each.uid not in owing}
+        if free and (taken := await kube.taken_again(free, chosen.namespace, _WATCHED)):
+            raise click.ClickException(
+                f"An operator is at work: it has taken {taken} again, and will take the others. Stop it and repeat."
+            )
     released = f"{len(found) - len(owed)} of {len(found)} released."
     if owed:
         raise click.ClickException(
@@ -197,7 +204,7 @@ async def _let_go(kube: AdminPort, found: list[_Left]) -> list[_Left]:
         await kube.read_keyring()
         readable = True
     except KeyringLost as error:
-        click.echo(f"{error}: what the numbers pointed at before cannot be told.", err=True)
+        click.echo(f"{error}. What the numbers pointed at before cannot be told.", err=True)
         readable = False
 
     async def one(left: _Left) -> _Outcome:

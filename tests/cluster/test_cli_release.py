@@ -57,6 +57,7 @@ def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Nothing is left of a test: neither faults nor channels nor debts."""
     monkeypatch.setenv("KUBECONFIG", str(quiet.kubeconfig))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli_release, "_WATCHED", 1)
     yield
     quiet.twin_call("DELETE", "/faults")
     done(release("--all", "--let-go", "--yes", "--kubeconfig", str(quiet.kubeconfig)))
@@ -377,10 +378,12 @@ def test_letting_go_needs_no_keyring(quiet: Stack, configured: Configured, crd_b
         assert f"there is no Secret {OPERATOR}/smschannel-keyring" in said
         assert "restore it from its backup; or --let-go" in said
         assert len(quiet.records()) == 2
+        looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
+        assert f"there is no Secret {OPERATOR}/smschannel-keyring: it was lost, or no operator" in refusal(looked)
 
         result = release("--all", "--let-go", "--yes")
         assert done(result).endswith("2 of 2 released.\n")
-        assert "what the numbers pointed at before cannot be told" in result.stderr
+        assert "What the numbers pointed at before cannot be told." in result.stderr
         assert quiet.records() == []
         assert [finalizers(quiet, each) for each in manifests] == [[], []]
         delete_crd(quiet)
@@ -432,6 +435,22 @@ def test_while_the_operator_runs_it_refuses(quiet: Stack, configured: Configured
     finally:
         apps.delete_namespaced_deployment("sms-channel-operator", OPERATOR)
         core.delete_namespaced_pod("sms-channel-operator-x", OPERATOR, grace_period_seconds=0)
+
+
+@pytest.mark.parametrize("way", ["--give-back", "--let-go"])
+def test_an_operator_that_nobody_knew_of_shows_itself(
+    quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It runs outside of the cluster, say: no Pod tells of it, but it takes back what it is deprived of."""
+    configured(2)
+    monkeypatch.setattr(cli_release, "_WATCHED", 30)
+    quiet.start_operator()
+    try:
+        said = refusal(release("--all", way, "--yes"))
+    finally:
+        quiet.stop_process("operator")
+    assert f"An operator is at work: it has taken {CHANNELS}/" in said
+    assert "Stop it and repeat." in said
 
 
 @pytest.mark.parametrize(
