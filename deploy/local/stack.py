@@ -216,10 +216,10 @@ class Stack:
             "SMSCHANNEL_HTTP_PORT": str(self.operator_port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
             "SMSCHANNEL_CHANNEL_NAMESPACES": " ".join((CHANNELS, *self.options.more_namespaces)),
-            **self.options.operator_settings,
         }
         if self.options.twilio_url != "real":
             environment["SMSCHANNEL_TWILIO_URL"] = self.twilio_url
+        environment |= self.options.operator_settings
         self._spawn("operator", [sys.executable, "-m", "smschannel"], environment)
         self._wait_ready("operator", f"{self.operator_url}/readyz")
 
