@@ -72,7 +72,8 @@ async def _api(request: web.Request) -> web.StreamResponse:
         account = admit(twin, call)
     except Refusal as refused:
         refusal = refused
-    action = twin.faults.pick(call.method, call.path, _accounts(twin, call))
+    rule = twin.faults.strike(call.method, call.path, _accounts(twin, call))
+    action = rule.action if rule else None
     status: int | None = None
     try:
         with account.slot() if account is not None else nullcontext():
@@ -210,8 +211,10 @@ async def _disturb(request: web.Request, action: Action, account: Account | None
     if action.kind == "reset":
         _reset(request)
         raise _NoAnswerError
-    if action.kind == "html200":
-        return web.Response(text="<html><body>Down for maintenance</body></html>", content_type="text/html")
+    if action.kind in {"html", "html200"}:
+        status = 200 if action.kind == "html200" else action.status
+        page = "<html><body>Down for maintenance</body></html>"
+        return web.Response(status=status, text=page, content_type="text/html")
     refusal = Refusal(Row(action.status, action.code or 20000 + action.status, "Injected by the twin"))
     response = _refuse(twin, refusal, account, began)
     if action.problem:

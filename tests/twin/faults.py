@@ -40,13 +40,13 @@ class Action(BaseModel):
 
     status: answer with `status` and Twilio's `code` (default 20000 + status), as RFC 9457 if `problem`;
     reset: the connection is reset; hang: no answer, ever; delay: `seconds` late; truncate: half of the real
-    body, then the end; html200: 200 with a page of HTML. With `after` the call takes effect first, and only
-    the answer is lost (truncate is always so).
+    body, then the end; html: a page of HTML with `status`; html200: with 200. With `after` the call takes effect
+    first, and only the answer is lost (truncate is always so).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["status", "reset", "hang", "delay", "truncate", "html200"]
+    kind: Literal["status", "reset", "hang", "delay", "truncate", "html", "html200"]
     status: int = Field(default=503, ge=400, le=599)
     code: int | None = None
     retry_after: int | None = Field(default=None, ge=0)
@@ -55,7 +55,7 @@ class Action(BaseModel):
     after: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Rule:
     """A match, an action, and how often it saw and hit a call."""
 
@@ -102,8 +102,8 @@ class Faults:
     def clear(self) -> None:
         self.rules.clear()
 
-    def pick(self, method: str, path: str, accounts: Collection[str | None]) -> Action | None:
-        for rule in self.rules.values():
-            if rule.covers(method, path, accounts) and rule.strikes():
-                return rule.action
-        return None
+    def strike(self, method: str, path: str, accounts: Collection[str | None]) -> Rule | None:
+        """The rule that hits this call, which is counted."""
+        return next(
+            (rule for rule in self.rules.values() if rule.covers(method, path, accounts) and rule.strikes()), None
+        )
