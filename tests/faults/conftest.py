@@ -1,0 +1,45 @@
+"""One rig for all of this directory's tests; `FAULTS=all` (make faults) has everything tried, not a sample."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from deploy.local.build import Narrator
+from tests.faults.life import Life
+from tests.faults.rig import Rig, Row
+
+EVERYTHING = os.environ.get("FAULTS") == "all"
+_ROWS: list[Row] = []
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(tmp_path_factory.mktemp("faults"), Narrator(sys.stderr)) as running:
+        yield running
+        _ROWS.extend(running.rows)
+        assert running.stack.twin_call("GET", "/violations")["violations"] == [], (
+            "only SmsUrl and SmsMethod are written"
+        )
+        assert running.broken_rules == [], "every status keeps to the rules of conditions"
+        assert running.leaks() == [], "no token is anywhere but in the users' own Secrets"
+        assert running.bugs() == [], "no error that nobody foresaw"
+
+
+@pytest.fixture(scope="session")
+def life(rig: Rig) -> Life:
+    return Life(rig)
+
+
+def pytest_terminal_summary() -> None:
+    if not (EVERYTHING and _ROWS):
+        return
+    table = Table("scenario", "call", "fault", "outcome", "hits", "seconds", title="Faults")
+    for row in _ROWS:
+        table.add_row(row.scenario, row.call, row.fault, row.outcome, str(row.retries), f"{row.seconds:.1f}")
+    Console(width=160).print(table)

@@ -1,0 +1,242 @@
+"""A channel's life in five scenarios, the outside calls that each makes, and what can happen to every one of them.
+
+The calls are not listed here: they are recorded from runs without faults, so that a new call is covered by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from deploy.local.stack import CHANNELS
+from smschannel.resource import CHECK_NOW_ANNOTATION
+from tests.faults.rig import FLOOR, PATIENT, WATCHFUL, Case, Rig, Row
+from tests.twin.faults import Action, Match
+
+Point = tuple[str, int]
+"""The kind of a call, and which of that kind it is (from 1) since the scenario's act."""
+
+FOREIGN = "https://drift.example.com/"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`act` changes a channel that is configured with its first number (unless `from_nothing`)."""
+
+    name: str
+    act: Callable[[Rig, Case], None]
+    writes: int  # at Twilio, that the act needs
+    from_nothing: bool = False
+    secret: bool = False
+
+
+def _create(rig: Rig, case: Case) -> None:
+    rig.apply(case, case.numbers[0])
+
+
+def _change_number(rig: Rig, case: Case) -> None:
+    rig.apply(case, case.numbers[1])
+
+
+def _rotate(rig: Rig, case: Case) -> None:
+    rig.second_token(case)
+    rig.put_token(case)
+
+
+def _drift(rig: Rig, case: Case) -> None:
+    rig.stack.twin_call("PATCH", f"/numbers/{case.numbers[0]}", {"sms_url": FOREIGN})
+    rig.stack.channels.patch(
+        name=case.name,
+        namespace=CHANNELS,
+        body={"metadata": {"annotations": {CHECK_NOW_ANNOTATION: uuid.uuid4().hex}}},
+        content_type="application/merge-patch+json",
+    )
+
+
+def _delete(rig: Rig, case: Case) -> None:
+    rig.delete(case)
+
+
+SCENARIOS = (
+    Scenario("create", _create, writes=1, from_nothing=True),
+    Scenario("change number", _change_number, writes=2),
+    Scenario("rotate", _rotate, writes=0, secret=True),
+    Scenario("drift", _drift, writes=1),
+    Scenario("delete", _delete, writes=1),
+)
+
+ERRORS = {
+    **{str(status): Action(kind="status", status=status) for status in (401, 403, 404, 409, 422, 429, 500, 503)},
+    "429, Retry-After": Action(kind="status", status=429, retry_after=1),
+    "404, a proxy's": Action(kind="html", status=404),
+    "reset": Action(kind="reset"),
+    "hang": Action(kind="hang"),
+    "truncated": Action(kind="truncate"),
+    "HTML with 200": Action(kind="html200"),
+    "lost answer": Action(kind="reset", after=True),
+    "done, yet 503": Action(kind="status", status=503, after=True),
+}
+KILLS = {
+    "killed before": Action(kind="hang"),
+    "killed after": Action(kind="hang", after=True),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault at one call of one scenario, twice in a row unless that would only take time."""
+
+    scenario: Scenario
+    point: Point
+    label: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"{self.scenario.name}: {self.point[0]} #{self.point[1]}: {self.label}"
+
+
+class Life:
+    """Runs scenarios on a rig, many channels at once."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self._traces: dict[Scenario, list[Point]] | None = None
+
+    @property
+    def traces(self) -> dict[Scenario, list[Point]]:
+        """Each scenario's calls in order, without faults: those that three runs have in common."""
+        if self._traces is None:
+            cases = self._begin([scenario for scenario in SCENARIOS for _ in range(3)])
+            self._act(cases)
+            wrong = self.rig.settle([case for case, _ in cases], 30)
+            assert not wrong, f"without any fault: {wrong}"
+            self._traces = {}
+            for scenario in SCENARIOS:
+                runs = [[call.point for call in self.rig.proxy.calls_about(c.name)] for c, s in cases if s is scenario]
+                self._traces[scenario] = [point for point in runs[0] if all(point in run for run in runs)]
+            self._end(cases)
+        return self._traces
+
+    def trials(self, faults: dict[str, Action]) -> Iterator[Trial]:
+        for scenario, points in self.traces.items():
+            for point in points:
+                for label, action in faults.items():
+                    yield Trial(scenario, point, label, action)
+
+    def kill_at(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """kill -9 of the operator while each of the calls is held; what is wrong afterwards, by trial.
+
+        All are held at once and die together; what was not reached then has another turn.
+        """
+        wrong: dict[str, str] = {}
+        left = list(trials)
+        while left:
+            self.rig.restart_operator(PATIENT)
+            cases = self._begin([trial.scenario for trial in left])
+            tried = list(zip(left, cases, strict=True))
+            for trial, (case, _) in tried:
+                case.rule = self.rig.proxy.add(_match(case, trial.point, count=1), trial.action)
+            self._act(cases)
+            rules = frozenset(case.rule.id for case, _ in cases if case.rule)
+            held = self.rig.proxy.wait_held(rules, quiet=3)
+            self.rig.kill_operator()
+            self.rig.proxy.clear()
+            self.rig.start_operator(WATCHFUL)
+            reached = [(trial, case) for trial, (case, _) in tried if case.rule and case.rule.id in held]
+            unsettled = self._settle([case for _, case in reached], 60)
+            for trial, case in reached:
+                self._judge(trial, case, unsettled.get(case, ""), wrong)
+            left = [trial for trial, (case, _) in tried if case.rule and case.rule.id not in held]
+            for case, _ in cases:
+                case.rule = None
+            wrong |= self._end(cases)
+            assert reached, f"never made: {[str(trial) for trial in left]}"
+        return wrong
+
+    def fail_at(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """Each call fails as ordered, then works again; what is wrong afterwards, by trial."""
+        wrong: dict[str, str] = {}
+        cases = self._begin([trial.scenario for trial in trials])
+        for trial, (case, _) in zip(trials, cases, strict=True):
+            count = 1 if trial.action.kind == "hang" else 2
+            case.rule = self.rig.proxy.add(_match(case, trial.point, count=count), trial.action)
+        self._act(cases)
+        unsettled = self._settle([case for case, _ in cases], 60)
+        for trial, (case, _) in zip(trials, cases, strict=True):
+            self._judge(trial, case, unsettled.get(case, ""), wrong)
+        self.rig.proxy.clear()
+        for case, _ in cases:
+            case.rule = None
+        return wrong | self._end(cases)
+
+    def _begin(self, scenarios: Sequence[Scenario]) -> list[tuple[Case, Scenario]]:
+        """A channel for each, brought to where its scenario begins."""
+        cases = list(zip(self.rig.new_cases(len(scenarios)), scenarios, strict=True))
+        for case, scenario in cases:
+            case.secret = scenario.secret
+            if case.secret:
+                self.rig.put_token(case)
+            if not scenario.from_nothing:
+                self.rig.apply(case, case.numbers[0])
+        wrong = self.rig.settle([case for case, _ in cases], 60)
+        assert not wrong, f"before the first fault: {list(wrong.values())}"
+        self.rig.stack.twin_call("DELETE", "/journal")
+        self.rig.proxy.forget()
+        return cases
+
+    def _act(self, cases: Sequence[tuple[Case, Scenario]]) -> None:
+        for case, scenario in cases:
+            scenario.act(self.rig, case)
+
+    def _settle(self, cases: Sequence[Case], timeout: float) -> dict[Case, str]:
+        return self.rig.settle(cases, timeout)
+
+    def _judge(self, trial: Trial, case: Case, unsettled: str, wrong: dict[str, str]) -> None:
+        calls = self.rig.proxy.calls_about(case.name)
+        faulted = [call for call in calls if call.fault]
+        needed = len(self.traces[trial.scenario])
+        complaints = [
+            unsettled,
+            self.rig.strange_writes(case, at_most=trial.scenario.writes + 1),
+            _hasty([call.at for call in faulted]),
+            f"{len(calls)} calls where {needed} are enough" if len(calls) > (needed + 2) * (len(faulted) + 2) else "",
+        ]
+        told = "; ".join(filter(None, complaints))
+        if told:
+            wrong[str(trial)] = told
+        begun = calls[0].at if calls else 0
+        self.rig.rows.append(
+            Row(
+                trial.scenario.name,
+                f"{trial.point[0]} #{trial.point[1]}",
+                trial.label,
+                told or "as it must be",
+                len(faulted),
+                max(0.0, case.settled_at - begun),
+            )
+        )
+
+    def _end(self, cases: Sequence[tuple[Case, Scenario]]) -> dict[str, str]:
+        """Delete what is left: what comes back then was in the ledger, with a token that works."""
+        rotated = [case for case, scenario in cases if scenario.secret]
+        for case in rotated:
+            self.rig.promote(case)
+        for case, _ in cases:
+            if case.wanted is not None:
+                self.rig.delete(case)
+        wrong = self.rig.settle([case for case, _ in cases], 60)
+        return {f"{case.name}, deleted at the end": why for case, why in wrong.items()}
+
+
+def _match(case: Case, point: Point, *, count: int) -> Match:
+    kind, occurrence = point
+    return Match(account=case.name, path=f"^{re.escape(kind)}$", nth=occurrence, count=count)
+
+
+def _hasty(times: Sequence[float]) -> str:
+    """Errors never retry faster than the floor."""
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    return f"tried again after {min(gaps):.3f} s" if gaps and min(gaps) < 0.9 * FLOOR else ""
