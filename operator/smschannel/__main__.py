@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from smschannel.controller import Controller
-from smschannel.errors import ChannelError, KubernetesUnavailable, NotServed
+from smschannel.errors import ChannelError, KubernetesUnavailable
 from smschannel.health import log_to_stderr, serve
-from smschannel.kube_api import KubeApi, KubernetesRefused
+from smschannel.kube_api import KindMissing, KubeApi, KubernetesRefused
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims
 from smschannel.reconcile import Key
@@ -88,7 +88,7 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
             await _publish(settings, kube)
             try:
                 await controller.load()
-            except NotServed:
+            except KindMissing:
                 if time.monotonic() < give_up:
                     raise
                 await controller.load_without_crd()
@@ -130,7 +130,7 @@ async def _publish(settings: Settings, kube: KubePort) -> None:
 
 def _say_why(state: object) -> None:
     error = state.outcome.exception()  # type: ignore[attr-defined]
-    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NotServed) else ""
+    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, KindMissing) else ""
     log.warning("not started yet", error=str(error), hint=hint)
 
 

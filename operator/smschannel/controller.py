@@ -17,7 +17,8 @@ import structlog
 from pydantic import ValidationError
 
 from smschannel.conditions import reason_of
-from smschannel.errors import ChannelError, Conflict, NotServed, Retryable
+from smschannel.errors import ChannelError, Conflict, Retryable
+from smschannel.kube_api import KindMissing
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims, Record, WebhookTemplate
 from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
@@ -116,7 +117,7 @@ class Controller:
         DEBTS.set_function(lambda: sum(self._owed.values()))
 
     async def load(self) -> None:
-        """Read the records, which say who holds which number, then the channels. `NotServed` without a CRD."""
+        """Read the records, which say who holds which number, then the channels. `KindMissing` without a CRD."""
         await self._load_records()
         fresh = []
         for namespace in self._namespaces:
@@ -409,7 +410,7 @@ class Controller:
             async for meta in self._kube.channel_metadata(namespace):
                 yield meta
             self._crd_missing = False
-        except NotServed:
+        except KindMissing:
             if not self._crd_missing:
                 self._crd_missing = True
                 raise

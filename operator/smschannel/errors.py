@@ -5,7 +5,6 @@
     │   ├── TwilioUnavailable   5xx, time-outs, broken answers
     │   │   └── TwilioThrottled 429: it asks for a pause
     │   ├── KubernetesUnavailable
-    │   │   └── NotServed       the API server does not know the kind: its CRD is missing
     │   └── Conflict            somebody wrote first: look again
     ├── Refused                 trying again alone mends nothing; carries the `Reason`
     ├── Gone                    the object this was about does not exist any more
@@ -41,10 +40,6 @@ class TwilioThrottled(TwilioUnavailable):
 
 
 class KubernetesUnavailable(Retryable):
-    pass
-
-
-class NotServed(KubernetesUnavailable):
     pass
 
 

@@ -16,14 +16,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
-from smschannel.errors import (
-    ChannelError,
-    Conflict,
-    Gone,
-    KubernetesUnavailable,
-    NotServed,
-    retry_after_seconds,
-)
+from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable, retry_after_seconds
 
 Object = dict[str, Any]
 
@@ -41,10 +34,12 @@ class KubernetesRefused(ChannelError):
         self.status = status
 
 
+class KindMissing(KubernetesRefused):
+    """The API server serves no such kind: the CRD is not installed."""
+
+
 class KubeApi:
-    """Raises `Gone` (404 for the object), `NotServed` (404 for the whole kind), `Conflict` (409), `KubernetesRefused`
-    (other 4xx), `KubernetesUnavailable` (the rest).
-    """
+    """Raises `Gone`, `Conflict`, `KubernetesRefused` or `KubernetesUnavailable`: see `kubernetes_error`."""
 
     def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
         self.configuration = configuration
@@ -106,7 +101,7 @@ class KubeApi:
             raise KubernetesUnavailable(f"the API server does not answer: {type(error).__name__}") from None
         if response.status < 300:
             return _json(answer)
-        raise _error(response, answer)
+        raise kubernetes_error(response.status, answer, _retry_after(response))
 
     async def pages(
         self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
@@ -134,7 +129,7 @@ class KubeApi:
                 path, params=query, headers=await self._headers(), timeout=timeout, read_bufsize=2**21
             ) as response:
                 if response.status >= 300:
-                    raise _error(response, await response.read())
+                    raise kubernetes_error(response.status, await response.read(), _retry_after(response))
                 async for line in response.content:
                     yield _json(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -172,21 +167,27 @@ def _json(answer: bytes) -> Object:
     return document
 
 
-def _error(response: aiohttp.ClientResponse, answer: bytes) -> ChannelError:
-    about_object = False
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    return retry_after_seconds(response.headers.get("Retry-After"))
+
+
+def kubernetes_error(status: int, answer: bytes, retry_after: float | None = None) -> ChannelError:
+    """An answer of 300 and more as one of our errors.
+
+    Numbers are given back when a channel is gone, so a 404 counts as `Gone` only where the API server names the object.
+    """
     try:
-        status = json.loads(answer)
-        message = str(status["message"])
-        about_object = "name" in (status.get("details") or {})
-    except (ValueError, KeyError, TypeError):
-        message = f"HTTP {response.status}"
-    if response.status == 404:
-        # Of an object that is missing the API server tells in a Status; a page without one may be a proxy's, too, and
-        # no object must count as deleted for that.
-        return Gone(message) if about_object else NotServed(f"the API server does not serve {response.url.path}")
-    if response.status in {409, 410}:
+        document = json.loads(answer)
+        message = str(document["message"])
+        missing = str((document.get("details") or {}).get("name") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        document, message, missing = None, f"HTTP {status}", ""
+    if status == 404 and missing:
+        return Gone(message)
+    if status == 404 and (document or answer.strip() == b"404 page not found"):
+        return KindMissing(status, message)
+    if status in {409, 410}:
         return Conflict(message)
-    if response.status == 429 or response.status >= 500:
-        after = retry_after_seconds(response.headers.get("Retry-After"))
-        return KubernetesUnavailable(f"the API server answers HTTP {response.status}: {message}", after)
-    return KubernetesRefused(response.status, message)
+    if status in {404, 429} or status >= 500:
+        return KubernetesUnavailable(f"the API server answers HTTP {status}: {message}", retry_after)
+    return KubernetesRefused(status, message)
