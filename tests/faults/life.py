@@ -19,6 +19,7 @@ from tests.twin.faults import Action, Match
 Point = tuple[str, int]
 """The kind of a call, and which of that kind it is (from 1) since the scenario's act."""
 
+_BYSTANDER = "another account's channel meanwhile"
 FOREIGN = "https://drift.example.com/"
 
 
@@ -142,7 +143,8 @@ class Life:
     def kill_at(self, trials: Sequence[Trial]) -> dict[str, str]:
         """kill -9 of the operator while each of the calls is held; what is wrong afterwards, by trial.
 
-        All are held at once and die together; what was not reached then has another turn.
+        All are held at once and die together; what was not reached then has another turn. Meanwhile a channel of
+        another account becomes Ready as if nothing were.
         """
         wrong: dict[str, str] = {}
         left = list(trials)
@@ -155,6 +157,7 @@ class Life:
             self._act(cases)
             rules = frozenset(case.rule.id for case, _ in cases if case.rule)
             held = self.rig.proxy.wait_held(rules, quiet=3)
+            bystander = self._bystander(wrong)
             self.rig.kill_operator()
             self.rig.proxy.clear()
             self.rig.start_operator(WATCHFUL)
@@ -165,7 +168,7 @@ class Life:
             left = [trial for trial, (case, _) in tried if case.rule and case.rule.id not in held]
             for case, _ in cases:
                 case.rule = None
-            wrong |= self._end(cases, [str(trial) for trial, _ in tried])
+            wrong |= self._end([*cases, bystander], [*(str(trial) for trial, _ in tried), _BYSTANDER])
             assert reached, f"never made: {[str(trial) for trial in left]}"
         return wrong
 
@@ -200,6 +203,13 @@ class Life:
         self.rig.stack.twin_call("DELETE", "/journal")
         self.rig.proxy.forget()
         return cases
+
+    def _bystander(self, wrong: dict[str, str]) -> tuple[Case, Scenario]:
+        [case] = self.rig.new_cases(1)
+        _create(self.rig, case)
+        if late := self.rig.settle([case], 5):
+            wrong[_BYSTANDER] = late[case]
+        return case, SCENARIOS[0]
 
     def _act(self, cases: Sequence[tuple[Case, Scenario]]) -> None:
         for case, scenario in cases:

@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +106,7 @@ class Proxy:
         self._names: dict[str, str] = {}  # a channel's name, uid or account: its name
         self._seen: Counter[tuple[str, str]] = Counter()
         self._watches: set[_Watch] = set()
+        self.away: set[Side] = set()  # whose calls are all reset
         self._cut_every: float | None = None
         self.changed = threading.Condition()
         self._started = threading.Event()
@@ -149,10 +150,17 @@ class Proxy:
         with self.changed:
             return [call for call in self.trace if call.about == name]
 
-    def held(self) -> frozenset[int]:
-        """The ids of the rules whose call hangs right now."""
+    def wait_called(self, names: Iterable[str], side: Side, timeout: float) -> None:
+        """Until a call about each of the channels was made of this side. Raises `TimeoutError`."""
+        left = set(names)
+
+        def called() -> bool:
+            left.difference_update(call.about for call in self.trace if call.side == side)
+            return not left
+
         with self.changed:
-            return frozenset(rule.id for rule in self._held)
+            if not self.changed.wait_for(called, timeout):
+                raise TimeoutError(f"no call of {side} about {sorted(left)}")
 
     def wait_held(self, rules: frozenset[int], *, quiet: float) -> frozenset[int]:
         """Until a call hangs for each of the rules, or nothing new hung for `quiet` seconds; the rules it does for."""
@@ -207,6 +215,8 @@ class Proxy:
         body = await request.read()
         call, rule = self._note(side, request, body)
         action = call.fault
+        if side in self.away:
+            return _reset(request)
         try:
             if action and not action.after and action.kind != "truncate":
                 disturbed = await self._disturb(request, call, rule)
