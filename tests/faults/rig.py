@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from kubernetes import client
 
 from deploy.local.build import Progress
 from deploy.local.cluster import write_kubeconfig
@@ -136,6 +137,13 @@ class Rig:
         self.stack.stop_process("operator")
         self.start_operator(settings)
 
+    def begin_anew(self) -> None:
+        """As if the operator had never run here; only for an operator that is not at work, and without channels."""
+        core = client.CoreV1Api(self.stack.api.client)
+        core.delete_namespaced_secret("smschannel-keyring", OPERATOR)
+        core.delete_namespaced_config_map("smschannel-sealing-key", OPERATOR)
+        self._keyring = None
+
     # Users
 
     def new_cases(self, count: int) -> list[Case]:
@@ -205,6 +213,11 @@ class Rig:
             self._keyring = Keyring.load(base64.b64decode(kept["data"]["keyring"]).decode())
         wrapped = base64.b64decode(secret["data"]["record"])
         return Record.decode(self._keyring.unwrap(wrapped, secret["metadata"]["name"]))
+
+    def versions(self) -> dict[str, str]:
+        """Each channel's resourceVersion: it moves with every write that changes something."""
+        listed = self._list(API_VERSION, KIND, CHANNELS)
+        return {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in listed}
 
     def unsettled(self, case: Case, world: World) -> str:
         """What is not yet as it must be in the end; "" when everything is."""

@@ -1,10 +1,72 @@
-"""kill -9 before and after each outside call of a channel's life."""
+"""kill -9 before and after each outside call: of a channel's life, and of the operator's own start."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.faults.conftest import EVERYTHING
 from tests.faults.life import KILLS, Life
+from tests.faults.rig import Rig
+from tests.twin.faults import Match
+
+STARTS = list(KILLS.values()) if EVERYTHING else [KILLS["killed after"]]
 
 
 def test_a_crash_at_any_call_loses_nothing(life: Life) -> None:
     """Held at the call, killed, started again: everything converges, and nothing is written twice too often."""
     assert life.kill_at(list(life.trials(KILLS))) == {}
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="make faults: it takes a start for each call")
+def test_a_crash_during_the_very_first_start_leaves_one_keyring(rig: Rig) -> None:
+    """What is sealed with the public key that was published, the operator can open."""
+    for _ in crashed_starts(rig, rig.begin_anew):
+        [case] = rig.new_cases(1)
+        rig.apply(case, case.numbers[0])
+        assert rig.settle([case], 30) == {}
+        rig.delete(case)
+        assert rig.settle([case], 30) == {}
+
+
+def test_a_crash_during_a_start_leaves_working_channels_alone(rig: Rig) -> None:
+    rig.restart_operator()
+    cases = rig.new_cases(3)
+    for case in cases:
+        rig.apply(case, case.numbers[0])
+    assert rig.settle(cases, 30) == {}
+    rig.stack.twin_call("DELETE", "/journal")
+    versions = rig.versions()
+    for _ in crashed_starts(rig, lambda: None):
+        assert rig.settle(cases, 30) == {}
+    assert rig.versions() == versions
+    assert [rig.writes(case) for case in cases] == [[], [], []]
+    for case in cases:
+        rig.delete(case)
+    assert rig.settle(cases, 30) == {}
+
+
+def crashed_starts(rig: Rig, prepare: Callable[[], None]) -> Iterator[None]:
+    """The operator is killed at each call of its start, and started again; yields when it is ready."""
+    rig.kill_operator()
+    prepare()
+    rig.proxy.forget()
+    rig.start_operator()
+    yield
+    calls = [call.point for call in rig.proxy.trace]
+    for kind, occurrence in calls[: calls.index(("LIST smschannels", 1)) + 1]:
+        for action in STARTS:
+            rig.kill_operator()
+            prepare()
+            rig.proxy.forget()
+            rule = rig.proxy.add(Match(path=f"^{re.escape(kind)}$", nth=occurrence, count=1), action)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(rig.start_operator)
+                assert rig.proxy.wait_held(frozenset({rule.id}), quiet=20), f"{kind} #{occurrence} was not made"
+                rig.kill_operator()
+            rig.proxy.clear()
+            rig.start_operator()
+            yield
