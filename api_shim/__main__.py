@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from api_shim.app import serve
 from api_shim.settings import Settings
+from api_shim.tls import TlsError
 from smschannel.errors import ChannelError
 from smschannel.health import log_to_stderr
 from smschannel.kube_api import KubeApi
@@ -23,13 +25,20 @@ log = structlog.get_logger()
 
 
 async def run(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT. An API server that is not there yet only keeps it from being ready."""
-    stop = asyncio.Event()
+    """Until SIGTERM or SIGINT; a second one cuts the draining short.
+
+    An API server that is not there yet only keeps it from being ready.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    async with await KubeApi.connect() as api, serve(settings, api) as port:
-        log.info("listening", host=settings.http_host, port=port)
+        asyncio.get_running_loop().add_signal_handler(each, lambda: (hurry if stop.is_set() else stop).set())
+    async with await KubeApi.connect() as api, serve(settings, api) as service:
+        log.info("listening", host=settings.http_host, port=service.port, tls=settings.tls_cert_file is not None)
         await stop.wait()
+        service.retire()
+        log.info("draining", seconds=settings.drain_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), settings.drain_seconds)
 
 
 @click.command(
@@ -45,7 +54,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))
-    except (ChannelError, ConfigException, OSError) as error:
+    except (ChannelError, ConfigException, OSError, TlsError) as error:
         log.critical("cannot run", error=str(error))
         sys.exit(1)
     log.info("stopped")

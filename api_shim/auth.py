@@ -16,6 +16,8 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ from cachetools import TTLCache
 from multidict import CIMultiDictProxy
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from api_shim.clients import FailedLogins
+from api_shim.merging import Merged
 from api_shim.schemas import Refusal
 from smschannel.errors import ChannelError, Gone
 from smschannel.kube_api import KubeApi, Object
@@ -40,6 +44,7 @@ _REREAD_SECONDS = 30  # a watch that died without a sign is found out by then
 _STALE_SECONDS = 120  # keys that could not be read for so long may have been revoked
 _CACHE_SECONDS = 10
 _CACHE_ENTRIES = 4096
+_CHALLENGE = {"WWW_Authenticate": 'Bearer realm="sms-channels", ApiKey realm="sms-channels"'}
 
 log = structlog.get_logger()
 
@@ -50,6 +55,7 @@ class Verb(StrEnum):
     DELETE = "delete"
 
 
+_REVIEWS = {"TokenReview": "authentication.k8s.io/v1", "SubjectAccessReview": "authorization.k8s.io/v1"}
 _KUBERNETES_VERBS = {Verb.GET: ("get",), Verb.POST: ("create", "update"), Verb.DELETE: ("delete",)}
 
 
@@ -70,18 +76,37 @@ class ApiKey(BaseModel):
         return self.expires is not None and self.expires <= now
 
 
+Entry = ApiKey | str
+"""A key, or why what stands there is none."""
+
+
+def read_entry(encoded: str) -> Entry:
+    """From a Secret's `data`. The reason quotes nothing: somebody may have written the key itself."""
+    try:
+        return ApiKey.model_validate_json(base64.b64decode(encoded, validate=True))
+    except ValidationError as error:
+        mistakes = error.errors(include_input=False)
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in mistakes)
+    except binascii.Error:
+        return "not base64"
+
+
 def load_keys(entries: Mapping[str, str]) -> dict[str, ApiKey]:
     """From a Secret's `data`. A malformed entry is logged by its id, and disables just that key."""
     keys = {}
     for key_id, encoded in entries.items():
-        try:
-            keys[key_id] = ApiKey.model_validate_json(base64.b64decode(encoded, validate=True))
-        except ValidationError as error:
-            why = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
-            log.error("an API key cannot be used", key_id=key_id, why=why)  # noqa: TRY400  (its text may be secret)
-        except binascii.Error:
-            log.error("an API key cannot be used", key_id=key_id, why="not base64")  # noqa: TRY400
+        entry = read_entry(encoded)
+        if isinstance(entry, ApiKey):
+            keys[key_id] = entry
+        else:
+            log.error("an API key cannot be used", key_id=key_id, why=entry)
     return keys
+
+
+def encode_key(key: ApiKey) -> str:
+    """As an entry of the Secret's `data`."""
+    entry = key.model_dump(mode="json")
+    return base64.b64encode(json.dumps({**entry, "verbs": sorted(key.verbs)}).encode()).decode()
 
 
 def find_key(keys: Mapping[str, ApiKey], presented: str, now: datetime) -> tuple[str, ApiKey] | None:
@@ -166,29 +191,39 @@ class Reviews:
         self._audience = audience
         self._users: TTLCache[str, Mapping[str, Any]] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
         self._allowed: TTLCache[tuple[str, Verb, str], bool] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
+        self._logins: Merged[str, Bearer | None] = Merged()
+        self._questions: Merged[tuple[str, Verb, str], bool] = Merged()
+
+    def known(self, token: str) -> Bearer | None:
+        """Somebody who was there a moment ago."""
+        digest = _digest(token)
+        user = self._users.get(digest)
+        return None if user is None else Bearer(digest, user)
 
     async def login(self, token: str) -> Bearer | None:
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        user = self._users.get(digest)
-        if user is None:
-            status = await self._ask(
-                "/apis/authentication.k8s.io/v1/tokenreviews", {"token": token, "audiences": [self._audience]}
-            )
-            # Without our audience in the answer, the token was judged for the API server's own.
-            if status.get("authenticated") is not True or self._audience not in status.get("audiences", ()):
-                return None  # not kept: wrong tokens must not push out the right ones
-            user = self._users[digest] = status["user"]
-        return Bearer(digest, user)
+        return await self._logins.ask(_digest(token), lambda: self._login(token))
+
+    async def _login(self, token: str) -> Bearer | None:
+        status = await self._ask("TokenReview", {"token": token, "audiences": [self._audience]})
+        # Without our audience in the answer, the token was judged for the API server's own.
+        if status.get("authenticated") is not True or self._audience not in status.get("audiences", ()):
+            return None  # not kept: wrong tokens must not push out the right ones
+        digest = _digest(token)
+        self._users[digest] = status["user"]
+        return Bearer(digest, status["user"])
 
     async def may(self, bearer: Bearer, verb: Verb, instance: str) -> bool:
         question = (bearer.digest, verb, instance)
         allowed = self._allowed.get(question)
         if allowed is None:
-            answers = await asyncio.gather(
-                *(self._allows(bearer.user, each, instance) for each in _KUBERNETES_VERBS[verb])
-            )
-            allowed = self._allowed[question] = all(answers)
+            allowed = await self._questions.ask(question, lambda: self._may(bearer, verb, instance))
+            self._allowed[question] = allowed
         return allowed
+
+    async def _may(self, bearer: Bearer, verb: Verb, instance: str) -> bool:
+        return all(
+            await asyncio.gather(*(self._allows(bearer.user, each, instance) for each in _KUBERNETES_VERBS[verb]))
+        )
 
     async def _allows(self, user: Mapping[str, Any], verb: str, instance: str) -> bool:
         attributes = {
@@ -201,15 +236,19 @@ class Reviews:
         }
         spec: Object = {"user": user.get("username", ""), "resourceAttributes": attributes}
         spec |= {key: user[key] for key in ("uid", "groups", "extra") if user.get(key)}
-        status = await self._ask("/apis/authorization.k8s.io/v1/subjectaccessreviews", spec)
+        status = await self._ask("SubjectAccessReview", spec)
         return status.get("allowed") is True and status.get("denied") is not True
 
-    async def _ask(self, path: str, spec: Object) -> Mapping[str, Any]:
-        group_version, kind = path.removeprefix("/apis/").rsplit("/", 1)
-        kinds = {"tokenreviews": "TokenReview", "subjectaccessreviews": "SubjectAccessReview"}
-        review = await self._api.request("POST", path, {"apiVersion": group_version, "kind": kinds[kind], "spec": spec})
+    async def _ask(self, kind: str, spec: Object) -> Mapping[str, Any]:
+        group_version = _REVIEWS[kind]
+        body = {"apiVersion": group_version, "kind": kind, "spec": spec}
+        review = await self._api.request("POST", f"/apis/{group_version}/{kind.lower()}s", body)
         status: Mapping[str, Any] = review.get("status", {})
         return status
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -224,31 +263,55 @@ class Caller:
         return " ".join([*names, *([f"user:{self.bearer.name}"] if self.bearer else [])])
 
 
-class Gate:
-    """Raises `Refusal`: 401 for who cannot be told, 403 for what they may not, 503 where nobody can be asked."""
+class LoginFailed(Refusal):
+    """Somebody tried, and was wrong."""
 
-    def __init__(self, keys: ApiKeys, reviews: Reviews) -> None:
+    def __init__(self, detail: str) -> None:
+        super().__init__(401, detail, **_CHALLENGE)
+
+
+class Gate:
+    """Raises `Refusal`: 401 for who cannot be told, 403 for what they may not, 503 where nobody can be asked.
+
+    A client that was wrong too often gets 429 instead of 401, and Kubernetes is not asked about its tokens. What is
+    right, or was a moment ago, is never slowed: behind one proxy or NAT, a stranger must not lock out the others.
+    """
+
+    def __init__(self, keys: ApiKeys, reviews: Reviews, failed: FailedLogins) -> None:
         self._keys = keys
         self._reviews = reviews
+        self._failed = failed
 
-    async def identify(self, headers: CIMultiDictProxy[str]) -> Caller:
+    async def identify(self, headers: CIMultiDictProxy[str], client: str) -> Caller:
         presented, authorization = _only(headers, "X-Api-Key"), _only(headers, "Authorization")
         if presented is None and authorization is None:
-            raise _unauthorized("Send an X-Api-Key header, or Authorization: Bearer with a token.")
+            raise Refusal(401, "Send an X-Api-Key header, or Authorization: Bearer with a token.", **_CHALLENGE)
         key = None
         if presented is not None:
             key = self._keys.find(presented)
             if key is None:
-                raise _unauthorized("The X-Api-Key is unknown, revoked or expired.")
+                raise self._failure(client, "The X-Api-Key is unknown, revoked or expired.")
         bearer = None
         if authorization is not None:
-            scheme, _, token = authorization.partition(" ")
-            token = token.strip()
-            if scheme.lower() == "bearer" and token and token.isascii() and token.isprintable():
+            token = _bearer_token(authorization)
+            bearer = self._reviews.known(token) if token else None
+            if token and bearer is None:
+                self._slow_down(client)
                 bearer = await self._reviews.login(token)
             if bearer is None:
-                raise _unauthorized("The bearer token is expired, for another audience, or none.")
+                raise self._failure(client, "The bearer token is expired, for another audience, or none.")
         return Caller(key, bearer)
+
+    def _slow_down(self, client: str) -> None:
+        seconds = self._failed.wait(client, asyncio.get_running_loop().time())
+        if seconds > 0:
+            detail = "Too many wrong keys or tokens came from your address. Try again later."
+            raise Refusal(429, detail, Retry_After=f"{math.ceil(seconds)}")
+
+    def _failure(self, client: str, detail: str) -> LoginFailed:
+        self._slow_down(client)
+        self._failed.add(client, asyncio.get_running_loop().time())
+        return LoginFailed(detail)
 
     async def admit(self, caller: Caller, verb: Verb, instance: str) -> None:
         """The same answer whether or not the instance has a channel."""
@@ -262,9 +325,12 @@ class Gate:
 def _only(headers: CIMultiDictProxy[str], name: str) -> str | None:
     values = headers.getall(name, [])
     if len(values) > 1:  # which of them counts would be a guess
-        raise _unauthorized(f"Send one {name} header.")
+        raise Refusal(401, f"Send one {name} header.", **_CHALLENGE)
     return values[0].strip() if values else None
 
 
-def _unauthorized(detail: str) -> Refusal:
-    return Refusal(401, detail, WWW_Authenticate='Bearer realm="sms-channels", ApiKey realm="sms-channels"')
+def _bearer_token(authorization: str) -> str:
+    """The token, or "" for what cannot be one."""
+    scheme, _, token = authorization.partition(" ")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and token.isascii() and token.isprintable() else ""

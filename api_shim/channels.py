@@ -13,6 +13,7 @@ import random
 import structlog
 from pydantic import SecretStr
 
+from api_shim.merging import Merged
 from api_shim.schemas import Refusal, Setup, being_removed
 from smschannel.errors import Conflict, Gone
 from smschannel.kube_api import APPLY_PATCH, KubeApi, KubernetesRefused, Object
@@ -48,22 +49,25 @@ class PublishedKey:
         self._path = f"/api/v1/namespaces/{namespace}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
         self._key: PublicKey | None = None
         self._read_at = 0.0
+        self._reads: Merged[str, PublicKey] = Merged()
 
-    async def current(self) -> PublicKey:
-        now = asyncio.get_running_loop().time()
-        if self._key is None or now - self._read_at > _KEY_SECONDS:
-            self._key, self._read_at = await self._read(), now
+    async def current(self, max_age: float = _KEY_SECONDS) -> PublicKey:
+        """As it was at most `max_age` seconds ago."""
+        if self._key is None or asyncio.get_running_loop().time() - self._read_at > max_age:
+            return await self._reads.ask("", self._read)
         return self._key
 
     async def _read(self) -> PublicKey:
         try:
             published = await self._api.request("GET", self._path)
-            return PublicKey.decode(published["data"][PUBLIC_KEY])
+            self._key = PublicKey.decode(published["data"][PUBLIC_KEY])
         except Gone:
             raise Refusal(503, "The operator has not published its sealing key yet.", Retry_After="5") from None
         except (KeyError, TypeError, ValueError):
             log.error("the ConfigMap holds no sealing key: start the operator again", path=self._path)  # noqa: TRY400
             raise Refusal(503, "The operator's sealing key cannot be used.", Retry_After="30") from None
+        self._read_at = asyncio.get_running_loop().time()
+        return self._key
 
 
 class Channels:

@@ -7,22 +7,22 @@ import re
 
 from aiohttp import web
 
-from api_shim.auth import Caller, Gate, Verb
+from api_shim.auth import Gate, Verb
 from api_shim.channels import BeingRemoved, Channels
+from api_shim.edge import CALLER, INSTANCE, TIME_LIMIT, Edge
 from api_shim.schemas import ChannelStatus, Refusal, Setup, instance_id
 from api_shim.waiting import Waiting, is_settled
 from smschannel.kube_api import Object
 
 PATH = "/v1/instances/{instance_id:[^/]+}/channels/sms"
-CALLER = web.RequestKey("caller", Caller)
-INSTANCE = web.RequestKey("instance", str)
 _JSON = re.compile(r"application/(json|[^;\s]+\+json)\s*(;.*)?", re.IGNORECASE)
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 _BODY_SECONDS = 10
 
 
 class Routes:
-    def __init__(self, gate: Gate, channels: Channels, waiting: Waiting, *, wait_limit: int) -> None:
+    def __init__(self, edge: Edge, gate: Gate, channels: Channels, waiting: Waiting, *, wait_limit: int) -> None:
+        self._edge = edge
         self._gate = gate
         self._channels = channels
         self._waiting = waiting
@@ -60,7 +60,7 @@ class Routes:
         return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
 
     async def _admitted(self, request: web.Request, verb: Verb) -> str:
-        caller = request[CALLER] = await self._gate.identify(request.headers)
+        caller = request[CALLER] = await self._gate.identify(request.headers, self._edge.client(request))
         name = request[INSTANCE] = instance_id(request.match_info["instance_id"])
         await self._gate.admit(caller, verb, name)
         return name
@@ -75,8 +75,12 @@ class Routes:
 
     def _wait(self, request: web.Request) -> tuple[int, float]:
         """For how many seconds the client prefers to wait, as far as it may, and until when (loop time)."""
-        found = _WAIT.search(",".join(request.headers.getall("Prefer", [])))
+        found = _WAIT.search(",".join(request.headers.getall("Prefer", ())))
         seconds = min(int(found[1]), self._wait_limit) if found and self._waiting.open else 0
+        limit = request[TIME_LIMIT]
+        before = limit.when()
+        if seconds and before is not None:
+            limit.reschedule(before + seconds)
         return seconds, asyncio.get_running_loop().time() + seconds
 
 

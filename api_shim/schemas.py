@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 from smschannel.conditions import reason_of
 from smschannel.errors import ChannelError
 from smschannel.kube_api import Object
-from smschannel.reasons import NOT_CONFIGURED, Reason
+from smschannel.reasons import NOT_CONFIGURED, REST_STATUSES, Reason
 from smschannel.resource import AccountSid, PhoneNumber
 
 _PATTERN = "string_pattern_mismatch"
@@ -80,7 +80,7 @@ def _at_most_30(value: object) -> object:
 
 
 class Setup(BaseModel):
-    """The body of POST."""
+    """What is to serve the instance. Fields that are not named here are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -88,17 +88,39 @@ class Setup(BaseModel):
         AccountSid,
         BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
         _teaching('account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it'),
+        Field(
+            description="The Twilio account that owns the number. White space around it does no harm.",
+            examples=["AC00000000000000000000000000000000"],
+            json_schema_extra={"pattern": r"^\s*AC[0-9a-f]{32}\s*$"},
+        ),
     ]
     auth_token: Annotated[
         Secret[Annotated[str, StringConstraints(strip_whitespace=True, max_length=512, pattern=r"^[!-~]+$")]],
         _teaching("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
-        Field(description="Stored encrypted; it can be replaced, but not be read again."),
+        Field(
+            description="The account's auth token. Stored encrypted; it can be replaced, but not be read again.",
+            examples=["0123456789abcdef0123456789abcdef"],
+            json_schema_extra={
+                "type": "string",
+                "format": "password",
+                "pattern": r"^\s*[!-~]{1,512}\s*$",
+                "writeOnly": True,
+            },
+        ),
     ]
     phone_number: Annotated[
         PhoneNumber,
         BeforeValidator(_without_punctuation),
         BeforeValidator(_at_most_30),  # the last one runs first: it counts what was sent
         _teaching('phone_number is in E.164: "+", the country code and the number, such as +61400111222'),
+        Field(
+            description="In E.164: +, the country code and the number. Spaces, dashes, dots and brackets are left out.",
+            examples=["+61400111222"],
+            json_schema_extra={
+                "maxLength": 30,
+                "pattern": r"^[ .()-]*\+[ .()-]*[1-9]([ .()-]*[0-9]){1,14}[ .()-]*$",
+            },
+        ),
     ]
 
     @classmethod
@@ -129,10 +151,13 @@ class Setup(BaseModel):
 class ChannelStatus(BaseModel):
     """The body of every answer to GET and POST: these four keys and no others."""
 
-    enabled: bool
-    phone_number: str | None
-    status: str
-    webhook_url: str | None
+    enabled: bool = Field(description="Whether there is a channel that is neither suspended nor being removed.")
+    phone_number: str | None = Field(description="In E.164; null where there is no channel.")
+    status: str = Field(
+        description="not_configured where there is no channel, active where messages arrive; the README has the rest.",
+        json_schema_extra={"enum": list(REST_STATUSES)},
+    )
+    webhook_url: str | None = Field(description="Where Twilio delivers the messages; null until that is settled.")
 
     @classmethod
     def of(cls, channel: Object | None) -> ChannelStatus:

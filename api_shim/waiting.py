@@ -16,7 +16,6 @@ from smschannel.errors import ChannelError, Conflict, Retryable
 from smschannel.kube_api import KubeApi, Object
 from smschannel.kube_port import channels_path
 
-_MOST = 1000
 _RETRY_SECONDS = 1.0
 
 log = structlog.get_logger()
@@ -37,17 +36,18 @@ class Waiting:
     So nothing is missed: the watch begins at or before what a waiter reads first, and any later change wakes it.
     """
 
-    def __init__(self, api: KubeApi, channels: Channels) -> None:
+    def __init__(self, api: KubeApi, channels: Channels, *, most: int) -> None:
         self._api = api
         self._channels = channels
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watch: asyncio.Task[None] | None = None
+        self._most = most
         self._stopped = False
 
     @property
     def open(self) -> bool:
         """Whether one more may wait."""
-        return not self._stopped and sum(map(len, self._waiters.values())) < _MOST
+        return not self._stopped and sum(map(len, self._waiters.values())) < self._most
 
     async def until(self, channel: Object, done: Callable[[Object | None], bool], deadline: float) -> Object | None:
         """The channel when it is `done`, or as it was last seen at `deadline` (loop time); None when it is gone."""

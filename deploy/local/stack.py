@@ -6,11 +6,8 @@ the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -29,6 +26,7 @@ from kubernetes import client, config, dynamic, watch
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from api_shim.keys import make_key, secret_of
 from deploy.local.build import Progress, ensure_controlplane
 from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
 from smschannel.resource import API_VERSION, KIND
@@ -59,6 +57,7 @@ class Options:
     finalizer_policy: bool = True
     more_namespaces: tuple[str, ...] = ()
     operator_settings: Mapping[str, str] = field(default_factory=dict)
+    shim_settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def _silently(text: str, fraction: float | None = None, /) -> None:
@@ -141,7 +140,7 @@ class Stack:
     def install(self) -> None:
         """The CRD, namespaces, RBAC and the admission policy; and who may log in to the shim."""
         self.install_crd(wait_for_admission=False)
-        names = ["namespaces", "operator-rbac", "shim-rbac"]
+        names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
         if self.options.finalizer_policy:
             names.append("finalizer-policy")
         for name in names:
@@ -178,23 +177,10 @@ class Stack:
         self._apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, binding])
 
     def make_api_key(self, instances: list[str], verbs: list[str], key_id: str | None = None) -> str:
-        """An API key of the shim: shown once, kept as a hash."""
-        key_id = key_id or secrets.token_hex(4)
-        key = f"smsch_{key_id}_{secrets.token_urlsafe(32)}"
-        entry = {
-            "sha256": hashlib.sha256(key.encode()).hexdigest(),
-            "instances": instances,
-            "verbs": verbs,
-            "expires": None,
-        }
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "smschannel-api-keys", "namespace": OPERATOR},
-            "data": {key_id: base64.b64encode(json.dumps(entry).encode()).decode()},
-        }
-        self._apply([secret], field_manager=f"key-{key_id}")
-        return key
+        """As `kubectl sms key create` makes it."""
+        made = make_key(instances, verbs, key_id=key_id)
+        self._apply([secret_of(made, OPERATOR)], field_manager=f"key-{made.key_id}")
+        return made.key.get_secret_value()
 
     def start_twin(self) -> None:
         state = self.home / "twin.json"
@@ -227,6 +213,8 @@ class Stack:
         environment = {
             "KUBECONFIG": str(self.home / "sms-api-shim.kubeconfig"),
             "SMSSHIM_HTTP_PORT": str(self.shim_port),
+            "SMSSHIM_DRAIN_SECONDS": "0",
+            **self.options.shim_settings,
         }
         self._spawn("shim", [sys.executable, "-m", "api_shim"], environment)
         self._wait_ready("shim", f"{self.api_url}/readyz")

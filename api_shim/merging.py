@@ -1,0 +1,25 @@
+"""Equal questions at the same time are asked once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Answer = TypeVar("Answer")
+
+
+class Merged(Generic[Key, Answer]):
+    """Who gives up waiting leaves the answer to the others; an error is everybody's."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Key, asyncio.Future[Answer]] = {}
+
+    async def ask(self, key: Key, question: Callable[[], Awaitable[Answer]]) -> Answer:
+        asked = self._under_way.get(key)
+        if asked is None:
+            asked = self._under_way[key] = asyncio.ensure_future(question())
+            asked.add_done_callback(lambda _: self._under_way.pop(key))
+            asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to read it
+        return await asyncio.shield(asked)

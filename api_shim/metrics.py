@@ -1,0 +1,15 @@
+"""What `/metrics` tells: requests by route, method and status. No label says who asked, or for which instance."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("smsshim_requests", "Requests answered.", ["route", "method", "status"])
+SECONDS = Histogram(
+    "smsshim_request_seconds",
+    "How long answers took, waiting for the operator included.",
+    ["route", "method"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+IN_HAND = Gauge("smsshim_requests_in_hand", "Requests being answered.")
+FAILED_LOGINS = Counter("smsshim_failed_logins", "Wrong keys and tokens.")

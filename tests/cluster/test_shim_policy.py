@@ -1,0 +1,167 @@
+"""What the shim's ServiceAccount may write, whoever holds its token: deploy/shim-policy.yaml on a real API server."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
+
+from api_shim.channels import FIELD_MANAGER, LABELS
+from deploy.local.stack import CHANNELS, Stack
+from smschannel.kube_api import APPLY_PATCH, MERGE_PATCH, KubeApi, KubernetesRefused, Object
+from smschannel.kube_port import channels_path
+from smschannel.resource import API_VERSION, FINALIZER, KIND
+
+SEALED = "A" * 2048
+
+
+@pytest.fixture
+async def shim(installed: Stack) -> AsyncIterator[KubeApi]:
+    """As the shim's ServiceAccount, once the policy is in force."""
+    async with await KubeApi.connect(str(installed.home / "sms-api-shim.kubeconfig")) as api:
+        async for attempt in AsyncRetrying(wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True):
+            with attempt:
+                assert await is_refused(api), "the API server learns of a policy by a watch"
+        yield api
+
+
+@pytest.fixture
+async def admin(installed: Stack) -> AsyncIterator[KubeApi]:
+    async with await KubeApi.connect(str(installed.cluster.kubeconfig)) as api:
+        yield api
+
+
+def manifest(*, metadata: Object | None = None, **spec: Any) -> Object:
+    """What the shim applies, with some of it replaced."""
+    meta = {"name": str(uuid.uuid4()), "labels": LABELS, "finalizers": [FINALIZER], **(metadata or {})}
+    wanted = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": {"sealed": SEALED}, **spec}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": wanted}
+
+
+async def apply(api: KubeApi, body: Object, manager: str = FIELD_MANAGER, **params: str) -> Object:
+    path = channels_path(CHANNELS, body["metadata"]["name"])
+    return await api.request(
+        "PATCH", path, body, params={"fieldManager": manager, "force": "true", **params}, content_type=APPLY_PATCH
+    )
+
+
+async def is_refused(api: KubeApi) -> bool:
+    try:
+        await apply(api, manifest(suspend=True), dryRun="All")
+    except KubernetesRefused:
+        return True
+    return False
+
+
+async def patch(api: KubeApi, name: str, body: Object) -> Object:
+    return await api.request("PATCH", channels_path(CHANNELS, name), body, content_type=MERGE_PATCH)
+
+
+async def test_what_the_shim_does_is_allowed(shim: KubeApi) -> None:
+    wanted = manifest()
+    created = await apply(shim, wanted)
+    changed = copy.deepcopy(wanted)
+    changed["spec"]["phoneNumber"] = "+61400111223"
+    assert (await apply(shim, changed))["metadata"]["uid"] == created["metadata"]["uid"]
+    await shim.request("DELETE", channels_path(CHANNELS, created["metadata"]["name"]))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        pytest.param(
+            manifest(credentials={"secretKeyRef": {"name": "twilio", "key": "auth_token"}}),
+            "sealed credentials only",
+            id="a Secret of the tenants, whose token the operator would send to Twilio",
+        ),
+        pytest.param(
+            manifest(credentials={"sealed": SEALED, "sid": f"SK{'0' * 32}"}), "as the account itself", id="sid"
+        ),
+        pytest.param(manifest(suspend=True), "accountSid, phoneNumber", id="suspend"),
+        pytest.param(manifest(deletionPolicy="Clear"), "accountSid, phoneNumber", id="deletionPolicy"),
+        pytest.param(manifest(takeoverPolicy="IfUnused"), "accountSid, phoneNumber", id="takeoverPolicy"),
+        pytest.param(manifest(driftPolicy="Report"), "accountSid, phoneNumber", id="driftPolicy"),
+        pytest.param(
+            manifest(metadata={"finalizers": [FINALIZER, "example.com/x"]}), "finalizer only", id="one that wedges"
+        ),
+        pytest.param(manifest(metadata={"labels": {**LABELS, "team": "a"}}), "label only", id="another label"),
+        pytest.param(
+            manifest(metadata={"labels": {"app.kubernetes.io/created-by": "kubectl"}}), "label only", id="a false label"
+        ),
+        pytest.param(manifest(metadata={"annotations": {"a": "b"}}), "no annotations", id="annotation"),
+        pytest.param(
+            manifest(
+                metadata={
+                    "ownerReferences": [
+                        {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": str(uuid.uuid4())}
+                    ]
+                }
+            ),
+            "no annotations and no owners",
+            id="an owner takes it away again",
+        ),
+    ],
+)
+async def test_a_creation_beyond_that_is_refused(shim: KubeApi, wanted: Object, why: str) -> None:
+    with pytest.raises(KubernetesRefused, match=why) as refused:
+        await apply(shim, wanted)
+    assert refused.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"metadata": {"finalizers": None}}, "take none away"),
+        ({"metadata": {"finalizers": [FINALIZER, "example.com/x"]}}, "finalizer only"),
+        ({"metadata": {"labels": {"app.kubernetes.io/created-by": None}}}, "label only"),
+        ({"metadata": {"annotations": {"channels.hydracore.io/check-now": "1"}}}, "no annotations"),
+        ({"spec": {"suspend": True}}, "accountSid, phoneNumber"),
+        ({"spec": {"credentials": {"sealed": None, "secretKeyRef": {"name": "a", "key": "b"}}}}, "sealed credentials"),
+    ],
+)
+async def test_a_change_beyond_that_is_refused(shim: KubeApi, change: Object, why: str) -> None:
+    name = (await apply(shim, manifest()))["metadata"]["name"]
+    with pytest.raises(KubernetesRefused, match=why):
+        await patch(shim, name, change)
+
+
+async def test_labels_and_annotations_of_others_are_kept(shim: KubeApi, admin: KubeApi) -> None:
+    wanted = manifest()
+    name = wanted["metadata"]["name"]
+    await apply(shim, wanted)
+    await patch(admin, name, {"metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}}})
+    applied = await apply(shim, wanted)
+    assert applied["metadata"]["labels"] == {**LABELS, "team": "a"}
+    with pytest.raises(KubernetesRefused, match="label only"):
+        await patch(shim, name, {"metadata": {"labels": {"team": None}}})
+    with pytest.raises(KubernetesRefused, match="no annotations"):
+        await patch(shim, name, {"metadata": {"annotations": {"note": None}}})
+
+
+@pytest.mark.parametrize("manager", ["kubectl", "argocd-controller"])
+async def test_what_git_or_kubectl_owns_is_neither_changed_nor_deleted(
+    shim: KubeApi, admin: KubeApi, manager: str
+) -> None:
+    """Also when the shim's own check is passed by: whoever holds its token has no check."""
+    theirs = manifest()
+    name = theirs["metadata"]["name"]
+    await apply(admin, theirs, manager)
+    path = channels_path(CHANNELS, name)
+    for write in (
+        apply(shim, theirs),
+        patch(shim, name, {"spec": {"phoneNumber": "+61400111223"}}),
+        shim.request("DELETE", path),
+    ):
+        with pytest.raises(KubernetesRefused, match=f"it belongs to {manager}"):
+            await write
+    assert "deletionTimestamp" not in (await admin.request("GET", path))["metadata"]
+
+
+async def test_it_is_about_the_shim_only(admin: KubeApi) -> None:
+    wanted = manifest(suspend=True, metadata={"annotations": {"a": "b"}, "labels": {"team": "a"}})
+    applied = await apply(admin, wanted, "kubectl")
+    await admin.request("DELETE", channels_path(CHANNELS, applied["metadata"]["name"]))
