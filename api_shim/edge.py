@@ -116,6 +116,7 @@ class Edge:
         response.headers["X-Request-Id"] = request.get(_ID) or _request_id(request)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.popall("Server", None)  # which version of what this is, is nobody's business
         if self.retiring:  # the client's next request then goes to another replica
             response.force_close()
 

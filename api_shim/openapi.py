@@ -153,12 +153,14 @@ def _path() -> dict[str, Any]:
         "parameters": [instance],
         "get": {
             "operationId": "sms_status",
+            "tags": ["SMS channel"],
             "summary": "Sms Status",
             "parameters": [request_id],
             "responses": {"200": _status("The channel as it is, or that there is none."), **_refusals(422)},
         },
         "post": {
             "operationId": "setup_sms",
+            "tags": ["SMS channel"],
             "summary": "Setup Sms",
             "description": "Makes the channel, or changes it. The same thing again disturbs nothing.",
             "parameters": [prefer, request_id],
@@ -174,6 +176,7 @@ def _path() -> dict[str, Any]:
         },
         "delete": {
             "operationId": "teardown_sms",
+            "tags": ["SMS channel"],
             "summary": "Teardown Sms",
             "description": "Removes channel and credentials, and gives the number back as it was found.",
             "parameters": [prefer, request_id],
