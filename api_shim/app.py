@@ -14,6 +14,7 @@ from api_shim.auth import ApiKeys, Gate, Reviews
 from api_shim.channels import Channels, PublishedKey
 from api_shim.clients import FailedLogins
 from api_shim.edge import Edge
+from api_shim.metrics import REGISTRY
 from api_shim.routes import Routes
 from api_shim.schemas import Refusal
 from api_shim.settings import Settings
@@ -68,7 +69,7 @@ async def serve(settings: Settings, api: KubeApi) -> AsyncIterator[Service]:
         return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     probes = [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
     edge.application.add_routes([*routes.table(), *probes, *docs.table()])
