@@ -46,14 +46,13 @@ async def serve(settings: Settings, api: KubeApi) -> AsyncIterator[Service]:
     if settings.tls_cert_file and settings.tls_key_file:
         tls = ServerTls(settings.tls_cert_file, settings.tls_key_file)
     keys = ApiKeys(api, settings.operator_namespace)
-    reviews = Reviews(api, namespace=settings.channel_namespace, audience=settings.token_audience)
+    seconds = settings.request_seconds
+    reviews = Reviews(api, namespace=settings.channel_namespace, audience=settings.token_audience, seconds=seconds)
     gate = Gate(keys, reviews, FailedLogins(settings.failed_logins_per_minute))
-    sealing_key = PublishedKey(api, settings.operator_namespace)
+    sealing_key = PublishedKey(api, settings.operator_namespace, seconds)
     channels = Channels(api, settings.channel_namespace, sealing_key)
     waiting = Waiting(api, channels, most=settings.max_waiting)
-    edge = Edge(
-        max_requests=settings.max_requests, request_seconds=settings.request_seconds, trusted=settings.trusted_proxies
-    )
+    edge = Edge(max_requests=settings.max_requests, request_seconds=seconds, trusted=settings.trusted_proxies)
     routes = Routes(edge, gate, channels, waiting, wait_limit=settings.wait_limit_seconds)
 
     async def healthz(_: web.Request) -> web.Response:

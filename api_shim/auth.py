@@ -185,14 +185,14 @@ class Bearer:
 class Reviews:
     """TokenReview and SubjectAccessReview; answers are kept for some seconds, by the token's hash."""
 
-    def __init__(self, api: KubeApi, *, namespace: str, audience: str) -> None:
+    def __init__(self, api: KubeApi, *, namespace: str, audience: str, seconds: float) -> None:
         self._api = api
         self._namespace = namespace
         self._audience = audience
         self._users: TTLCache[str, Mapping[str, Any]] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
         self._allowed: TTLCache[tuple[str, Verb, str], bool] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
-        self._logins: Merged[str, Bearer | None] = Merged()
-        self._questions: Merged[tuple[str, Verb, str], bool] = Merged()
+        self._logins: Merged[str, Bearer | None] = Merged(seconds)
+        self._questions: Merged[tuple[str, Verb, str], bool] = Merged(seconds)
 
     def known(self, token: str) -> Bearer | None:
         """Somebody who was there a moment ago."""

@@ -44,12 +44,12 @@ class BeingRemoved(Refusal):
 class PublishedKey:
     """The operator's public sealing key. An old one still opens, so it is read anew only now and then."""
 
-    def __init__(self, api: KubeApi, namespace: str) -> None:
+    def __init__(self, api: KubeApi, namespace: str, seconds: float) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
         self._key: PublicKey | None = None
         self._read_at = 0.0
-        self._reads: Merged[str, PublicKey] = Merged()
+        self._reads: Merged[str, PublicKey] = Merged(seconds)
 
     async def current(self, max_age: float = _KEY_SECONDS) -> PublicKey:
         """As it was at most `max_age` seconds ago."""

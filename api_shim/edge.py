@@ -118,6 +118,7 @@ class Edge:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.popall("Server", None)  # which version of what this is, is nobody's business
         if self.retiring:  # the client's next request then goes to another replica
+            response.headers["Connection"] = "close"
             response.force_close()
 
 
