@@ -1,0 +1,146 @@
+"""TLS from files: served, renewed while running, and refused with words that help."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from kubernetes.aio.client.configuration import Configuration
+from structlog.testing import capture_logs
+
+import api_shim.tls
+from api_shim.__main__ import main
+from api_shim.app import serve
+from api_shim.settings import Settings
+from api_shim.tls import ServerTls, TlsError
+from smschannel.kube_api import KubeApi
+
+
+def write_pair(folder: Path, name: str, passphrase: bytes | None = None) -> tuple[Path, Path]:
+    """A certificate for localhost whose subject is `name`, and its key; as one swap, as Kubernetes does it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    real = folder / f"..{name}"
+    real.mkdir()
+    (real / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (real / "tls.key").write_bytes(pem)
+    (folder / "next").symlink_to(real.name)
+    (folder / "next").replace(folder / "mounted")
+    return folder / "mounted/tls.crt", folder / "mounted/tls.key"
+
+
+async def served_name(port: int) -> str:
+    """The subject of the certificate that a new connection gets."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    (name,) = x509.load_der_x509_certificate(der).subject
+    return str(name.value)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Path:
+    write_pair(tmp_path, "first")
+    return tmp_path
+
+
+@pytest.fixture
+async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(api_shim.tls, "_LOOK_SECONDS", 0.05)
+    configuration = Configuration()
+    configuration.host = "http://127.0.0.1:9"
+    settings = Settings(
+        http_host="0.0.0.0",  # noqa: S104  (allowed, since it speaks TLS)
+        http_port=0,
+        tls_cert_file=mounted / "mounted/tls.crt",
+        tls_key_file=mounted / "mounted/tls.key",
+    )
+    async with KubeApi(configuration) as api, serve(settings, api) as service:
+        yield service.port
+
+
+async def test_a_renewed_certificate_is_served_without_a_restart(port: int, mounted: Path) -> None:
+    assert await served_name(port) == "first"
+    write_pair(mounted, "second")
+    async with asyncio.timeout(5):
+        while await served_name(port) != "second":  # noqa: ASYNC110  (it tells nobody)
+            await asyncio.sleep(0.05)
+
+
+async def test_what_cannot_be_used_leaves_the_former_one_in_force(port: int, mounted: Path) -> None:
+    broken = mounted / "mounted/tls.crt"
+    right = broken.read_bytes()
+    with capture_logs() as logs:
+        broken.write_bytes(b"no PEM")
+        async with asyncio.timeout(5):
+            while not logs:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+    assert [each["event"] for each in logs] == ["the former certificate is served on"], "told once"
+    assert await served_name(port) == "first"
+    broken.write_bytes(right)
+    assert await served_name(port) == "first"
+
+
+async def test_plain_http_is_not_answered_where_tls_is_spoken(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"ok" not in await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "why"),
+    [
+        ("mounted/tls.crt", "nowhere.key", "nowhere.key cannot be read: No such file or directory"),
+        ("mounted/tls.key", "mounted/tls.crt", "give a certificate chain and its private key without a passphrase"),
+        ("mounted/tls.crt", "other/mounted/tls.key", "(KEY_VALUES_MISMATCH)"),
+        ("locked/mounted/tls.crt", "locked/mounted/tls.key", "without a passphrase"),
+    ],
+    ids=["missing", "swapped", "another's key", "with a passphrase"],
+)
+def test_a_pair_that_cannot_be_used_is_told(mounted: Path, certificate: str, key: str, why: str) -> None:
+    for name, passphrase in (("other", None), ("locked", b"x")):
+        (mounted / name).mkdir()
+        write_pair(mounted / name, name, passphrase)
+    with pytest.raises(TlsError) as refused:
+        ServerTls(mounted / certificate, mounted / key)
+    assert why in str(refused.value)
+
+
+def test_it_does_not_start_with_such_a_pair(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeconfig = mounted / "kubeconfig"
+    kubeconfig.write_text(
+        "{clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: a, user: {token: x}}],"
+        " contexts: [{name: a, context: {cluster: a, user: a}}], current-context: a}"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.setenv("SMSSHIM_TLS_CERT_FILE", str(mounted / "nowhere.crt"))
+    monkeypatch.setenv("SMSSHIM_TLS_KEY_FILE", str(mounted / "mounted/tls.key"))
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert "nowhere.crt cannot be read: No such file or directory" in result.output
