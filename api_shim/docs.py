@@ -6,6 +6,7 @@ import gzip
 import importlib.resources
 import json
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 from aiohttp import web
 
@@ -52,6 +53,7 @@ _POLICY = {
 _FOR_AN_HOUR = {"Cache-Control": "public, max-age=3600"}
 
 
+@cache
 def table() -> list[web.RouteDef]:
     """Relative URLs throughout: the API may be served below a prefix."""
     served = {
