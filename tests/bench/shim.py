@@ -1,0 +1,373 @@
+"""The REST bench: GET and POST through the shim, next to a bare aiohttp route and to the bare Kubernetes calls.
+
+`python -m tests.bench.shim`, the second half of `make bench`. One control plane, the shim under its own
+ServiceAccount as `make up` runs it, and no operator: it would take its own share of the machine for every POST.
+
+bare route   aiohttp answers a constant of the same size: what any server of this kind can do
+Kubernetes   the calls that the shim needs for the same answer, made raw: GET for GET, GET and apply for POST
+shim         through the REST API, with an API key
+
+The load comes from this process, over as many connections as are named, each asking again as soon as it has its
+answer. All share this machine's cores, so compare ratios, not machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+import click
+import psutil
+import uvloop
+from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+
+from api_shim.channels import LABELS
+from deploy.local.build import BuildError, Narrator, Progress
+from deploy.local.cluster import ControlPlaneError
+from deploy.local.stack import ROOT, Options, Stack, StackError, free_port
+from smschannel.kube_api import APPLY_PATCH
+from smschannel.resource import API_VERSION, FINALIZER, KIND
+from tests.bench.gauges import Processes
+from tests.bench.load import PATH, LoadError, connect
+
+_WARM_UP = 0.5
+_BUSY = 0.1
+_AIM = 0.7
+_BARE = "--serve-bare-route"
+_ANSWER = json.dumps(
+    {
+        "enabled": True,
+        "phone_number": "+61400111222",
+        "status": "pending",
+        "webhook_url": "https://sms.example.com/v1/instances/497f6eca-6276-4993-bfeb-53cbbbba6f08/channels/sms/webhook",
+    }
+)
+
+Ask = Callable[[int], Awaitable[None]]
+"""One request of the connection with this number; raises unless it went well."""
+
+
+@dataclass(frozen=True)
+class Case:
+    call: str
+    against: str
+    connections: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Latencies are seconds. `elsewhere` is the share of the CPU that other programs had meanwhile."""
+
+    case: Case
+    per_second: float
+    p50: float
+    p99: float
+    shim_cpu_milliseconds: float
+    elsewhere: float
+
+
+class Bench:
+    def __init__(self, stack: Stack, bare_port: int, kubernetes: aiohttp.ClientSession, instances: list[str]) -> None:
+        self._stack = stack
+        self._bare = f"http://127.0.0.1:{bare_port}/v1/instances"
+        self._shim = f"{stack.api_url}/v1/instances"
+        self._kubernetes = kubernetes
+        self._instances = instances
+        self.session: aiohttp.ClientSession
+
+    def asking(self, case: Case, headers: dict[str, str] | None = None) -> Ask:
+        """What a connection does again and again. Each has an instance of its own, so that no POST meets another."""
+        match case.call, case.against:
+            case method, "bare route":
+                return self._rest(self._bare, method, {})
+            case method, "shim":
+                return self._rest(self._shim, method, headers or {"X-Api-Key": self._stack.api_key})
+            case "GET", "Kubernetes":
+                return self._read
+            case _:
+                return self._read_and_apply
+
+    def _rest(self, base: str, method: str, headers: dict[str, str]) -> Ask:
+        twin = self._stack.twin
+        setup = {"account_sid": twin["account_sid"], "auth_token": twin["auth_token"], "phone_number": "+61400111222"}
+        body = json.dumps(setup).encode() if method == "POST" else None
+        sent = {**headers, "Content-Type": "application/json"} if body else headers
+
+        async def ask(number: int) -> None:
+            url = f"{base}/{self._instances[number]}/channels/sms"
+            async with self.session.request(method, url, data=body, headers=sent) as response:
+                answer = await response.read()
+                if response.status not in {200, 201}:
+                    raise LoadError(f"{method} {base}: {response.status} {answer.decode()}")
+
+        return ask
+
+    async def _read(self, number: int) -> None:
+        async with self._kubernetes.get(f"{PATH}/{self._instances[number]}") as response:
+            await response.read()
+            response.raise_for_status()
+
+    async def _read_and_apply(self, number: int) -> None:
+        name = self._instances[number]
+        async with self._kubernetes.get(f"{PATH}/{name}") as response:
+            meta = (await response.json())["metadata"]
+            response.raise_for_status()
+        precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
+        body = json.dumps(applied(name, random.randbytes(3).hex(), precondition))  # noqa: S311
+        options = {"fieldManager": "sms-api-shim"}
+        headers = {"Content-Type": APPLY_PATCH}
+        async with self._kubernetes.patch(f"{PATH}/{name}", params=options, data=body, headers=headers) as response:
+            await response.read()
+            response.raise_for_status()
+
+
+def applied(name: str, change: str, precondition: dict[str, str] | None = None) -> Any:
+    """What the shim applies, of the same size; `change` makes it another token each time."""
+    meta = {"name": name, "labels": LABELS, "finalizers": [FINALIZER], **(precondition or {})}
+    credentials = {"sealed": "A" * 1600 + change}
+    spec = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": spec}
+
+
+async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float], float]:
+    """Each answer's latency, and how long it all took."""
+    latencies: list[float] = []
+    begun = perf_counter()
+    counted_from, end = begun + _WARM_UP, begun + _WARM_UP + seconds
+
+    async def connection(number: int) -> None:
+        while (start := perf_counter()) < end:
+            await ask(number)
+            if start >= counted_from:
+                latencies.append(perf_counter() - start)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(connections):
+            group.create_task(connection(number))
+    return latencies, perf_counter() - counted_from
+
+
+@asynccontextmanager
+async def running(home: Path, connections: int, say: Progress) -> AsyncIterator[tuple[Bench, Stack, dict[str, int]]]:
+    """The bench, ready to go: every instance has its channel."""
+    stack = Stack(home, Options(accounts=1, numbers=1), say)
+    bare_port = free_port()
+    try:
+        stack.logs.mkdir(parents=True)
+        stack.start_control_plane()
+        stack.install()
+        stack.start_twin()
+        stack.start_operator()  # publishes the sealing key
+        stack.stop_process("operator")
+        stack.start_shim()
+        bare = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.bench.shim", _BARE, str(bare_port)), cwd=ROOT
+        )
+        try:
+            instances = [str(uuid.uuid4()) for _ in range(connections)]
+            async with (
+                connect(home / "sms-api-shim.kubeconfig") as kubernetes,
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+            ):
+                bench = Bench(stack, bare_port, kubernetes, instances)
+                bench.session = session
+                make = bench.asking(Case("POST", "shim", connections))
+                for number in range(connections):
+                    await make(number)
+                pids = {name: pid for name, pid in stack.pids().items() if name != "twin"}
+                yield bench, stack, {**pids, "bare": bare.pid, "load": psutil.Process().pid}
+        finally:
+            bare.terminate()
+            await bare.wait()
+    finally:
+        stack.stop()
+
+
+async def measure(bench: Bench, pids: dict[str, int], case: Case, seconds: float) -> Run:
+    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+    async with Processes(processes, "shim") as gauges:
+        latencies, took = await drive(bench.asking(case), case.connections, seconds)
+    cuts = statistics.quantiles(latencies, n=100)
+    return Run(
+        case=case,
+        per_second=len(latencies) / took,
+        p50=cuts[49],
+        p99=cuts[98],
+        shim_cpu_milliseconds=gauges.cpu_seconds["shim"] / len(latencies) * 1000 * took / (took + _WARM_UP),
+        elsewhere=gauges.elsewhere,
+    )
+
+
+async def logins(bench: Bench, stack: Stack, kubernetes: aiohttp.ClientSession, requests: int) -> int:
+    """So many TokenReviews and SubjectAccessReviews cost `requests` GETs with one bearer token."""
+    ask = bench.asking(Case("GET", "shim", 1), {"Authorization": f"Bearer {stack.api_token}"})
+    await ask(0)
+    before = await reviews(kubernetes)
+    for _ in range(requests):
+        await ask(0)
+    return await reviews(kubernetes) - before
+
+
+async def reviews(kubernetes: aiohttp.ClientSession) -> int:
+    async with kubernetes.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    asked = [line for line in lines if line.startswith("apiserver_request_total{") and "reviews" in line]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in asked)
+
+
+async def memory(bench: Bench, pids: dict[str, int], requests: int, say: Progress) -> list[float]:
+    """The shim's memory in MB: warmed up, then after each tenth of `requests`, half GET and half refused."""
+    process, connections = psutil.Process(pids["shim"]), 32
+    right = bench.asking(Case("GET", "shim", connections))
+    found = []
+
+    async def refused(number: int) -> None:
+        url = f"{bench._shim}/{uuid.uuid4()}/channels/sms"
+        headers = {"X-Api-Key": f"smsch_{uuid.uuid4()}_x", "X-Request-Id": str(uuid.uuid4())}
+        async with bench.session.get(url, headers=headers) as response:
+            await response.read()
+
+    for tenth in range(11):
+        each = requests // 10 // connections // 2
+
+        async def connection(number: int, times: int = each) -> None:
+            for _ in range(times):
+                await right(number)
+                await refused(number)
+
+        await asyncio.gather(*(connection(number) for number in range(connections)))
+        found.append(process.memory_info().rss / 1e6)
+        say(f"memory after {tenth} tenths of {requests} requests: {found[-1]:.1f} MB")
+    return found
+
+
+def show(console: Console, runs: list[Run]) -> None:
+    """Medians over the rounds."""
+    table = Table(title="REST")
+    for column in ("", "per second", "p50", "p99", "x bare route", "x Kubernetes", "the shim's CPU each", "elsewhere"):
+        table.add_column(column, justify="left" if not column else "right")
+    medians = {case: [run for run in runs if run.case == case] for case in dict.fromkeys(run.case for run in runs)}
+
+    def median(case: Case, field: str) -> float:
+        return statistics.median(getattr(run, field) for run in medians[case])
+
+    for case in medians:
+        rate = median(case, "per_second")
+        to_bare, to_kubernetes = (
+            f"{rate / median(Case(case.call, other, case.connections), 'per_second'):.2f}"
+            if case.against == "shim"
+            else ""
+            for other in ("bare route", "Kubernetes")
+        )
+        table.add_row(
+            f"{case.call} {case.against}, {case.connections} connections",
+            f"{rate:.0f}",
+            f"{median(case, 'p50') * 1000:.1f} ms",
+            f"{median(case, 'p99') * 1000:.1f} ms",
+            to_bare,
+            to_kubernetes,
+            f"{median(case, 'shim_cpu_milliseconds'):.2f} ms" if case.against == "shim" else "",
+            f"{median(case, 'elsewhere'):.0%}",
+        )
+    console.print(table)
+    for case in medians:
+        if (case.call, case.against) == ("GET", "shim"):
+            bare = median(Case("GET", "Kubernetes", case.connections), "per_second")
+            told(console, median(case, "per_second") / bare, f"GET over {case.connections} connections")
+    if any(run.elsewhere > _BUSY for run in runs):
+        console.print("Others kept this machine busy meanwhile: believe the ratios, not the rates.")
+
+
+def told(console: Console, ratio: float, what: str) -> None:
+    met = ratio >= _AIM
+    aim = f"{what}: at least {_AIM} of the bare Kubernetes GET ({ratio:.2f})"
+    console.print(f"[{'green' if met else 'red'}]{'met   ' if met else 'MISSED'}[/] {aim}")
+
+
+async def everything(
+    home: Path, connections: list[int], seconds: float, rounds: int, requests: int, path: Path | None
+) -> None:
+    console, say = Console(width=140), Narrator(sys.stderr)
+    async with running(home, max(*connections, 32), say) as (bench, stack, pids):
+        runs: list[Run] = []
+        chance = random.Random(1)  # noqa: S311
+        cases = [
+            Case(call, against, each)
+            for call in ("GET", "POST")
+            for each in connections
+            for against in ("bare route", "Kubernetes", "shim")
+        ]
+        for number in range(1, rounds + 1):
+            for case in chance.sample(cases, len(cases)):
+                runs.append(await measure(bench, pids, case, seconds))
+                say(
+                    f"round {number}  {case.call} {case.against:<11} {case.connections:>4}  {runs[-1].per_second:6.0f}/s"
+                )
+        runs.sort(key=lambda run: cases.index(run.case))
+        async with connect(stack.cluster.kubeconfig) as admin:
+            asked = await logins(bench, stack, admin, 500)
+        rss = await memory(bench, pids, requests, say) if requests else []
+        show(console, runs)
+        console.print(f"500 GETs with a bearer token cost {asked} reviews (the answers are kept for 10 s)")
+        if rss:
+            console.print(f"memory: {rss[0]:.1f} MB, and {rss[-1]:.1f} MB after {requests} requests more")
+        if path:
+            document = {"runs": [asdict(run) for run in runs], "reviews": asked, "rss_mb": rss}
+            path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+async def serve_bare_route(port: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text=_ANSWER, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_route("*", "/v1/instances/{instance}/channels/sms", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option("--connections", multiple=True, type=click.IntRange(1), default=(32, 256), help="May be repeated.")
+@click.option("--seconds", type=click.FloatRange(0.5), default=4, help="For each measurement.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; medians are told.")
+@click.option("--requests", type=int, default=100_000, help="After how many the memory is looked at; 0: not at all.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write every run to this file.")
+@click.option(_BARE, "bare_port", type=int, hidden=True)
+def main(
+    connections: tuple[int, ...],
+    seconds: float,
+    rounds: int,
+    requests: int,
+    path: Path | None,
+    bare_port: int | None,
+) -> None:
+    """How fast is the REST API, next to a bare aiohttp route and to the bare Kubernetes calls that it needs?"""
+    if bare_port:
+        uvloop.run(serve_bare_route(bare_port))
+        return
+    with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as home:
+        uvloop.run(everything(Path(home), list(connections), seconds, rounds, requests, path))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BuildError, ControlPlaneError, LoadError, StackError) as error:
+        sys.exit(f"\n{error}")
