@@ -35,7 +35,7 @@ fix: $(INSTALLED) ## Mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure speed, drift checks and fairness between accounts (B="--help" for what can be set)
+bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" for what can be set)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 
@@ -33,6 +34,7 @@ async def run(settings: Settings) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, lambda: (hurry if stop.is_set() else stop).set())
     async with await KubeApi.connect() as api, serve(settings, api) as service:
+        gc.freeze()  # what is there now stays: no need to look at it again and again
         log.info("listening", host=settings.http_host, port=service.port, tls=settings.tls_cert_file is not None)
         await stop.wait()
         service.retire()

@@ -19,7 +19,7 @@ import hmac
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -282,7 +282,7 @@ class Gate:
         self._reviews = reviews
         self._failed = failed
 
-    async def identify(self, headers: CIMultiDictProxy[str], client: str) -> Caller:
+    async def identify(self, headers: CIMultiDictProxy[str], client: Callable[[], str]) -> Caller:
         presented, authorization = _only(headers, "X-Api-Key"), _only(headers, "Authorization")
         if presented is None and authorization is None:
             raise Refusal(401, "Send an X-Api-Key header, or Authorization: Bearer with a token.", **_CHALLENGE)
@@ -290,16 +290,16 @@ class Gate:
         if presented is not None:
             key = self._keys.find(presented)
             if key is None:
-                raise self._failure(client, "The X-Api-Key is unknown, revoked or expired.")
+                raise self._failure(client(), "The X-Api-Key is unknown, revoked or expired.")
         bearer = None
         if authorization is not None:
             token = _bearer_token(authorization)
             bearer = self._reviews.known(token) if token else None
             if token and bearer is None:
-                self._slow_down(client)
+                self._slow_down(client())
                 bearer = await self._reviews.login(token)
             if bearer is None:
-                raise self._failure(client, "The bearer token is expired, for another audience, or none.")
+                raise self._failure(client(), "The bearer token is expired, for another audience, or none.")
         return Caller(key, bearer)
 
     def _slow_down(self, client: str) -> None:

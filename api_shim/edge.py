@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import traceback
 import uuid
@@ -23,7 +24,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from api_shim.auth import Caller, LoginFailed
 from api_shim.clients import Network, client_of
-from api_shim.metrics import FAILED_LOGINS, IN_HAND, REQUESTS, SECONDS
+from api_shim.metrics import FAILED_LOGINS, IN_HAND, count
 from api_shim.schemas import Refusal
 from smschannel.errors import Gone, Retryable
 from smschannel.kube_api import KubernetesRefused
@@ -56,6 +57,7 @@ class Edge:
         self._seconds = request_seconds
         self._trusted = trusted
         self._in_hand = 0
+        IN_HAND.set_function(lambda: self._in_hand)
         self.retiring = False
         self.application = web.Application(middlewares=[self._counted], client_max_size=BODY_BYTES)
         self.application.on_response_prepare.append(self._common_headers)
@@ -76,17 +78,14 @@ class Edge:
         start = perf_counter()
         request[_ID] = _request_id(request)
         self._in_hand += 1
-        IN_HAND.set(self._in_hand)
         try:
             response = await self._answered(request, handler)
         finally:
             self._in_hand -= 1
-            IN_HAND.set(self._in_hand)
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "other"
         method = request.method if request.method in _METHODS else "other"
-        REQUESTS.labels(route, method, response.status).inc()
-        SECONDS.labels(route, method).observe(perf_counter() - start)
+        count(route, method, response.status, perf_counter() - start)
         if CALLER in request and request.method != "GET":
             log.info(
                 "asked to change a channel",
@@ -154,7 +153,11 @@ def _rendered(refusal: Refusal) -> web.Response:
 
 def _request_id(request: web.BaseRequest) -> str:
     given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+    return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
+
+
+def _new_id() -> str:
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 class _Connection(RequestHandler):
@@ -178,12 +181,12 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         log.info("malformed request", status=status, error=type(exc).__name__)
-        REQUESTS.labels("malformed", "other", status).inc()
+        count("malformed", "other", status, 0)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
         body = json.dumps({"detail": HTTPStatus(status).phrase})
         response = web.Response(
-            status=status, text=body, content_type="application/json", headers={"X-Request-Id": str(uuid.uuid4())}
+            status=status, text=body, content_type="application/json", headers={"X-Request-Id": _new_id()}
         )
         response.force_close()
         return response

@@ -60,7 +60,7 @@ class Routes:
         return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
 
     async def _admitted(self, request: web.Request, verb: Verb) -> str:
-        caller = request[CALLER] = await self._gate.identify(request.headers, self._edge.client(request))
+        caller = request[CALLER] = await self._gate.identify(request.headers, lambda: self._edge.client(request))
         name = request[INSTANCE] = instance_id(request.match_info["instance_id"])
         await self._gate.admit(caller, verb, name)
         return name

@@ -14,12 +14,12 @@ from rich.console import Console
 from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import StackError
-from tests.bench import drift, fairness, report
+from tests.bench import drift, fairness, report, shim
 from tests.bench.case import VARIANTS, Case, Load, Run
 from tests.bench.load import LoadError
 from tests.bench.run import measure
 
-PARTS = ("speed", "drift", "fairness")
+PARTS = ("speed", "drift", "fairness", "rest")
 
 
 def _parts(_: click.Context, __: click.Parameter, value: str) -> list[str]:
@@ -145,6 +145,8 @@ def main(
                 waits = uvloop.run(fairness.measure(load, hanging, home, say))
                 fairness.show(console, waits, load, hanging)
                 report.show_aims(console, fairness.aims(waits))
+            elif part == "rest":
+                shim.show(console, uvloop.run(shim.everything(home, say)))
             else:
                 runs = uvloop.run(measure(load, cases, home, say, keep))
                 report.show(console, report.summarize(runs, cases, channels), load)
