@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import client, watch
 
 from deploy.local.build import Narrator
 from deploy.local.stack import Options, Stack
 from smschannel.conditions import violations
+from smschannel.resource import GROUP, PLURAL, VERSION
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     )
     with Stack(Path(tmp_path_factory.mktemp("stack")), options, Narrator(sys.stderr)) as running:
         running.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
-        yield running
+        with every_status_checked(running):
+            yield running
         assert running.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
 
 
@@ -69,6 +74,36 @@ def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "stack" in request.fixturenames:
         request.getfixturevalue("stack").twin_call("DELETE", "/faults")
+
+
+@contextmanager
+def every_status_checked(stack: Stack) -> Iterator[None]:
+    """Follows every channel of the cluster; each status that the operator writes must follow from the one before."""
+    broken: list[str] = []
+    over = threading.Event()
+
+    def follow() -> None:
+        before: dict[str, dict[str, Any]] = {}
+        lists, watching = client.CustomObjectsApi(stack.api.client), watch.Watch()
+        while not over.is_set():
+            for event in watching.stream(
+                lists.list_cluster_custom_object, GROUP, VERSION, PLURAL, timeout_seconds=1, _request_timeout=30
+            ):
+                channel = event["object"]
+                uid, status = channel["metadata"]["uid"], channel.get("status", {})
+                if "conditions" in status:
+                    wrong = violations(before.get(uid, {}), status)
+                    broken.extend(f"{channel['metadata']['name']}: {each}" for each in wrong)
+                    before[uid] = status
+
+    following = threading.Thread(target=follow, name="every status checked")
+    following.start()
+    try:
+        yield
+    finally:
+        over.set()
+        following.join(60)
+    assert broken == []
 
 
 def check_status(status: dict[str, Any]) -> None:

@@ -345,6 +345,8 @@ class Reconciler:
         except ChannelError:  # also where the namespace is going, and with it the right to read its Secrets
             return seen, debts
         record = seen.record.with_login(channel.spec.account_sid, login)
+        if record == seen.record:
+            return seen, debts
         tried = await self._debts(record.entries, record.deletion_policy)
         if sum(map(_login_refused, tried.values())) < sum(map(_login_refused, debts.values())):
             return replace(seen, record=record), tried
