@@ -443,10 +443,11 @@ def test_an_operator_that_nobody_knew_of_shows_itself(
 ) -> None:
     """It runs outside of the cluster, say: no Pod tells of it, but it takes back what it is deprived of."""
     configured(2)
-    monkeypatch.setattr(cli_release, "_WATCHED", 30)
     quiet.start_operator()
     try:
-        said = refusal(release("--all", way, "--yes"))
+        with monkeypatch.context() as patient:
+            patient.setattr(cli_release, "_WATCHED", 30)
+            said = refusal(release("--all", way, "--yes"))
     finally:
         quiet.stop_process("operator")
     assert f"An operator is at work: it has taken {CHANNELS}/" in said
@@ -480,29 +481,22 @@ def test_help_says_what_to_stop_first() -> None:
     assert os.linesep + "  --let-go" in shown
 
 
-def test_the_readmes_way_to_uninstall_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command as printed, in its order, on a cluster of its own; kubectl itself need not be installed."""
-    stack = Stack(tmp_path, Options(numbers=10))
-    stack.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
+def test_the_readmes_way_to_uninstall_leaves_nothing(quiet: Stack, configured: Configured) -> None:
+    """Each command as printed, in its order; kubectl itself need not be installed."""
     [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
+    manifests = configured(3)
+    quiet.apply(deployment_of("sms-channel-operator"), deployment_of("sms-api-shim"))
+    assert "is not stopped" in refusal(release("--all", "--give-back"))
     try:
-        stack.start_control_plane()
-        stack.install()
-        stack.start_twin()
-        monkeypatch.setenv("KUBECONFIG", str(stack.kubeconfig))
-        with_operator(stack)
-        manifests = [stack.manifest(take_number(stack)) for _ in range(3)]
-        with_operator(stack, *manifests)
-        stack.apply(deployment_of("sms-channel-operator"), deployment_of("sms-api-shim"))
-        assert "is not stopped" in refusal(release("--all", "--give-back"))
         for line in commands.splitlines():
-            _kubectl(stack, line)
-        assert [url_at(stack, each) for each in manifests] == [before(each) for each in manifests]
-        core = client.CoreV1Api(stack.api.client)
+            _kubectl(quiet, line)
+        assert [url_at(quiet, each) for each in manifests] == [before(each) for each in manifests]
+        core = client.CoreV1Api(quiet.api.client)
         left = {each.metadata.name for each in core.list_namespace().items if each.metadata}
         assert not {CHANNELS, OPERATOR} & left
     finally:
-        stack.stop()
+        quiet.install()
+        with_operator(quiet)
 
 
 def _kubectl(stack: Stack, line: str) -> None:
@@ -517,20 +511,23 @@ def _kubectl(stack: Stack, line: str) -> None:
                 apps.patch_namespaced_deployment_scale(name, namespace, {"spec": {"replicas": 0}})
         case ["kubectl", "delete", *arguments]:
             paths = [ROOT / file for option, file in itertools.pairwise(arguments) if option == "-f"]
-            for file in itertools.chain.from_iterable(sorted(p.glob("*.yaml")) if p.is_dir() else [p] for p in paths):
-                for each in yaml.safe_load_all(file.read_text()):
-                    _delete(stack, each)
+            files = itertools.chain.from_iterable(sorted(p.glob("*.yaml")) if p.is_dir() else [p] for p in paths)
+            _delete(stack, *(each for file in files for each in yaml.safe_load_all(file.read_text())))
         case _:
             pytest.fail(f"not understood: {line}")
 
 
-def _delete(stack: Stack, manifest: Any) -> None:
-    kind = stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
-    where = {"namespace": manifest["metadata"]["namespace"]} if kind.namespaced else {}
-    name = f"metadata.name={manifest['metadata']['name']}"
-    listed = kind.get(field_selector=name, **where)
-    kind.delete(name=manifest["metadata"]["name"], **where)
-    for event in kind.watch(field_selector=name, resource_version=listed.metadata.resourceVersion, timeout=60, **where):
-        if event["type"] == "DELETED":
-            return
-    pytest.fail(f"{manifest['kind']} {manifest['metadata']['name']} is still there after 60 s")
+def _delete(stack: Stack, *manifests: Any) -> None:
+    """Ends when all of them are gone, or fails."""
+    waits = []
+    for manifest in manifests:
+        kind = stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+        where = {"namespace": manifest["metadata"]["namespace"]} if kind.namespaced else {}
+        name = manifest["metadata"]["name"]
+        selected = {"field_selector": f"metadata.name={name}", **where}
+        version = kind.get(**selected).metadata.resourceVersion
+        kind.delete(name=name, **where)
+        waits.append((kind, {**selected, "resource_version": version, "timeout": 60}))
+    for kind, selected in waits:
+        if not any(event["type"] == "DELETED" for event in kind.watch(**selected)):
+            pytest.fail(f"{kind.kind} {selected['field_selector']} is still there after 60 s")
