@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import NamedTuple
 
 from smschannel.errors import Gone, KeyringLost
-from smschannel.kube_api import Object
+from smschannel.kube_api import KindMissing, Object
 from smschannel.kube_port import (
     CHANNEL_ANNOTATION,
     KEYRING_SECRET,
@@ -67,13 +67,13 @@ class AdminPort(KubePort):
 
     async def all_channels(self, namespace: str | None) -> AsyncIterator[Object]:
         """Of one namespace, or of all; none where the CRD is not there."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(KindMissing):
             async for body in self._api.pages(_channels(namespace)):
                 yield body
 
     async def taken_again(self, uids: Collection[str], namespace: str | None, seconds: int) -> str | None:
         """The first of these channels that gets its finalizer back within `seconds`: an operator is at work."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(KindMissing):  # it was deleted meanwhile, and nobody takes anything again
             async for event in self._api.watch(_channels(namespace), {"timeoutSeconds": str(seconds)}):
                 meta = event["object"]["metadata"]
                 if meta.get("uid") in uids and FINALIZER in meta.get("finalizers", ()):

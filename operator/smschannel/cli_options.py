@@ -108,7 +108,7 @@ async def cluster(
     """The way to the API server, and what to do where it ends: `without` a cluster, or where a right is `denied`."""
     from kubernetes.aio.config import ConfigException  # a second that --help and offline sealing need not wait for
 
-    from smschannel.kube_api import KubeApi, KubernetesRefused
+    from smschannel.kube_api import KindMissing, KubeApi, KubernetesRefused
 
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -124,6 +124,8 @@ async def cluster(
             raise _told(
                 f"{where} cannot be reached: {error}. Is it up, and this the right --context?", without
             ) from None
+        except KindMissing:
+            raise _told(f"{where} knows no SmsChannels: is the CRD installed? kubectl apply -f crds/") from None
         except KubernetesRefused as error:
             if error.status == 401:
                 raise _told(f"{where} does not know you: log in again, or name another --context.", without) from None

@@ -329,6 +329,8 @@ def test_records_without_channels_are_found_also_without_the_crd(
         patch(quiet, each, {"metadata": {"finalizers": None}})
     delete_crd(quiet)
     assert len(quiet.records()) == 2
+    looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
+    assert "knows no SmsChannels: is the CRD installed? kubectl apply -f crds/" in refusal(looked)
     assert release("--all", "--give-back", stdin="n\n").stderr.startswith(
         "0 channels, and 2 records whose channel is gone."
     )
