@@ -105,12 +105,13 @@ def test_the_manifest_is_accepted(installed: Stack, keyring: Keyring) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
-def test_kubectl_finds_it_and_applies_what_it_writes(keyring: Keyring) -> None:
+def test_kubectl_finds_it_and_applies_what_it_writes(installed: Stack, keyring: Keyring) -> None:
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs}
     command = ["kubectl", "sms", "seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--phone-number", PHONE_NUMBER]
     written = subprocess.run(command, input=TOKEN, env=environment, capture_output=True, text=True, check=True).stdout
     assert opened(keyring, yaml.safe_load(written)["spec"]["credentials"]["sealed"]) == TOKEN
+    environment["KUBECONFIG"] = str(installed.kubeconfig)  # the shim's account may write only as the shim does
     apply = ["kubectl", "create", "--dry-run=server", "-f", "-", "-o", "name"]
     created = subprocess.run(apply, input=written, env=environment, capture_output=True, text=True, check=True).stdout
     assert created == f"smschannel.channels.hydracore.io/{INSTANCE}\n"
