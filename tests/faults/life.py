@@ -193,8 +193,8 @@ class Life:
         """A channel for each, brought to where its scenario begins."""
         cases = list(zip(self.rig.new_cases(len(scenarios)), scenarios, strict=True))
         for case, scenario in cases:
-            case.secret = scenario.secret
-            if case.secret:
+            if scenario.secret:
+                case.secret = f"twilio-{case.name}"
                 self.rig.put_token(case)
             if not scenario.from_nothing:
                 self.rig.apply(case, case.numbers[0])
@@ -207,7 +207,7 @@ class Life:
     def _bystander(self, wrong: dict[str, str]) -> tuple[Case, Scenario]:
         [case] = self.rig.new_cases(1)
         _create(self.rig, case)
-        if late := self.rig.settle([case], 5):
+        if late := self.rig.settle([case], 10):
             wrong[_BYSTANDER] = late[case]
         return case, SCENARIOS[0]
 

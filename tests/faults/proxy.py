@@ -263,7 +263,7 @@ class Proxy:
     def _learn(self, call: Call, answer: bytes) -> None:
         """Which uid is which channel's; and the statuses that the API server took in."""
         if call.kind == "LIST smschannels" and call.status == 200:
-            for item in json.loads(answer).get("items", ()):
+            for item in json.loads(answer)["items"] or ():
                 self._meet(item["metadata"])
         elif call.kind == "PATCH smschannels/status" and call.status == 200:
             self.on_status(json.loads(answer))

@@ -54,7 +54,7 @@ class Case:
 
     name: str
     account: Mapping[str, Any]
-    secret: bool = False
+    secret: str = ""  # the Secret with its token; "" where that is sealed
     wanted: str | None = None
     token: str = ""
     rule: Rule | None = None
@@ -134,7 +134,7 @@ class Rig:
         self.stack.stop_process("operator", kill=True)
 
     def restart_operator(self, settings: Mapping[str, str] | None = None) -> None:
-        self.stack.stop_process("operator")
+        self.kill_operator()
         self.start_operator(settings)
 
     def begin_anew(self) -> None:
@@ -164,7 +164,7 @@ class Rig:
         """Create the channel, or change it: it wants `number` from now on."""
         case.wanted = number
         if case.secret:
-            spec["credentials"] = {"secretKeyRef": {"name": f"twilio-{case.name}", "key": "auth_token"}}
+            spec["credentials"] = {"secretKeyRef": {"name": case.secret, "key": "auth_token"}}
         account = {**case.account, "auth_token": case.token}
         self.stack.apply(self.stack.manifest(number, name=case.name, account=account, **spec))
 
@@ -173,7 +173,7 @@ class Rig:
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {
-                "name": f"twilio-{case.name}",
+                "name": case.secret,
                 "namespace": CHANNELS,
                 "labels": {CREDENTIALS_LABEL: "true"},
             },
@@ -193,6 +193,10 @@ class Rig:
     def delete(self, case: Case) -> None:
         case.wanted = None
         self.stack.delete(case.name)
+
+    def clear(self) -> None:
+        """After a failure: no channel is left for the next test."""
+        self.stack.delete(*self.world().channels)
 
     # What is there, and what should be
 

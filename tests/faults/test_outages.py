@@ -10,7 +10,7 @@ import pytest
 from tests.faults.conftest import EVERYTHING
 from tests.faults.rig import FLOOR, Case, Rig
 
-MANY = 50 if EVERYTHING else 15
+MANY = 50 if EVERYTHING else 10
 
 
 @pytest.fixture
