@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down check fix bench lock clean
+.PHONY: help demo test faults up down check fix bench lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -15,6 +15,10 @@ demo: $(INSTALLED) ## Tell the product's story on a real API server, then stop e
 test: $(INSTALLED) ## Run every test (T="-k word" narrows it down)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+
+faults: $(INSTALLED) ## Break everything that can break around the operator, at every call, and print a table (10 minutes)
+	@$(BIN)/python -m deploy.local.build >/dev/null
+	@FAULTS=all $(BIN)/python -m pytest tests/faults -n 0 $(T)
 
 up: $(INSTALLED) ## Start everything in the background; TWILIO_URL=http://... or TWILIO=real, WEBHOOK_URL_TEMPLATE=..., DATA=dir
 	@$(BIN)/python -m deploy.local up \
