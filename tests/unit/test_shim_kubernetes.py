@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -70,6 +71,7 @@ class Kubernetes:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         last = request.path.rsplit("/", 1)[1]
         if "watch" in request.query:
+            self.calls[f"WATCH {last}"] += 1
             response = web.StreamResponse()
             await response.prepare(request)
             await asyncio.sleep(3600)
@@ -411,6 +413,18 @@ async def test_who_would_be_one_too_many_to_wait_is_answered_at_once(kubernetes:
             assert "Preference-Applied" not in second.headers, "it says that it did not wait"
         assert perf_counter() - start < 1
         assert await first == 201
+
+
+async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes) as (_, client):
+        instances = [str(uuid.uuid4()) for _ in range(20)]
+        paths = [f"/v1/instances/{each}/channels/sms" for each in instances]
+        waits = {"json": SETUP, "headers": {"Prefer": "wait=1"}}
+        answers = await asyncio.gather(*(status(client, "POST", path, **waits) for path in paths))
+        assert set(answers) <= {200, 201}
+        assert kubernetes.calls["WATCH smschannels"] == 1
+        read = sum(kubernetes.calls[f"GET {each}"] for each in instances)
+        assert read == 40, "one to apply, one when the watch stands: nobody polls"
 
 
 async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> None:
