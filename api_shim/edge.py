@@ -38,6 +38,7 @@ _PROBES = {"/healthz", "/readyz", "/metrics"}
 _DETAILS = {
     404: "There is nothing at this path. The calls are at /v1/instances/{instance_id}/channels/sms.",
     405: "This path does not take this method; the Allow header says which it takes.",
+    417: "The only expectation that is met is 100-continue.",
     413: f"The body may have at most {BODY_BYTES} bytes.",
 }
 
@@ -185,9 +186,8 @@ class _Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
         body = json.dumps({"detail": HTTPStatus(status).phrase})
-        response = web.Response(
-            status=status, text=body, content_type="application/json", headers={"X-Request-Id": _new_id()}
-        )
+        headers = {"X-Request-Id": _new_id(), "Server": "sms-channels"}  # without a name aiohttp tells its own
+        response = web.Response(status=status, text=body, content_type="application/json", headers=headers)
         response.force_close()
         return response
 
@@ -209,6 +209,8 @@ class _Runner(web.AppRunner):
             try:
                 return await made.request_handler(request)
             except web.HTTPException as error:  # of what comes before the middleware: the Expect header
-                return _rendered(_as_refusal(error, request))
+                refused = _rendered(_as_refusal(error, request))
+                refused.headers.update({"X-Request-Id": _new_id(), "Server": "sms-channels"})
+                return refused
 
         return _Server(handle, request_factory=made.request_factory, loop=made._loop, **made._kwargs)

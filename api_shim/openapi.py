@@ -213,12 +213,13 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     ),
     413: (f"The body has more than {BODY_BYTES} bytes.", ()),
     415: ("The body is not declared as JSON.", ()),
+    417: ("The Expect header asks for something else than 100-continue.", ()),
     422: ("Something in the path or the body is wrong: each mistake with its place.", ()),
     429: ("Too many wrong keys or tokens came from your address.", ("Retry-After",)),
     500: ("A mistake in this service.", ()),
     503: ("Kubernetes does not answer, or the service is too busy. Nothing is half done.", ("Retry-After",)),
 }
-_ALWAYS = (400, 401, 403, 404, 405, 429, 500, 503)
+_ALWAYS = (400, 401, 403, 404, 405, 417, 429, 500, 503)
 
 
 def _refusals(*more: int) -> dict[str, Any]:

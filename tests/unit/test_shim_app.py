@@ -41,6 +41,8 @@ async def send(port: int, raw: bytes) -> tuple[str, Any]:
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/json" in head
+    assert b"X-Request-Id" in head
+    assert b"aiohttp" not in head, "what it is made of is nobody's business"
     return head.split(b"\r\n")[0].decode(), json.loads(body)
 
 
@@ -127,7 +129,7 @@ async def test_what_is_no_http_is_answered_without_quoting_it(
 async def test_an_unknown_expectation(port: int) -> None:
     status, answer = await send(port, b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 5ecret\r\nConnection: close\r\n\r\n")
     assert " 417 " in status
-    assert answer == {"detail": "Expectation Failed"}
+    assert answer == {"detail": "The only expectation that is met is 100-continue."}
 
 
 @pytest.mark.parametrize(
