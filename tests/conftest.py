@@ -32,6 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
             "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
         },
+        shim_settings={"SMSSHIM_FAILED_LOGINS_PER_MINUTE": "100000"},  # tests fail on purpose, and often
     )
     with Stack(Path(tmp_path_factory.mktemp("stack")), options, Narrator(sys.stderr)) as running:
         running.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
