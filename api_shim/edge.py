@@ -33,6 +33,7 @@ BODY_BYTES = 64 * 1024
 _HEAD_SECONDS = 10
 _KEEPALIVE_SECONDS = 75  # longer than proxies keep theirs: who closes first should be they
 _REQUEST_ID = re.compile(r"[-._~+/=:@a-zA-Z0-9]{1,128}")
+_HUNG_UP = 499  # as nginx has it; nobody is there to read it
 _METHODS = {"GET", "POST", "DELETE"}
 _PROBES = {"/healthz", "/readyz", "/metrics"}
 _DETAILS = {
@@ -69,6 +70,7 @@ class Edge:
             access_log=None,
             shutdown_timeout=shutdown_seconds,
             keepalive_timeout=_KEEPALIVE_SECONDS,
+            handler_cancellation=True,  # who hangs up does not go on waiting
         )
 
     def client(self, request: web.Request) -> str:
@@ -78,15 +80,21 @@ class Edge:
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         start = perf_counter()
         request[_ID] = _request_id(request)
+        status = _HUNG_UP
         self._in_hand += 1
         try:
             response = await self._answered(request, handler)
+            status = response.status
+            return response
         finally:
             self._in_hand -= 1
+            self._account(request, status, perf_counter() - start)
+
+    def _account(self, request: web.Request, status: int, seconds: float) -> None:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "other"
         method = request.method if request.method in _METHODS else "other"
-        count(route, method, response.status, perf_counter() - start)
+        count(route, method, status, seconds)
         if CALLER in request and request.method != "GET":
             log.info(
                 "asked to change a channel",
@@ -94,10 +102,9 @@ class Edge:
                 who=str(request[CALLER]),
                 client=self.client(request),
                 instance=request.get(INSTANCE),
-                status=response.status,
+                status=status,
                 request_id=request[_ID],
             )
-        return response
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._in_hand > self._max_requests and request.path not in _PROBES:
@@ -213,4 +220,10 @@ class _Runner(web.AppRunner):
                 refused.headers.update({"X-Request-Id": _new_id(), "Server": "sms-channels"})
                 return refused
 
-        return _Server(handle, request_factory=made.request_factory, loop=made._loop, **made._kwargs)
+        return _Server(
+            handle,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )

@@ -21,6 +21,8 @@ _BODY_SECONDS = 10
 
 
 class Routes:
+    """What was asked for is done even if the client hangs up at once; only waiting for the outcome ends with it."""
+
     def __init__(self, edge: Edge, gate: Gate, channels: Channels, waiting: Waiting, *, wait_limit: int) -> None:
         self._edge = edge
         self._gate = gate
@@ -44,18 +46,18 @@ class Routes:
         setup = Setup.parse(await _body(request))
         seconds, deadline = self._wait(request)
         try:
-            channel, created = await self._channels.apply(name, setup)
+            channel, created = await asyncio.shield(self._channels.apply(name, setup))
         except BeingRemoved as refusal:
             if not seconds or not await self._removed(refusal.channel, deadline):
                 raise
-            channel, created = await self._channels.apply(name, setup)
+            channel, created = await asyncio.shield(self._channels.apply(name, setup))
         now = await self._waiting.until(channel, is_settled, deadline) if seconds else channel
         return _answer(201 if created else 200, now, seconds)
 
     async def delete(self, request: web.Request) -> web.Response:
         name = await self._admitted(request, Verb.DELETE)
         seconds, deadline = self._wait(request)
-        channel = await self._channels.delete(name)
+        channel = await asyncio.shield(self._channels.delete(name))
         waited_in_vain = channel is not None and seconds and not await self._removed(channel, deadline)
         return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
 

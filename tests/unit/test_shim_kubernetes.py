@@ -427,6 +427,34 @@ async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
         assert read == 40, "one to apply, one when the watch stands: nobody polls"
 
 
+async def test_who_hangs_up_leaves_the_place_to_another(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes, max_waiting=1) as (_, client):
+        waits = {"json": SETUP, "headers": {"Prefer": "wait=30"}}
+        first = asyncio.create_task(status(client, "POST", CALL, **waits))
+        async with asyncio.timeout(2):
+            while not kubernetes.calls["WATCH smschannels"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        first.cancel()
+        async with asyncio.timeout(5):
+            while True:
+                async with client.post(CALL, json=SETUP, headers={"Prefer": "wait=1"}) as second:
+                    if "Preference-Applied" in second.headers:
+                        break
+
+
+async def test_what_was_asked_for_is_done_though_the_client_hung_up(kubernetes: Kubernetes) -> None:
+    kubernetes.delay = 0.2
+    async with shim(kubernetes, request_seconds=5) as (_, client):
+        with capture_logs() as logs:
+            asked = asyncio.create_task(status(client, "POST", CALL, json=SETUP))
+            await asyncio.sleep(0.1)  # it reads whether there is a channel
+            asked.cancel()
+            async with asyncio.timeout(5):
+                await kubernetes.applied.wait()
+    (line,) = [each for each in logs if each["event"] == "asked to change a channel"]
+    assert line["status"] == 499
+
+
 async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, request_seconds=0.5) as (_, client):
         start = perf_counter()
