@@ -159,22 +159,28 @@ def applied(name: str, change: str, precondition: dict[str, str] | None = None) 
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": spec}
 
 
-async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float], float]:
-    """Each answer's latency, and how long it all took."""
+async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float], int]:
+    """The latencies of the answers that came while it was measured, and how many came in all."""
     latencies: list[float] = []
-    begun = perf_counter()
-    counted_from, end = begun + _WARM_UP, begun + _WARM_UP + seconds
+    answers = 0
+    counted_from = perf_counter() + _WARM_UP
+    end = counted_from + seconds
 
     async def connection(number: int) -> None:
+        nonlocal answers
         while (start := perf_counter()) < end:
             await ask(number)
-            if start >= counted_from:
-                latencies.append(perf_counter() - start)
+            answers += 1
+            now = perf_counter()
+            if counted_from <= now <= end:
+                latencies.append(now - start)
 
     async with asyncio.TaskGroup() as group:
         for number in range(connections):
             group.create_task(connection(number))
-    return latencies, perf_counter() - counted_from
+    if not latencies:
+        raise LoadError("no answer came within the time: this machine is too busy, or --seconds too short")
+    return sorted(latencies), answers
 
 
 @asynccontextmanager
@@ -216,14 +222,12 @@ async def running(home: Path, connections: int, say: Progress) -> AsyncIterator[
 async def measure(bench: Bench, pids: dict[str, int], case: Case, seconds: float) -> Run:
     processes = {name: psutil.Process(pid) for name, pid in pids.items()}
     async with Processes(processes, "shim") as gauges:
-        latencies, took = await drive(bench.asking(case), case.connections, seconds)
-    cuts = statistics.quantiles(latencies, n=100)
-    answers = len(latencies) * (took + _WARM_UP) / took  # CPU time was counted from the beginning
+        latencies, answers = await drive(bench.asking(case), case.connections, seconds)
     return Run(
         case=case,
-        per_second=len(latencies) / took,
-        p50=cuts[49],
-        p99=cuts[98],
+        per_second=len(latencies) / seconds,
+        p50=latencies[len(latencies) // 2],
+        p99=latencies[len(latencies) * 99 // 100],
         shim_cpu_milliseconds=gauges.cpu_seconds["shim"] / answers * 1000,
         all_cpu_milliseconds=sum(gauges.cpu_seconds.values()) / answers * 1000,
         elsewhere=gauges.elsewhere,
