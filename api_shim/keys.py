@@ -194,7 +194,14 @@ def cli() -> None:
 @cli.command()
 @click.option("--instances", type=_INSTANCES, required=True, help="The instances it may touch; '*' for all.")
 @click.option("--verbs", type=_VERBS, default="get,post,delete", show_default=True, help="What it may do with them.")
-@click.option("--expires", type=_Expiry(), default="never", show_default=True, help="When it ends by itself.")
+@click.option(
+    "--expires",
+    type=_Expiry(),
+    metavar="90d|12h|TIME|never",
+    default="never",
+    show_default=True,
+    help="When it ends by itself.",
+)
 @click.option("--id", "key_id", callback=_key_id, help="By which logs and 'list' call it; random by default.")
 @_cluster_options
 def create(
