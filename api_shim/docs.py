@@ -55,7 +55,7 @@ _FOR_AN_HOUR = {"Cache-Control": "public, max-age=3600"}
 
 @cache
 def table() -> list[web.RouteDef]:
-    """Relative URLs throughout: the API may be served below a prefix."""
+    """Relative URLs throughout: nobody has to say under which name this is reached."""
     served = {
         "/openapi.json": _fixed(json.dumps(document()), "application/json", {"Cache-Control": "no-cache"}),
         "/docs": _fixed(_PAGE, "text/html", {"Cache-Control": "no-cache", **_POLICY}),
