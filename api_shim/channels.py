@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from api_shim.merging import Merged
 from api_shim.schemas import Refusal, Setup, being_removed
 from smschannel.errors import Conflict, Gone
-from smschannel.kube_api import APPLY_PATCH, KindMissing, KubeApi, KubernetesRefused, Object
+from smschannel.kube_api import APPLY_PATCH, KubeApi, KubernetesRefused, Object
 from smschannel.kube_port import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path
 from smschannel.resource import API_VERSION, FINALIZER, KIND
 from smschannel.sealing import Binding, PublicKey
@@ -81,8 +81,6 @@ class Channels:
     async def read(self, name: str) -> Object | None:
         try:
             return await self._api.request("GET", channels_path(self.namespace, name))
-        except KindMissing:  # without the CRD, nobody can say that there is no channel
-            raise
         except Gone:
             return None
 
@@ -149,8 +147,6 @@ class Channels:
             options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": precondition}
             try:
                 await self._api.request("DELETE", channels_path(self.namespace, name), options)
-            except KindMissing:
-                raise
             except Gone:
                 return None
             except Conflict:

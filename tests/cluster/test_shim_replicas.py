@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from deploy.local.stack import CHANNELS, ROOT, Stack, call, free_port
+from deploy.local.stack import ROOT, Stack, call, free_port
 from smschannel.resource import GROUP, PLURAL
 from tests.cluster.test_shim import wait_until
 from tests.contract.test_rest import NOT_CONFIGURED
@@ -135,4 +135,4 @@ def test_without_the_crd_nobody_says_not_configured(installed: Stack) -> None:
             assert status == 503
             assert "Kubernetes refuses this" in answer["detail"]
         log = "".join(file.read_text() for file in installed.logs.glob("shim-*.log"))
-        assert f"nothing answers at /apis/{GROUP}/v1/namespaces/{CHANNELS}/{PLURAL}/{instance}" in log
+        assert "is the CRD installed? kubectl apply -f crds/" in log
