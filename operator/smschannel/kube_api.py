@@ -43,6 +43,7 @@ class KubeApi:
 
     def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
         self.configuration = configuration
+        self._server = configuration.host.rstrip("/")  # may have a path, where one server stands for many clusters
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=5)
         self._session: aiohttp.ClientSession | None = None
 
@@ -67,7 +68,6 @@ class KubeApi:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            base_url=self.configuration.host,
             connector=aiohttp.TCPConnector(ssl=tls(self.configuration), limit=0, keepalive_timeout=60),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -95,7 +95,9 @@ class KubeApi:
             headers["Content-Type"] = content_type
         assert self._session, "use 'async with'"
         try:
-            async with self._session.request(method, path, json=body, params=params, headers=headers) as response:
+            async with self._session.request(
+                method, self._server + path, json=body, params=params, headers=headers
+            ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesUnavailable(f"the API server does not answer: {type(error).__name__}") from None
@@ -126,7 +128,7 @@ class KubeApi:
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
         try:
             async with self._session.get(
-                path, params=query, headers=await self._headers(), timeout=timeout, read_bufsize=2**21
+                self._server + path, params=query, headers=await self._headers(), timeout=timeout, read_bufsize=2**21
             ) as response:
                 if response.status >= 300:
                     raise kubernetes_error(response.status, await response.read(), _retry_after(response))

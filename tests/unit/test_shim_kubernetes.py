@@ -41,6 +41,7 @@ class Kubernetes:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.paths: set[str] = set()
         self.faults: dict[str, Fault] = {}
         self.channel: dict[str, Any] | None = None
         self.applied = asyncio.Event()
@@ -69,6 +70,7 @@ class Kubernetes:
             await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.paths.add(request.path)
         last = request.path.rsplit("/", 1)[1]
         if "watch" in request.query:
             self.calls[f"WATCH {last}"] += 1
@@ -119,11 +121,13 @@ async def kubernetes() -> AsyncIterator[Kubernetes]:
 
 
 @asynccontextmanager
-async def shim(kubernetes: Kubernetes, **settings: Any) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
+async def shim(
+    kubernetes: Kubernetes, below: str = "", **settings: Any
+) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
     """A running shim that has read its API keys, and a client with the key that may do everything."""
     key = kubernetes.make_key()
     configuration = Configuration()
-    configuration.host = f"http://127.0.0.1:{kubernetes.port}"
+    configuration.host = f"http://127.0.0.1:{kubernetes.port}{below}"
     defaults = {"http_port": 0, "request_seconds": 1.0}
     async with (
         KubeApi(configuration) as api,
@@ -166,6 +170,13 @@ async def test_an_api_key_costs_no_question(kubernetes: Kubernetes) -> None:
         for _ in range(20):
             assert await status(client, "GET", CALL) == 200
         assert kubernetes.calls.total() - before == 20, "one read of the channel for each"
+
+
+async def test_an_api_server_below_a_path(kubernetes: Kubernetes) -> None:
+    """As where one server stands for many clusters: the kubeconfig's URL has a path."""
+    async with shim(kubernetes, below="/k8s/clusters/c-1/") as (_, client):
+        assert await status(client, "GET", CALL) == 200
+    assert all(path.startswith("/k8s/clusters/c-1/api") for path in kubernetes.paths)
 
 
 async def test_a_token_is_reviewed_once_in_a_while(kubernetes: Kubernetes) -> None:
