@@ -186,4 +186,4 @@ def _variable(name: str) -> str:
 
 
 def _plain(default: object) -> str:
-    return "not set" if default in (None, ()) else " ".join(default) if isinstance(default, tuple) else str(default)
+    return " ".join(default) if isinstance(default, tuple) else str(default)
