@@ -82,10 +82,10 @@ def every_status_checked(stack: Stack) -> Iterator[None]:
     """Follows every channel of the cluster; each status that the operator writes must follow from the one before."""
     broken: list[str] = []
     over = threading.Event()
+    lists, watching = client.CustomObjectsApi(stack.api.client), watch.Watch()  # here: it reads the environment
 
     def follow() -> None:
         before: dict[str, dict[str, Any]] = {}
-        lists, watching = client.CustomObjectsApi(stack.api.client), watch.Watch()
         while not over.is_set():
             for event in watching.stream(
                 lists.list_cluster_custom_object, GROUP, VERSION, PLURAL, timeout_seconds=1, _request_timeout=30

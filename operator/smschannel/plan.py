@@ -335,7 +335,8 @@ def _release(seen: Observed, now: datetime) -> Plan:
     message = f"The number is not given back yet: {trouble}"
     letting_go: list[Change] = []
     if seen.deadline_over:
-        return Plan((WriteOff(seen.record, str(trouble)),), Verdict(Reason.ReleaseFailed, message))
+        gone = [RemoveFinalizer()] if seen.finalizer else []
+        return Plan((WriteOff(seen.record, str(trouble)), *gone), Verdict(Reason.ReleaseFailed, message))
     if seen.grace_over:
         if seen.record.entries and seen.record.owed_since is None:  # with the policy that the channel has now
             letting_go.append(SaveRecord(seen.record.model_copy(update={"owed_since": now})))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Stack, ready_reason
-from tests.cluster.steps import api_token_secret, check_now, name_of, wait_reason, written_record
+from tests.cluster.steps import api_token_secret, check_now, name_of, told, wait_reason, written_record
 
 _FIRST = itertools.count(61_494_000_000, 100)
 
@@ -66,11 +66,11 @@ def test_a_rotation_as_twilio_has_it(
     with written_record(stack, before["metadata"]["uid"]):
         channel.rotate(newer)
     stack.twin_call("POST", f"/accounts/{sid}/tokens/promote")
-    check_now(stack, channel.manifest)
     stack.twin_call("PATCH", f"/numbers/{account['phone_numbers'][0]}", {"sms_url": "https://drift.example.com/"})
-    check_now(stack, channel.manifest)
+    with told(stack, name, "DriftCorrected"):
+        check_now(stack, channel.manifest)
     ours = before["status"]["webhookUrl"]
-    stack.wait_until(lambda _: stack.number(account["phone_numbers"][0])["sms_url"] == ours, name)
+    assert stack.number(account["phone_numbers"][0])["sms_url"] == ours
     stack.delete(name)
     stack.wait_gone(name)
     assert stack.number(account["phone_numbers"][0])["sms_url"] != ours, "the new token gives it back, too"

@@ -265,6 +265,6 @@ def _match(case: Case, point: Point, *, count: int) -> Match:
 
 
 def _hasty(times: Sequence[float], allowed: int) -> str:
-    """Errors never retry faster than the floor."""
-    hasty = [gap for earlier, later in pairwise(times) if (gap := later - earlier) < 0.9 * FLOOR]
+    """Errors never retry faster than the floor; seen from the proxy, whose own delays come and go."""
+    hasty = [gap for earlier, later in pairwise(times) if (gap := later - earlier) < 0.5 * FLOOR]
     return f"tried again after {min(hasty):.3f} s" if len(hasty) > allowed else ""

@@ -92,10 +92,16 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             "the time moved without the status",
         ),
         (
-            [a_condition("Ready")],
+            [a_condition("Ready", since=LATER_STAMP)],
             [a_condition("Ready", "False")],
             ["Ready moved its status and its lastTransitionTime apart"],
-            "the status moved without the time",
+            "the time moved back",
+        ),
+        (
+            [a_condition("Ready")],
+            [a_condition("Ready", "False")],
+            [],
+            "the status may move twice within a second",
         ),
         (
             [],
