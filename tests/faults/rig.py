@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import ssl
 import time
 import uuid
@@ -304,8 +303,7 @@ class Rig:
             content = (base64.b64decode(each).decode(errors="replace") for each in (secret.get("data") or {}).values())
             places[f"Secret {secret['metadata']['name']}"] = "".join(content)
         forms = self.tokens | {base64.b64encode(each.encode()).decode() for each in self.tokens}
-        any_of = re.compile("|".join(map(re.escape, forms)))
-        return [place for place, text in places.items() if any_of.search(text)]
+        return [place for place, text in places.items() if any(each in text for each in forms)]
 
     def bugs(self) -> list[str]:
         """Exceptions that nobody foresaw, from the operator's log."""
