@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -149,8 +149,7 @@ class Life:
         wrong: dict[str, str] = {}
         left = list(trials)
         while left:
-            self.rig.restart_operator(PATIENT)
-            cases = self._begin([trial.scenario for trial in left])
+            cases = self._begin([trial.scenario for trial in left], PATIENT)
             tried = list(zip(left, cases, strict=True))
             for trial, (case, _) in tried:
                 case.rule = self.rig.proxy.add(_match(case, trial.point, count=1), trial.action)
@@ -189,8 +188,11 @@ class Life:
             case.rule = None
         return wrong | self._end(cases, [str(trial) for trial in trials])
 
-    def _begin(self, scenarios: Sequence[Scenario]) -> list[tuple[Case, Scenario]]:
-        """A channel for each, brought to where its scenario begins."""
+    def _begin(
+        self, scenarios: Sequence[Scenario], settings: Mapping[str, str] | None = None
+    ) -> list[tuple[Case, Scenario]]:
+        """A channel for each, brought to where its scenario begins by an operator with these settings."""
+        self.rig.restart_operator(settings)
         cases = list(zip(self.rig.new_cases(len(scenarios)), scenarios, strict=True))
         for case, scenario in cases:
             if scenario.secret:
