@@ -19,7 +19,7 @@ from rich.table import Table
 from tests.bench.case import Case, Load, Run
 
 _PACKAGES = ("aiohttp", "kopf", "kubernetes", "pydantic", "twilio", "uvloop")
-_BUSY = 0.15
+BUSY = 0.15
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def show(console: Console, summaries: Sequence[Summary], load: Load) -> None:
     for each in summaries:
         if not each.same_code:
             console.print(f"[red]{each.case}: its source was edited meanwhile; these figures compare nothing.[/]")
-    if any(each.elsewhere > _BUSY for each in summaries):
+    if any(each.elsewhere > BUSY for each in summaries):
         console.print("Others kept this machine busy meanwhile: believe the ratios by CPU time first, the rates last.")
 
 
