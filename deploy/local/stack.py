@@ -43,6 +43,14 @@ class StackError(Exception):
     """Something did not start; the text says what, and where its log is."""
 
 
+def _until_served() -> Retrying:
+    """A new kind is not served at first (404), then admission policies do not know it for a while (503), each from the
+    moment that it is loaded itself.
+    """
+    not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
+    return Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True)
+
+
 @dataclass(frozen=True)
 class Options:
     """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio.
@@ -416,14 +424,16 @@ class Stack:
     def _apply(self, manifests: Any, field_manager: str = "local-stack") -> None:
         for manifest in manifests:
             resource = self.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
-            self.api.server_side_apply(
-                resource,
-                body=manifest,
-                name=manifest["metadata"]["name"],
-                namespace=manifest["metadata"].get("namespace"),
-                field_manager=field_manager,
-                force_conflicts=True,
-            )
+            for attempt in _until_served():
+                with attempt:
+                    self.api.server_side_apply(
+                        resource,
+                        body=manifest,
+                        name=manifest["metadata"]["name"],
+                        namespace=manifest["metadata"].get("namespace"),
+                        field_manager=field_manager,
+                        force_conflicts=True,
+                    )
 
     def _wait_for_crd(self) -> None:
         crds = client.ApiextensionsV1Api(self.api.client)
@@ -440,7 +450,7 @@ class Stack:
         self.api.resources.invalidate_cache()
 
     def _wait_for_admission(self) -> None:
-        """At first the kind is not served yet (404), then admission policies do not know it for a while (503)."""
+        """For all who are not as patient as `_apply`."""
         credentials = {"sealed": "A" * 2048}
         probe = {
             "apiVersion": API_VERSION,
@@ -448,8 +458,7 @@ class Stack:
             "metadata": {"name": str(uuid.uuid4()), "namespace": CHANNELS},
             "spec": {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials},
         }
-        not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
-        for attempt in Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True):
+        for attempt in _until_served():
             with attempt:
                 self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
 
