@@ -94,7 +94,7 @@ def every_status_checked(stack: Stack) -> Iterator[None]:
                 uid, status = channel["metadata"]["uid"], channel.get("status", {})
                 if "conditions" in status:
                     wrong = violations(before.get(uid, {}), status)
-                    broken.extend(f"{channel['metadata']['name']}: {each}" for each in wrong)
+                    broken.extend(f"{each}: {before.get(uid)} -> {status}" for each in wrong)
                     before[uid] = status
 
     following = threading.Thread(target=follow, name="every status checked")
@@ -104,7 +104,7 @@ def every_status_checked(stack: Stack) -> Iterator[None]:
     finally:
         over.set()
         following.join(60)
-    assert broken == []
+    assert not broken, "\n".join(broken)
 
 
 def check_status(status: dict[str, Any]) -> None:

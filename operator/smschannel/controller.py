@@ -317,7 +317,7 @@ class Controller:
         known.latest, known.forced = None, False
         if body and not forced and known.attended == _face(body) and self._queue.planned(key):
             return None  # the echo of our own write
-        if body is None:
+        if body is None or self._kube.is_outdated(body):
             body = await self._kube.channel(key.namespace, key.name)
             if body is None:
                 self._forget(key, known.uid)

@@ -24,6 +24,7 @@ PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
 SETTINGS_CONFIGMAP = "smschannel-settings"
 _SAME_EVENT = 360  # seconds
+_WATCH_LAG = 600  # seconds that the watch may be behind, at most
 _RECORD_LABEL = f"{GROUP}/record"
 RECORDS = {"labelSelector": f"{_RECORD_LABEL}=true"}
 CHANNEL_ANNOTATION = f"{GROUP}/channel"
@@ -52,6 +53,7 @@ class KubePort:
         self._own = operator_namespace
         self._keyring: Keyring | None = None
         self._versions: dict[str, str] = {}
+        self._statuses: TTLCache[str, int] = TTLCache(100_000, ttl=_WATCH_LAG)
         self._events: TTLCache[tuple[object, ...], tuple[str, int]] = TTLCache(10_000, ttl=_SAME_EVENT)
 
     # Channels
@@ -96,7 +98,14 @@ class KubePort:
         """The uid keeps a successor of the same name untouched."""
         meta = channel.metadata
         body = {"metadata": {"uid": meta.uid}, "status": status}
-        await self._write("status", "PATCH", channels_path(meta.namespace, meta.name, "status"), body)
+        path = channels_path(meta.namespace, meta.name, "status")
+        written = await self._write("status", "PATCH", path, body)
+        self._statuses[meta.uid] = int(written["metadata"]["resourceVersion"])
+
+    def is_outdated(self, body: Mapping[str, Any]) -> bool:
+        """Whether a status was written since the watch saw `body`: what follows from the old one may be wrong."""
+        meta = body["metadata"]
+        return int(meta["resourceVersion"]) < self._statuses.get(meta["uid"], 0)
 
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         meta = channel.metadata
