@@ -49,6 +49,15 @@ def reason_of(status: Status) -> Reason | None:
     return Reason.__members__.get(ready["reason"]) if ready else None
 
 
+def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
+    """Whether all was well with this generation and this URL when the channel was looked at last."""
+    return (
+        reason_of(status) is Reason.Configured
+        and status.get("observedGeneration") == generation
+        and status.get("webhookUrl") == webhook_url
+    )
+
+
 def next_status(
     before: Status, verdict: Verdict, *, generation: int, webhook_url: str, now: datetime
 ) -> dict[str, Any]:
@@ -62,7 +71,7 @@ def next_status(
         "CredentialsValid": _credentials_valid(before, verdict),
         "WebhookEffective": _webhook_effective(before, verdict),
     }
-    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stamp = _stamp(now)
     conditions = [
         _transition(condition(before, kind), kind, known[kind], generation, stamp)
         for kind in ("Ready", "Reconciling", "Stalled", "CredentialsValid", "WebhookEffective")
@@ -83,7 +92,7 @@ def still_trying(before: Status, message: str, *, generation: int, now: datetime
         return None
     if before.get("observedGeneration") == generation:
         return dict(before)
-    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stamp = _stamp(now)
     trying = _transition(
         condition(before, "Reconciling"),
         "Reconciling",
@@ -93,6 +102,10 @@ def still_trying(before: Status, message: str, *, generation: int, now: datetime
     )
     kept = [each for each in before["conditions"] if each["type"] not in {"Reconciling", "Stalled"}]
     return {**before, "conditions": [kept[0], trying, *kept[1:]]}
+
+
+def _stamp(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _credentials_valid(before: Status, verdict: Verdict) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from smschannel.conditions import reason_of
+from smschannel.conditions import reason_of, was_well
 from smschannel.errors import ChannelError, Conflict, Retryable
 from smschannel.kube_api import KindMissing
 from smschannel.kube_port import KubePort
@@ -216,11 +216,9 @@ class Controller:
         version = self._secret_versions.get((key.namespace, secret))
         changed = version is not None and source != secret_source(secret, version)
         if (
-            known.reason is Reason.Configured
+            was_well(status, generation=meta["generation"], webhook_url=self._template.url(meta["name"]))
             and source
             and not changed
-            and status.get("observedGeneration") == meta["generation"]
-            and status.get("webhookUrl") == self._template.url(meta["name"])
             and FINALIZER in meta.get("finalizers", ())
             and "deletionTimestamp" not in meta
         ):
@@ -350,9 +348,9 @@ class Controller:
     def _conclude(self, key: Key, outcome: Outcome) -> None:
         RECONCILES.labels(outcome.verdict.reason.name).inc()
         uid = outcome.record.uid
-        self._owed[uid] = outcome.owed
-        if not outcome.owed:
-            del self._owed[uid]
+        self._owed.pop(uid, None)
+        if outcome.owed:
+            self._owed[uid] = outcome.owed
         if outcome.stored:
             self._remember(outcome.record)
         else:

@@ -16,7 +16,7 @@ from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, Kuberne
 from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
 from smschannel.ledger import Record
 from smschannel.metrics import KUBERNETES_WRITES
-from smschannel.resource import API_VERSION, FINALIZER, GROUP, KIND, PLURAL, VERSION, SmsChannel
+from smschannel.resource import API_VERSION, FINALIZER, GROUP, KIND, PLURAL, VERSION, Metadata, SmsChannel
 from smschannel.sealing import Keyring, SealingKey
 
 KEYRING_SECRET = "smschannel-keyring"  # noqa: S105  (a name)
@@ -29,6 +29,16 @@ _RECORD_LABEL = f"{GROUP}/record"
 RECORDS = {"labelSelector": f"{_RECORD_LABEL}=true"}
 CHANNEL_ANNOTATION = f"{GROUP}/channel"
 _OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
+
+
+def _identity(meta: Metadata) -> Object:
+    """Which object, in which version, as Kubernetes spells it."""
+    return {
+        "namespace": meta.namespace,
+        "name": meta.name,
+        "uid": meta.uid,
+        "resourceVersion": meta.resource_version,
+    }
 
 
 def channels_path(namespace: str, name: str = "", subresource: str = "") -> str:
@@ -72,27 +82,24 @@ class KubePort:
             yield item["metadata"]
 
     async def add_finalizer(self, channel: SmsChannel) -> None:
-        await self._finalizers(channel, [*channel.metadata.finalizers, FINALIZER], "finalizer_add")
+        meta = channel.metadata
+        await self._finalizers("finalizer_add", _identity(meta), [*meta.finalizers, FINALIZER])
 
     async def remove_finalizer(self, channel: SmsChannel) -> None:
-        others = [each for each in channel.metadata.finalizers if each != FINALIZER]
-        with contextlib.suppress(Gone):
-            await self._finalizers(channel, others, "finalizer_remove")
-
-    async def _finalizers(self, channel: SmsChannel, finalizers: list[str], kind: str) -> None:
         meta = channel.metadata
-        precondition = {"uid": meta.uid, "resourceVersion": meta.resource_version}
-        body = {"metadata": {**precondition, "finalizers": finalizers}}
-        await self._write(kind, "PATCH", channels_path(meta.namespace, meta.name), body)
+        await self.take_finalizer_off({"metadata": {**_identity(meta), "finalizers": meta.finalizers}})
 
     async def take_finalizer_off(self, body: Mapping[str, Any]) -> None:
         """As `remove_finalizer`, also for an object that today's rules refuse."""
         meta = body["metadata"]
-        others = [each for each in meta["finalizers"] if each != FINALIZER]
-        precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
-        patch = {"metadata": {**precondition, "finalizers": others}}
         with contextlib.suppress(Gone):
-            await self._write("finalizer_remove", "PATCH", channels_path(meta["namespace"], meta["name"]), patch)
+            others = [each for each in meta["finalizers"] if each != FINALIZER]
+            await self._finalizers("finalizer_remove", meta, others)
+
+    async def _finalizers(self, kind: str, meta: Mapping[str, Any], finalizers: list[str]) -> None:
+        precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
+        patch = {"metadata": {**precondition, "finalizers": finalizers}}
+        await self._write(kind, "PATCH", channels_path(meta["namespace"], meta["name"]), patch)
 
     async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
         """The uid keeps a successor of the same name untouched."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 from pydantic import SecretStr
 
-from smschannel.conditions import UNREADABLE, condition, next_status, reason_of, still_trying
+from smschannel.conditions import UNREADABLE, condition, next_status, reason_of, still_trying, was_well
 from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioUnavailable, Unreadable
 from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.metrics import DRIFT, WRITTEN_OFF
@@ -274,7 +274,9 @@ class Reconciler:
         known = turn.seen.record.login_for(want.account_sid)
         if turn.fresh:
             self._twilio.forget_refusal(login, want.account_sid)
-        elif source == turn.seen.record.source and _is_configured(channel, want):
+        elif source == turn.seen.record.source and was_well(
+            channel.status, generation=channel.metadata.generation, webhook_url=want.webhook.url
+        ):
             number = await self._confirmed(want, login)
             if number:
                 return login, number, None
@@ -519,16 +521,6 @@ def _login_refused(debt: Debt) -> bool:
 def secret_source(name: str, resource_version: str) -> str:
     """How a record remembers from which version of which Secret its token came."""
     return f"secret/{name}@{resource_version}"
-
-
-def _is_configured(channel: SmsChannel, want: Desired) -> bool:
-    """Whether all was well with this very specification when it was looked at last."""
-    status = channel.status
-    return (
-        reason_of(status) is Reason.Configured
-        and status.get("observedGeneration") == channel.metadata.generation
-        and status.get("webhookUrl") == want.webhook.url
-    )
 
 
 def _was_configured(channel: SmsChannel, want: Desired, number: Number) -> bool:
