@@ -13,7 +13,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from smschannel.errors import ChannelError, Conflict, Gone, KeyringLost, KubernetesUnavailable, Unreadable
-from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
+from smschannel.kube_api import MERGE_PATCH, KubeApi, KubernetesRefused, Object
 from smschannel.ledger import Record
 from smschannel.metrics import KUBERNETES_WRITES
 from smschannel.resource import API_VERSION, FINALIZER, GROUP, KIND, PLURAL, VERSION, Metadata, SmsChannel
@@ -272,10 +272,12 @@ class KubePort:
             "labels": {_RECORD_LABEL: "written-off"},
             "annotations": {f"{GROUP}/written-off": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"},
         }
+        # The Event comes first: once the label is there, nobody comes back to tell. The label need not wait for it.
+        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self._own, "name": record.uid}
+        with contextlib.suppress(Gone, KubernetesRefused):
+            await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
         with contextlib.suppress(Gone):
             await self._write("record_write_off", "PATCH", _core(self._own, "secrets", record.uid), {"metadata": meta})
-            regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self._own, "name": record.uid}
-            await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
         self._versions.pop(record.uid, None)
 
     async def drop_record(self, uid: str) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from smschannel.kube_api import KubeApi
+import pytest
+
+from smschannel.errors import ChannelError, KubernetesUnavailable
+from smschannel.kube_api import KubeApi, KubernetesRefused
 from smschannel.kube_port import KubePort
+from smschannel.ledger import Record
 from smschannel.resource import SmsChannel
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
@@ -42,3 +46,38 @@ async def test_a_body_from_before_our_own_status_is_outdated() -> None:
     assert not kube.is_outdated(body("1000")), "it is the one that we wrote"
     assert not kube.is_outdated(body("1001"))
     assert not kube.is_outdated(body("99", uid="uid-2")), "another channel of the same name"
+
+
+class _Writes:
+    """Notes the paths; answers Events with an error."""
+
+    def __init__(self, error: ChannelError | None) -> None:
+        self.error = error
+        self.paths: list[str] = []
+
+    async def request(self, method: str, path: str, *_: object, **__: object) -> dict[str, Any]:
+        self.paths.append(path)
+        if self.error and path.endswith("/events"):
+            raise self.error
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("error", "written", "why"),
+    [
+        (None, 2, "told first: after the label nobody comes back"),
+        (KubernetesUnavailable("away"), 1, "the label waits, so that it is told at the next try"),
+        (KubernetesRefused(403, "forbidden"), 2, "where Events are refused for good, the record's annotation says it"),
+    ],
+)
+async def test_a_write_off_is_told_before_it_is_labelled(error: ChannelError | None, written: int, why: str) -> None:
+    api = _Writes(error)
+    kube = KubePort(cast(KubeApi, api), "sms-operator")
+    record = Record(uid="uid-1", namespace="sms-channels", name=INSTANCE)
+    if isinstance(error, KubernetesUnavailable):
+        with pytest.raises(KubernetesUnavailable):
+            await kube.write_off(record, "the token was revoked")
+    else:
+        await kube.write_off(record, "the token was revoked")
+    event = "/apis/events.k8s.io/v1/namespaces/sms-operator/events"
+    assert api.paths == [event, "/api/v1/namespaces/sms-operator/secrets/uid-1"][:written], why
