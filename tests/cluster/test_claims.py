@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from deploy.local.stack import Stack, ready_reason
 from tests.cluster.steps import api_token_secret, before, check_now, metric, name_of, wait_reason
 
 Numbers = Callable[[int], list[str]]
-_FIRST = itertools.count(61_493_000_000, 100)
-
-
-@pytest.fixture
-def account(stack: Stack) -> dict[str, Any]:
-    seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 3, "first": f"+{next(_FIRST)}"})
-    return dict(seeded["accounts"][0])
 
 
 def test_a_number_is_one_channels_across_namespaces(stack: Stack, number: str) -> None:

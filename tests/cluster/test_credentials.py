@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from typing import Any
 
@@ -10,14 +9,6 @@ import pytest
 
 from deploy.local.stack import Stack, ready_reason
 from tests.cluster.steps import api_token_secret, check_now, name_of, told, wait_reason, written_record
-
-_FIRST = itertools.count(61_494_000_000, 100)
-
-
-@pytest.fixture
-def account(stack: Stack) -> dict[str, Any]:
-    seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 3, "first": f"+{next(_FIRST)}"})
-    return dict(seeded["accounts"][0])
 
 
 class _Sealed:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +10,9 @@ from kubernetes import client, watch
 
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack
 from tests.cluster.steps import before, name_of, wait_reason, wait_record_gone
-from tests.conftest import take_number
+from tests.conftest import running, take_number
 
 DEMO = "https://demo.twilio.com/welcome/sms/reply"
-_FIRST = itertools.count(61_492_000_000, 100)
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +31,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "SMSCHANNEL_RELEASE_DEADLINE_SECONDS": "12",
         },
     )
-    with Stack(Path(tmp_path_factory.mktemp("going")), options) as running:
-        running.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
-        yield running
-        assert running.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
-
-
-@pytest.fixture
-def number(stack: Stack) -> str:
-    return take_number(stack)
-
-
-@pytest.fixture
-def account(stack: Stack) -> dict[str, Any]:
-    seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 1, "first": f"+{next(_FIRST)}"})
-    return dict(seeded["accounts"][0])
+    with running(tmp_path_factory.mktemp("going"), options) as started:
+        yield started
 
 
 def configured(stack: Stack, number: str, **how: Any) -> tuple[str, str]:
@@ -97,7 +81,7 @@ def test_an_account_that_is_not_active_delays_the_deletion_and_then_pays(
 def test_a_revoked_token_is_written_off_in_the_end_and_people_find_out_what_was_left(
     stack: Stack, account: dict[str, Any]
 ) -> None:
-    [number], sid = account["phone_numbers"], account["account_sid"]
+    number, sid = account["phone_numbers"][0], account["account_sid"]
     name, uid = configured(stack, number, account=account)
     stack.twin_call("POST", f"/accounts/{sid}/tokens/secondary")
     stack.twin_call("POST", f"/accounts/{sid}/tokens/promote")
