@@ -14,7 +14,7 @@ demo: $(INSTALLED) ## Tell the product's story on a real API server, then stop e
 
 test: $(INSTALLED) ## Run every test (T="-k word" narrows it down)
 	@$(BIN)/python -m deploy.local.build >/dev/null
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(T)
 
 faults: $(INSTALLED) ## Break everything that can break around the operator, at every call, and print a table (10 minutes)
 	@$(BIN)/python -m deploy.local.build >/dev/null

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -54,6 +55,27 @@ def wait_written_off(stack: Stack, uid: str) -> str:
         if (meta.labels or {}).get("channels.hydracore.io/record") == "written-off":
             return str(meta.annotations["channels.hydracore.io/written-off"])
     raise AssertionError("not written off within 40 s")
+
+
+@contextmanager
+def waiting_for_the_end(listing: Callable[..., Any], name: str) -> Iterator[None]:
+    """What is named must be there at first, and be gone within 60 s of the block's end."""
+    selected = {"field_selector": f"metadata.name={name}"}
+    since = listing(**selected).metadata.resource_version
+    yield
+    for event in watch.Watch().stream(listing, **selected, resource_version=since, timeout_seconds=60):
+        if event["type"] == "DELETED":
+            return
+    raise AssertionError(f"{name} is still there after 60 s")
+
+
+@contextmanager
+def crd_deleted(stack: Stack) -> Iterator[None]:
+    """Gone at the end of the block, which may help."""
+    crds, name = client.ApiextensionsV1Api(stack.api.client), "smschannels.channels.hydracore.io"
+    with waiting_for_the_end(crds.list_custom_resource_definition, name):
+        crds.delete_custom_resource_definition(name)
+        yield
 
 
 def test_a_number_that_was_released_at_twilio_owes_nothing(stack: Stack, account: dict[str, Any]) -> None:
@@ -122,12 +144,8 @@ def test_a_namespace_can_be_deleted_with_its_channels(stack: Stack) -> None:
     numbers = [take_number(stack) for _ in range(4)]
     made = [configured(stack, number, namespace="going") for number in numbers]
     core = client.CoreV1Api(stack.api.client)
-    core.delete_namespace("going")
-    for event in watch.Watch().stream(core.list_namespace, field_selector="metadata.name=going", timeout_seconds=60):
-        if event["type"] == "DELETED":
-            break
-    else:
-        raise AssertionError("the namespace is still there after 60 s")
+    with waiting_for_the_end(core.list_namespace, "going"):
+        core.delete_namespace("going")
     for number, (_, uid) in zip(numbers, made, strict=True):
         wait_record_gone(stack, uid)
         assert stack.number(number)["sms_url"] == before(number)
@@ -138,12 +156,8 @@ def test_a_namespace_is_deleted_while_twilio_is_down(stack: Stack) -> None:
     _, uid = configured(stack, number, namespace="gone")
     stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
     core = client.CoreV1Api(stack.api.client)
-    core.delete_namespace("gone")
-    for event in watch.Watch().stream(core.list_namespace, field_selector="metadata.name=gone", timeout_seconds=60):
-        if event["type"] == "DELETED":
-            break
-    else:
-        raise AssertionError("the namespace is still there after 60 s")
+    with waiting_for_the_end(core.list_namespace, "gone"):
+        core.delete_namespace("gone")
     assert uid in stack.records()
     stack.twin_call("DELETE", "/faults")
     wait_record_gone(stack, uid)
@@ -162,19 +176,10 @@ def test_a_finalizer_taken_off_by_force_is_noticed_at_once(stack: Stack, number:
     assert stack.number(number)["sms_url"] == before(number)
 
 
-def _delete_crd(stack: Stack, meanwhile: Any = lambda: None) -> None:
-    crds = client.ApiextensionsV1Api(stack.api.client)
-    crds.delete_custom_resource_definition("smschannels.channels.hydracore.io")
-    meanwhile()
-    for event in watch.Watch().stream(crds.list_custom_resource_definition, timeout_seconds=60):
-        if event["type"] == "DELETED":
-            return
-    raise AssertionError("the CRD is still there after 60 s")
-
-
 def test_a_deleted_crd_takes_its_channels_along_and_may_come_back(stack: Stack, number: str) -> None:
     _, uid = configured(stack, number)
-    _delete_crd(stack)
+    with crd_deleted(stack):
+        pass
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)
     stack.install_crd()
@@ -184,15 +189,14 @@ def test_a_deleted_crd_takes_its_channels_along_and_may_come_back(stack: Stack, 
 def test_what_a_crd_left_owing_while_the_operator_was_away_is_paid(stack: Stack, number: str) -> None:
     _, uid = configured(stack, number)
     stack.stop_process("operator", kill=True)
-
-    def by_force() -> None:
-        patch = {"metadata": {"finalizers": None}}
+    with crd_deleted(stack):
         for each in stack.channels.get(namespace=CHANNELS).items:
             stack.channels.patch(
-                name=each.metadata.name, namespace=CHANNELS, body=patch, content_type="application/merge-patch+json"
+                name=each.metadata.name,
+                namespace=CHANNELS,
+                body={"metadata": {"finalizers": None}},
+                content_type="application/merge-patch+json",
             )
-
-    _delete_crd(stack, by_force)
     stack.start_operator()
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)
