@@ -1,10 +1,13 @@
-"""docs/promises.md says what the code does: its settings, their defaults, and the reasons of WebhookEffective."""
+"""docs/promises.md says what the code does: settings and their defaults, reasons of WebhookEffective, metrics."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from prometheus_client.metrics import MetricWrapperBase
+
+from smschannel import metrics
 from smschannel.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -27,3 +30,16 @@ def test_each_reason_of_webhook_effective_is_one_that_is_given() -> None:
     core = "".join((ROOT / f"operator/smschannel/{name}.py").read_text() for name in ("plan", "conditions"))
     given = r'"((?:Overridden|Url|Method|NotSet|Foreign|NotChecked|Effective|Messaging)\w*)"'
     assert reasons == set(re.findall(given, core))
+
+
+def test_every_metric_is_in_the_table_with_its_labels() -> None:
+    rows = [row.split("|") for row in TEXT[TEXT.index("| Metric |") :].splitlines()[2:] if row]
+    told = {name: meaning for _, names, meaning, *_ in rows for name in re.findall(r"`(\w+)`", names)}
+    labels = {}
+    for each in vars(metrics).values():
+        if isinstance(each, MetricWrapperBase):
+            [family] = each.describe()
+            labels[family.name + "_total" * (family.type == "counter")] = each._labelnames
+    assert told.keys() == labels.keys()
+    for name, names in labels.items():
+        assert all(f"`{label}`" in told[name] for label in names), name
