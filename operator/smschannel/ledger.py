@@ -164,6 +164,7 @@ class Claims(Generic[Waiter]):
         self._holds: dict[str, dict[str, _Hold]] = {}  # by thing, by uid
         self._things: dict[str, set[str]] = {}  # that a uid holds
         self._waiting: dict[str, dict[str, tuple[Age, Waiter]]] = {}  # by thing, by uid
+        self._awaited: dict[str, str] = {}  # the thing that a uid waits for: the first that it could not have
         self._called: dict[str, set[str]] = {}  # for which things a uid was called, and has not had its turn yet
 
     def __len__(self) -> int:
@@ -177,14 +178,14 @@ class Claims(Generic[Waiter]):
         holds = self._holds.get(thing, {})
         others = {uid: hold for uid, hold in holds.items() if hold.owner != owner}
         if any(hold.reserved is None or hold.reserved < age for hold in others.values()):
+            self.stop_waiting(age.uid)
             self._waiting.setdefault(thing, {})[age.uid] = age, waiter
+            self._awaited[age.uid] = thing
             return False
         for uid in others:  # younger, and not kept: they find out when they try to keep it
             self._drop(thing, uid)
         if age.uid not in holds:
             self._hold(thing, age.uid, _Hold(owner, age))
-        if age.uid in self._waiting.get(thing, {}):
-            self._stop_waiting(thing, age.uid)
         return True
 
     def keep(self, thing: str, age: Age, owner: str, waiter: Waiter) -> bool:
@@ -206,10 +207,29 @@ class Claims(Generic[Waiter]):
         for thing in let_go | self._called.pop(uid, set()):
             self._call_next(thing)
 
+    def stop_waiting(self, uid: str) -> None:
+        """For the begin of a turn: what `uid` could not have before, it may not want any more."""
+        thing = self._awaited.pop(uid, None)
+        if thing is not None:
+            self._waiting[thing].pop(uid)
+            if not self._waiting[thing]:
+                del self._waiting[thing]
+
+    def in_circle(self, uid: str) -> bool:
+        """Whether `uid` waits for a number whose holder waits for one of `uid`'s, perhaps by way of others."""
+        met, ahead = {uid}, [uid]
+        while ahead:
+            holds = self._holds.get(self._awaited.get(ahead.pop(), ""), {})
+            holders = {each for each, hold in holds.items() if hold.owner == each and hold.reserved is None}
+            if uid in holders:
+                return True
+            ahead += holders - met
+            met |= holders
+        return False
+
     def leave(self, uid: str) -> None:
-        """`uid` waits for nothing any more."""
-        for thing in [thing for thing, waiting in self._waiting.items() if uid in waiting]:
-            self._stop_waiting(thing, uid)
+        """`uid` waits for nothing any more, and passes on what it was called for."""
+        self.stop_waiting(uid)
         for thing in self._called.pop(uid, set()):
             self._call_next(thing)
 
@@ -217,7 +237,7 @@ class Claims(Generic[Waiter]):
         if thing in self._holds or thing not in self._waiting:
             return
         age, waiter = min(self._waiting[thing].values(), key=lambda waits: waits[0])
-        self._stop_waiting(thing, age.uid)
+        self.stop_waiting(age.uid)
         self._called.setdefault(age.uid, set()).add(thing)
         self.on_free(waiter)
 
@@ -232,8 +252,3 @@ class Claims(Generic[Waiter]):
         self._things[uid].discard(thing)
         if not self._things[uid]:
             del self._things[uid]
-
-    def _stop_waiting(self, thing: str, uid: str) -> None:
-        self._waiting[thing].pop(uid)
-        if not self._waiting[thing]:
-            del self._waiting[thing]

@@ -9,6 +9,7 @@ tests/unit/test_plan.py:
     wanted, written back often  points elsewhere             webhook, but seldom: somebody contests it
     wanted                      points at us                 none
     wanted, number was changed  new one points at us         give the old one back; then the record without it
+    wanted, number was changed  held by who waits for ours   give the old one back first; then no record
     being deleted               points at us                 give back
     being deleted               points elsewhere, or gone    record without the entry; at last no record, no finalizer
     being deleted               cannot be reached            wait; after the grace period no finalizer, the record stays
@@ -216,7 +217,7 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
         )
     number = seen.number
     if isinstance(number, Refused):
-        return Plan(_remember_policy(want, seen), Verdict(number.reason, str(number)))
+        return Plan(_remember_policy(want, seen) or _give_back_first(want, seen), Verdict(number.reason, str(number)))
     if number is None or seen.login is None:
         return Plan((), Verdict(Reason.Pending, "The number has not been looked at yet."))
 
@@ -298,6 +299,15 @@ def _remember_policy(want: Desired, seen: Observed) -> tuple[Change, ...]:
     if not seen.stored or seen.record.deletion_policy is want.deletion_policy:
         return ()
     return (SaveRecord(seen.record.model_copy(update={"deletion_policy": want.deletion_policy})),)
+
+
+def _give_back_first(want: Desired, seen: Observed) -> tuple[Change, ...]:
+    """For a channel that holds what the holder of its wanted number waits for: it cannot have the new one before."""
+    give_back = _pay(seen, seen.record, want.deletion_policy)
+    settled = seen.debts and not any(isinstance(debt, ChannelError) for debt in seen.debts.values())
+    if settled and seen.stored and not give_back:
+        return (DropRecord(_left(seen)),)
+    return tuple(give_back)
 
 
 def _configured(number: Number, seen: Observed) -> Verdict:

@@ -207,6 +207,7 @@ class Reconciler:
 
     async def _observe(self, turn: _Turn) -> None:
         seen, channel, want = turn.seen, turn.channel, turn.want
+        self._claims.stop_waiting(turn.uid)
         if channel is None or want is None:
             debts = await self._debts(seen.record.entries, seen.record.deletion_policy)
             if channel and any(_login_refused(debt) for debt in debts.values()):
@@ -224,7 +225,9 @@ class Reconciler:
             if number.receives_sms:
                 self._claim(self._claims.reserve, turn, channel, number)
         except Refused as refused:
-            turn.seen = replace(seen, number=refused)
+            # Those who want each other's numbers would wait for ever: one of them lets go of its own first.
+            held = seen.record.entries if self._claims.in_circle(turn.uid) else ()
+            turn.seen = replace(seen, number=refused, debts=await self._debts(held, want.deletion_policy))
             return
         others = [entry for entry in seen.record.entries if entry.number_sid != number.sid]
         was_configured = _was_configured(channel, want, number)

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from deploy.local.stack import Stack, ready_reason
 from tests.cluster.steps import api_token_secret, before, check_now, metric, name_of, wait_reason
 
@@ -84,6 +86,28 @@ def test_of_those_that_came_while_the_operator_was_away_the_eldest_gets_the_numb
     for manifest in manifests:
         if name_of(manifest) != eldest:
             wait_reason(stack, name_of(manifest), "NumberInUse")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_channels_may_swap_their_numbers(stack: Stack, numbers: Numbers, count: int) -> None:
+    """As one commit in Git does it. Nobody could let go after the new number works: one of them lets go first."""
+    wanted = numbers(count)
+    manifests = [stack.manifest(each) for each in wanted]
+    names = [name_of(each) for each in manifests]
+    stack.apply(*manifests)
+    stack.wait_ready(*names)
+    moved = dict(zip(names, wanted[1:] + wanted[:1], strict=True))
+    stack.apply(*(stack.manifest(number, name=name) for name, number in moved.items()))
+    sids = {name: stack.number(number)["sid"] for name, number in moved.items()}
+    stack.wait_until(
+        lambda each: ready_reason(each)[0] == "True" and each["status"]["phoneNumberSid"] == sids[name_of(each)], *names
+    )
+    for name, number in moved.items():
+        assert name in stack.number(number)["sms_url"]
+    stack.delete(*names)
+    stack.wait_gone(*names)
+    for number in wanted:
+        assert stack.number(number)["sms_url"] == before(number), "and not what another channel wrote"
 
 
 def test_channels_that_fight_over_one_number_are_told_once(stack: Stack, account: dict[str, Any]) -> None:

@@ -128,6 +128,19 @@ class Model(RuleBasedStateMachine):
         with self._acting(cut):
             self._apply(channel)
 
+    @precondition(lambda self: len(self._living()) > 1)
+    @rule(choice=CHOICES, cut=CUTS)
+    def swap_numbers(self, choice: int, cut: Cut) -> None:
+        one, other = self._pick(choice), self._pick(choice + 1)
+        if one.suspend or other.suspend:
+            return
+        one.number, other.number = other.number, one.number
+        one.case.account, other.case.account = other.case.account, one.case.account
+        one.case.secret, other.case.secret = other.case.secret, one.case.secret
+        with self._acting(cut):
+            self._apply(one)
+            self._apply(other)
+
     @precondition(lambda self: self._living())
     @rule(choice=CHOICES, cut=CUTS)
     def suspend_or_resume(self, choice: int, cut: Cut) -> None:
@@ -299,15 +312,20 @@ class Model(RuleBasedStateMachine):
         return final, reasons
 
     def _waiting(self) -> set[str]:
-        """Who wants a number that its holder does not let go of: who is suspended, or waits as well."""
+        """Who wants a number that its holder does not let go of: who is suspended, or waits for such a one."""
         held = {each.case.name: self.known.claims.get(each.number) for each in self._living() if not each.suspend}
-        holders = {name: claim.name for name, claim in held.items() if claim and claim.name != name}
-        waiting = {name for name, holder in holders.items() if not self.channels[holder].gone}
-        while True:
-            free = {n for n in waiting if holders[n] not in waiting and not self.channels[holders[n]].suspend}
-            if not free:
-                return waiting
-            waiting -= free
+        holders = {name: self.channels[claim.name] for name, claim in held.items() if claim and claim.name != name}
+        waiting: set[str] = set()
+        while (
+            more := {
+                name
+                for name, holder in holders.items()
+                if not holder.gone and (holder.suspend or holder.case.name in waiting)
+            }
+            - waiting
+        ):
+            waiting |= more
+        return waiting
 
     def _given_back(self, number: str, claim: Claim) -> Webhook:
         channel, webhook = self.channels[claim.name], self.known.webhooks[number]

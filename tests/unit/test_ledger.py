@@ -302,6 +302,39 @@ def test_only_those_who_wait_for_that_number_are_called(claims: Claims[str], cal
     assert called == ["waiter three"]
 
 
+def test_those_who_want_each_others_numbers_are_in_a_circle(claims: Claims[str]) -> None:
+    for uid, number in (("a", "PN1"), ("b", "PN2"), ("c", "PN3")):
+        claims.hold_only(uid, kept(uid, number))
+    assert not reserve(claims, "PN2", "a")
+    assert not reserve(claims, "PN3", "b")
+    assert not claims.in_circle("a"), "c wants nothing else: it will never let go"
+    assert not reserve(claims, "PN2", "c")
+    assert not claims.in_circle("a"), "b and c are in one, which does not help a"
+    assert not reserve(claims, "PN1", "c")
+    assert all(map(claims.in_circle, "abc"))
+    claims.stop_waiting("b")
+    assert not any(map(claims.in_circle, "abc")), "b wants its own number again"
+
+
+def test_who_waits_for_an_instance_is_in_no_circle(claims: Claims[str]) -> None:
+    """Letting go of a number would not do: the instance would go to another namespace with it."""
+    for uid, number in (("a", "PN1"), ("b", "PN2")):
+        claims.hold_only(uid, kept(uid, number))
+    assert not reserve(claims, "PN2", "a")
+    assert not claims.reserve("instance of a", age("b"), "another-namespace", "waiter b")
+    assert not claims.in_circle("a")
+    assert not claims.in_circle("b")
+
+
+def test_what_is_only_reserved_makes_no_circle(claims: Claims[str]) -> None:
+    """Its holder is about to find out whether it may keep it."""
+    claims.hold_only("a", kept("a", "PN1"))
+    assert reserve(claims, "PN2", "b")
+    assert not reserve(claims, "PN2", "a", day=2)
+    assert not reserve(claims, "PN1", "b")
+    assert not claims.in_circle("a")
+
+
 def test_an_instance_is_its_namespaces(claims: Claims[str]) -> None:
     """A channel made anew must not wait for the debts of its predecessor; another namespace's must."""
     claims.hold_only("one", kept("one", "PN1"))

@@ -81,6 +81,7 @@ EMPTY = Record(uid="uid-1", namespace="sms-channels", name=INSTANCE)
 RECORD = EMPTY.model_copy(update={"source": "sealed", "entries": (ENTRY,)})
 MOVED = RECORD.model_copy(update={"entries": (OLD_ENTRY, ENTRY)})
 DOWN = TwilioUnavailable("Twilio answers HTTP 503.")
+TAKEN = Refused(Reason.NumberInUse, "+61400111222 already serves another channel.")
 DENIED = Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
 SEALED_AWAY = Unreadable("the record cannot be opened")
 
@@ -454,6 +455,51 @@ NUMBER_CHANGED = (
     ),
 )
 
+SWAPPED = (
+    Row(
+        "who waits for our number cannot let go of the wanted one before, so ours is given back first",
+        WANT,
+        replace(SET, number=TAKEN, debts={"PN1": at(OURS)}),
+        (GiveBack(ENTRY, BEFORE),),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "once it is given back there is no record, and with it no claim, any more; the finalizer stays",
+        WANT,
+        replace(SET, number=TAKEN, debts={"PN1": at(BEFORE)}),
+        (DropRecord(),),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "without a record there is nothing left to do but wait",
+        WANT,
+        replace(SET, record=EMPTY, stored=False, number=TAKEN, debts={"PN1": at(BEFORE)}),
+        (),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "what cannot be given back is kept, and with it the claim",
+        WANT,
+        replace(SET, record=MOVED, number=TAKEN, debts={"PN1": DOWN, "PN0": DENIED}),
+        (),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "who is in no circle keeps what works until the wanted number is free",
+        WANT,
+        replace(SET, number=TAKEN),
+        (),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "the policy of today decides what the number gets back",
+        replace(WANT, deletion_policy=DeletionPolicy.RETAIN),
+        replace(SET, number=TAKEN, debts={"PN1": None}),
+        (SaveRecord(kept(deletion_policy=DeletionPolicy.RETAIN)),),
+        Reason.NumberInUse,
+    ),
+)
+
 DELETED = (
     Row(
         "Restore writes what was there before the channel",
@@ -626,7 +672,7 @@ DELETED = (
 )
 
 
-@pytest.mark.parametrize("row", [*CREATED, *CHANGED, *NUMBER_CHANGED, *DELETED], ids=lambda row: row.reason)
+@pytest.mark.parametrize("row", [*CREATED, *CHANGED, *NUMBER_CHANGED, *SWAPPED, *DELETED], ids=lambda row: row.reason)
 def test_the_table(row: Row) -> None:
     asked = plan(row.want, row.seen, TEMPLATE, NOW)
     assert asked.changes == row.changes, row.reason
