@@ -84,8 +84,11 @@ class Channels:
         except Gone:
             return None
 
-    async def apply(self, name: str, setup: Setup) -> tuple[Object, bool]:
-        """The channel as it is then, and whether it is new."""
+    async def apply(self, name: str, setup: Setup, left: asyncio.Event) -> tuple[Object, bool]:
+        """The channel as it is then, and whether it is new; where others write, too, only until the client has `left`.
+
+        What it sent since then, to whichever replica, must not be written over.
+        """
         key = await self._sealing_key.current()
         token = SecretStr(setup.auth_token.get_secret_value())
         sealed = key.seal(token, Binding(self.namespace, name, setup.account_sid))
@@ -95,6 +98,8 @@ class Channels:
             "credentials": {"sealed": sealed},
         }
         for attempt in range(_ATTEMPTS):
+            if attempt and left.is_set():
+                break
             there = await self.read(name)
             if there is not None:
                 if being_removed(there):
@@ -132,10 +137,12 @@ class Channels:
             content_type=APPLY_PATCH,
         )
 
-    async def delete(self, name: str) -> Object | None:
-        """The channel that is now being removed; None if there is none (left)."""
+    async def delete(self, name: str, left: asyncio.Event) -> Object | None:
+        """The channel that is now being removed; None if there is none any more. `left` as for `apply`."""
         uid = None
         for attempt in range(_ATTEMPTS):
+            if attempt and left.is_set():
+                break
             there = await self.read(name)
             if there is None or uid not in {None, there["metadata"]["uid"]}:  # a successor is none of this call's
                 return None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -19,9 +22,11 @@ _JSON = re.compile(r"application/(json|[^;\s]+\+json)\s*(;.*)?", re.IGNORECASE)
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 _BODY_SECONDS = 10
 
+Written = TypeVar("Written")
+
 
 class Routes:
-    """What was asked for is done even if the client hangs up at once; only waiting for the outcome ends with it."""
+    """A client that hangs up at once still gets its write, unless others write at that time; waiting ends with it."""
 
     def __init__(self, edge: Edge, gate: Gate, channels: Channels, waiting: Waiting, *, wait_limit: int) -> None:
         self._edge = edge
@@ -46,18 +51,18 @@ class Routes:
         setup = Setup.parse(await _body(request))
         seconds, deadline = self._wait(request)
         try:
-            channel, created = await asyncio.shield(self._channels.apply(name, setup))
+            channel, created = await self._written(request, partial(self._channels.apply, name, setup))
         except BeingRemoved as refusal:
             if not seconds or not await self._removed(refusal.channel, deadline):
                 raise
-            channel, created = await asyncio.shield(self._channels.apply(name, setup))
+            channel, created = await self._written(request, partial(self._channels.apply, name, setup))
         now = await self._waiting.until(channel, is_settled, deadline) if seconds else channel
         return _answer(201 if created else 200, now, seconds)
 
     async def delete(self, request: web.Request) -> web.Response:
         name = await self._admitted(request, Verb.DELETE)
         seconds, deadline = self._wait(request)
-        channel = await asyncio.shield(self._channels.delete(name))
+        channel = await self._written(request, partial(self._channels.delete, name))
         waited_in_vain = channel is not None and seconds and not await self._removed(channel, deadline)
         return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
 
@@ -66,6 +71,19 @@ class Routes:
         name = request[INSTANCE] = instance_id(request.match_info["instance_id"])
         await self._gate.admit(caller, verb, name)
         return name
+
+    async def _written(
+        self, request: web.Request, write: Callable[[asyncio.Event], Coroutine[Any, Any, Written]]
+    ) -> Written:
+        left = asyncio.Event()
+        writing = asyncio.create_task(write(left))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            left.set()
+            if request[TIME_LIMIT].expired():  # the answer is 503: what comes next is the client's to say
+                writing.cancel()
+            raise
 
     async def _removed(self, channel: Object, deadline: float) -> bool:
         uid = channel["metadata"]["uid"]

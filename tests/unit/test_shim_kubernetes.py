@@ -466,6 +466,42 @@ async def test_what_was_asked_for_is_done_though_the_client_hung_up(kubernetes: 
     assert line["status"] == 499
 
 
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize("hangs_up", [True, False], ids=["hung up", "answered 503"])
+async def test_what_was_given_up_does_not_write_over_what_came_after(
+    kubernetes: Kubernetes, method: str, hangs_up: bool
+) -> None:
+    """A write that meets others is tried again, but not once its client is gone: that may have changed its mind."""
+    conflicts = asyncio.Event()
+
+    async def slow_conflict(_: web.Request) -> web.StreamResponse:
+        del kubernetes.faults[f"{verb} {INSTANCE}"]
+        await asyncio.sleep(0.4)
+        conflicts.set()
+        return web.json_response({"kind": "Status", "message": "conflict"}, status=409)
+
+    verb = {"POST": "PATCH"}.get(method, method)
+    async with shim(kubernetes, request_seconds=5 if hangs_up else 0.2) as (_, client):
+        assert await status(client, "POST", CALL, json=SETUP) == 201
+        kubernetes.faults[f"{verb} {INSTANCE}"] = slow_conflict
+        body = {"json": SETUP} if method == "POST" else {}
+        asked = asyncio.create_task(status(client, method, CALL, **body))
+        if hangs_up:
+            await asyncio.sleep(0.2)
+            asked.cancel()
+        else:
+            assert await asked == 503
+        later = {**SETUP, "phone_number": "+61400111333"}
+        assert await status(client, "POST", CALL, json=later) == 200
+        if hangs_up:
+            await conflicts.wait()
+        before = kubernetes.calls.copy()
+        await asyncio.sleep(0.5)
+        assert kubernetes.calls == before, "nothing more is asked of Kubernetes"
+        assert kubernetes.channel
+        assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
+
+
 async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, request_seconds=0.5) as (_, client):
         start = perf_counter()
