@@ -44,6 +44,7 @@ _REREAD_SECONDS = 30  # a watch that died without a sign is found out by then
 _STALE_SECONDS = 120  # keys that could not be read for so long may have been revoked
 _CACHE_SECONDS = 10
 _CACHE_ENTRIES = 4096
+_TRUSTED_SECONDS = 3600  # so long, who was right is asked about again whatever strangers at that address do
 _CHALLENGE = {"WWW_Authenticate": 'Bearer realm="sms-channels", ApiKey realm="sms-channels"'}
 
 log = structlog.get_logger()
@@ -191,6 +192,7 @@ class Reviews:
         self._audience = audience
         self._users: TTLCache[str, Mapping[str, Any]] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
         self._allowed: TTLCache[tuple[str, Verb, str], bool] = TTLCache(_CACHE_ENTRIES, _CACHE_SECONDS)
+        self._were_right: TTLCache[str, None] = TTLCache(_CACHE_ENTRIES, _TRUSTED_SECONDS)
         self._logins: Merged[str, Bearer | None] = Merged(seconds)
         self._questions: Merged[tuple[str, Verb, str], bool] = Merged(seconds)
 
@@ -200,16 +202,26 @@ class Reviews:
         user = self._users.get(digest)
         return None if user is None else Bearer(digest, user)
 
+    def was_right(self, token: str) -> bool:
+        """Whether it was right within the last hour; by now it may be wrong."""
+        return _digest(token) in self._were_right
+
+    def asking(self, token: str) -> bool:
+        """Whether Kubernetes is being asked about it already."""
+        return _digest(token) in self._logins
+
     async def login(self, token: str) -> Bearer | None:
         return await self._logins.ask(_digest(token), lambda: self._login(token))
 
     async def _login(self, token: str) -> Bearer | None:
+        digest = _digest(token)
         status = await self._ask("TokenReview", {"token": token, "audiences": [self._audience]})
         # Without our audience in the answer, the token was judged for the API server's own.
         if status.get("authenticated") is not True or self._audience not in status.get("audiences", ()):
+            self._were_right.pop(digest, None)
             return None  # not kept: wrong tokens must not push out the right ones
-        digest = _digest(token)
         self._users[digest] = status["user"]
+        self._were_right[digest] = None
         return Bearer(digest, status["user"])
 
     async def may(self, bearer: Bearer, verb: Verb, instance: str) -> bool:
@@ -273,8 +285,9 @@ class LoginFailed(Refusal):
 class Gate:
     """Raises `Refusal`: 401 for who cannot be told, 403 for what they may not, 503 where nobody can be asked.
 
-    A client that was wrong too often gets 429 instead of 401, and Kubernetes is not asked about its tokens. What is
-    right, or was a moment ago, is never slowed: behind one proxy or NAT, a stranger must not lock out the others.
+    A client that was wrong too often gets 429 instead of 401, and Kubernetes is not asked about its tokens. A right
+    key, or a token that was right within the hour, is never slowed: behind one proxy or NAT, a stranger must not lock
+    out the others.
     """
 
     def __init__(self, keys: ApiKeys, reviews: Reviews, failed: FailedLogins) -> None:
@@ -294,13 +307,30 @@ class Gate:
         bearer = None
         if authorization is not None:
             token = _bearer_token(authorization)
-            bearer = self._reviews.known(token) if token else None
-            if token and bearer is None:
-                self._slow_down(client())
-                bearer = await self._reviews.login(token)
-            if bearer is None:
-                raise self._failure(client(), "The bearer token is expired, for another audience, or none.")
+            if not token:
+                raise self._failure(client(), "This is no bearer token: send Authorization: Bearer TOKEN.")
+            bearer = self._reviews.known(token) or await self._login(token, client())
         return Caller(key, bearer)
+
+    async def _login(self, token: str, client: str) -> Bearer:
+        """Whom Kubernetes is asked about counts as a failure until it answers, or many at once would not be slowed."""
+        wrong = "The bearer token is expired, for another audience, or none."
+        if self._reviews.asking(token):
+            if bearer := await self._reviews.login(token):
+                return bearer
+            raise self._failure(client, wrong)
+        if not self._reviews.was_right(token):
+            self._slow_down(client)
+        self._failed.add(client, asyncio.get_running_loop().time())
+        try:
+            bearer = await self._reviews.login(token)
+        except Exception:
+            self._failed.take_back(client)  # nobody knows
+            raise
+        if bearer is None:
+            raise LoginFailed(wrong)
+        self._failed.take_back(client)
+        return bearer
 
     def _slow_down(self, client: str) -> None:
         seconds = self._failed.wait(client, asyncio.get_running_loop().time())

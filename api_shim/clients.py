@@ -65,3 +65,8 @@ class FailedLogins:
 
     def add(self, client: str, now: float) -> None:
         self._paid_off[client] = max(self._paid_off.get(client, now), now) + self._interval
+
+    def take_back(self, client: str) -> None:
+        """Of what was added once: it was no failure."""
+        if client in self._paid_off:
+            self._paid_off[client] -= self._interval

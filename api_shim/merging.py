@@ -20,6 +20,10 @@ class Merged(Generic[Key, Answer]):
         self._seconds = seconds
         self._under_way: dict[Key, asyncio.Future[Answer]] = {}
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether it is being asked."""
+        return key in self._under_way
+
     async def ask(self, key: Key, question: Callable[[], Awaitable[Answer]]) -> Answer:
         asked = self._under_way.get(key)
         if asked is None:

@@ -22,6 +22,7 @@ from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 from structlog.testing import capture_logs
 
+import api_shim.auth
 from api_shim.app import Service, serve
 from api_shim.keys import make_key, secret_of
 from api_shim.settings import Settings
@@ -234,6 +235,51 @@ async def test_who_was_right_a_moment_ago_is_not_slowed(kubernetes: Kubernetes) 
         assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 401
         assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 429
         assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+
+
+async def test_who_was_right_within_the_hour_is_not_slowed(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a stranger behind the same proxy would lock everybody out as soon as no answer is kept any more."""
+    monkeypatch.setattr(api_shim.auth, "_CACHE_SECONDS", 0.1)
+    async with shim(kubernetes, failed_logins_per_minute=1) as (_, client), without_key(client) as bare:
+        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+        await asyncio.sleep(0.2)
+        assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 401
+        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+        assert kubernetes.calls["POST tokenreviews"] == 3, "it was asked about again"
+        kubernetes.right_tokens.clear()
+        await asyncio.sleep(0.2)
+        assert await status(bare, "GET", CALL, headers=bearer("right")) == 401, "and it is revoked as any other"
+        assert await status(bare, "GET", CALL, headers=bearer("right")) == 429
+        assert kubernetes.calls["POST tokenreviews"] == 4
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+async def test_many_wrong_tokens_at_once_are_slowed_as_well(kubernetes: Kubernetes, hang_up: bool) -> None:
+    async with shim(kubernetes, failed_logins_per_minute=5) as (_, client), without_key(client) as bare:
+        kubernetes.delay = 0.3
+        asked = [asyncio.create_task(status(bare, "GET", CALL, headers=bearer(f"wrong-{each}"))) for each in range(20)]
+        if hang_up:
+            await asyncio.sleep(0.2)
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            assert await status(bare, "GET", CALL, headers=bearer("one more")) == 429
+        else:
+            assert sorted(await asyncio.gather(*asked)) == [401] * 5 + [429] * 15
+        assert kubernetes.calls["POST tokenreviews"] == 5
+
+
+async def test_right_tokens_and_errors_cost_nothing(kubernetes: Kubernetes) -> None:
+    kubernetes.right_tokens = {f"right-{each}" for each in range(10)}
+    async with shim(kubernetes, failed_logins_per_minute=2) as (_, client), without_key(client) as bare:
+        kubernetes.faults["POST tokenreviews"] = says(500)
+        for token in kubernetes.right_tokens:
+            assert await status(bare, "GET", CALL, headers=bearer(token)) == 503
+        kubernetes.faults.clear()
+        for token in kubernetes.right_tokens:
+            assert await status(bare, "GET", CALL, headers=bearer(token)) == 200
 
 
 @pytest.mark.parametrize(
