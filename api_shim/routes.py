@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -49,21 +50,21 @@ class Routes:
     async def post(self, request: web.Request) -> web.Response:
         name = await self._admitted(request, Verb.POST)
         setup = Setup.parse(await _body(request))
-        seconds, deadline = self._wait(request)
-        try:
-            channel, created = await self._written(request, partial(self._channels.apply, name, setup))
-        except BeingRemoved as refusal:
-            if not seconds or not await self._removed(refusal.channel, deadline):
-                raise
-            channel, created = await self._written(request, partial(self._channels.apply, name, setup))
-        now = await self._waiting.until(channel, is_settled, deadline) if seconds else channel
+        with self._wait(request) as (seconds, deadline):
+            try:
+                channel, created = await self._written(request, partial(self._channels.apply, name, setup))
+            except BeingRemoved as refusal:
+                if not seconds or not await self._removed(refusal.channel, deadline):
+                    raise
+                channel, created = await self._written(request, partial(self._channels.apply, name, setup))
+            now = await self._waiting.until(channel, is_settled, deadline) if seconds else channel
         return _answer(201 if created else 200, now, seconds)
 
     async def delete(self, request: web.Request) -> web.Response:
         name = await self._admitted(request, Verb.DELETE)
-        seconds, deadline = self._wait(request)
-        channel = await self._written(request, partial(self._channels.delete, name))
-        waited_in_vain = channel is not None and seconds and not await self._removed(channel, deadline)
+        with self._wait(request) as (seconds, deadline):
+            channel = await self._written(request, partial(self._channels.delete, name))
+            waited_in_vain = channel is not None and seconds and not await self._removed(channel, deadline)
         return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
 
     async def _admitted(self, request: web.Request, verb: Verb) -> str:
@@ -93,15 +94,19 @@ class Routes:
 
         return is_another(await self._waiting.until(channel, is_another, deadline))
 
-    def _wait(self, request: web.Request) -> tuple[int, float]:
+    @contextmanager
+    def _wait(self, request: web.Request) -> Iterator[tuple[int, float]]:
         """For how many seconds the client prefers to wait, as far as it may, and until when (loop time)."""
         found = _WAIT.search(",".join(request.headers.getall("Prefer", ())))
-        seconds = min(int(found[1]), self._wait_limit) if found and self._waiting.open else 0
-        limit = request[TIME_LIMIT]
-        before = limit.when()
-        if seconds and before is not None:
-            limit.reschedule(before + seconds)
-        return seconds, asyncio.get_running_loop().time() + seconds
+        seconds = min(int(found[1]), self._wait_limit) if found else 0
+        with self._waiting.place() if seconds else nullcontext(False) as may_wait:
+            if not may_wait:
+                seconds = 0
+            limit = request[TIME_LIMIT]
+            before = limit.when()
+            if seconds and before is not None:
+                limit.reschedule(before + seconds)
+            yield seconds, asyncio.get_running_loop().time() + seconds
 
 
 async def _body(request: web.Request) -> bytes:

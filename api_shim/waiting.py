@@ -42,12 +42,18 @@ class Waiting:
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watch: asyncio.Task[None] | None = None
         self._most = most
+        self._taken = 0
         self._stopped = False
 
-    @property
-    def open(self) -> bool:
-        """Whether one more may wait."""
-        return not self._stopped and sum(map(len, self._waiters.values())) < self._most
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """Whether one more may wait; then the place is taken until this is left."""
+        free = not self._stopped and self._taken < self._most
+        self._taken += free
+        try:
+            yield free
+        finally:
+            self._taken -= free
 
     async def until(self, channel: Object, done: Callable[[Object | None], bool], deadline: float) -> Object | None:
         """The channel when it is `done`, or as it was last seen at `deadline` (loop time); None when it is gone."""

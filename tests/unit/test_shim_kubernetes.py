@@ -472,6 +472,20 @@ async def test_who_would_be_one_too_many_to_wait_is_answered_at_once(kubernetes:
         assert await first == 201
 
 
+async def test_no_more_may_wait_however_many_ask_at_once(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes, max_waiting=2) as (_, client):
+
+        async def waited() -> bool:
+            path = f"/v1/instances/{uuid.uuid4()}/channels/sms"
+            async with client.post(path, json=SETUP, headers={"Prefer": "wait=1"}) as response:
+                return "Preference-Applied" in response.headers
+
+        kubernetes.delay = 0.1
+        answers = await asyncio.gather(*(waited() for _ in range(10)))
+        assert sorted(answers) == [False] * 8 + [True] * 2
+        assert await waited(), "a place is free again"
+
+
 async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         instances = [str(uuid.uuid4()) for _ in range(20)]
