@@ -25,8 +25,9 @@ class ServerTls:
         """Raises `TlsError`."""
         self._certificate = certificate
         self._key = key
-        self._seen = self._fingerprint()
-        self.context = self._loaded()
+        self._seen: bytes | None = self._fingerprint()
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._load(self.context)
 
     async def follow(self) -> None:
         """For ever. What cannot be used leaves the former certificate in force, and is logged once."""
@@ -37,8 +38,11 @@ class ServerTls:
                 if there == self._seen:
                     continue
                 self._seen = there
-                self._loaded()  # so that a certificate without its key never gets into the one in use
-                self.context.load_cert_chain(self._certificate, self._key)
+                # First elsewhere, so that a certificate without its key never gets into the context in use.
+                self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+                self._seen = None  # if they change just now, look again
+                self._load(self.context)
+                self._seen = there
                 log.info("serving a new certificate", file=str(self._certificate))
             except TlsError as error:
                 log.error("the former certificate is served on", error=str(error))  # noqa: TRY400
@@ -50,8 +54,7 @@ class ServerTls:
         except OSError as error:
             raise TlsError(f"{error.filename} cannot be read: {error.strerror}") from None
 
-    def _loaded(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except OSError as error:  # ssl's errors are among them
@@ -60,4 +63,3 @@ class ServerTls:
                 f"{self._certificate} and {self._key} cannot be used ({why}): give a certificate chain and its private"
                 " key without a passphrase, both PEM"
             ) from None
-        return context

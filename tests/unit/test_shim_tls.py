@@ -7,6 +7,8 @@ import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -104,6 +106,31 @@ async def test_what_cannot_be_used_leaves_the_former_one_in_force(port: int, mou
     assert await served_name(port) == "first"
     broken.write_bytes(right)
     assert await served_name(port) == "first"
+
+
+async def test_files_that_change_while_they_are_read_are_read_again(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a renewal comes between looking at the new files and using them."""
+    monkeypatch.setattr(api_shim.tls, "_LOOK_SECONDS", 0.05)
+    tls = ServerTls(mounted / "mounted/tls.crt", mounted / "mounted/tls.key")
+    used, load = asyncio.Event(), tls.context.load_cert_chain
+    failing = iter([True, False])
+
+    def load_cert_chain(certificate: Path, key: Path, password: Any = None) -> None:
+        if next(failing):
+            raise ssl.SSLError(1, "KEY_VALUES_MISMATCH")
+        load(certificate, key, password)
+        used.set()
+
+    monkeypatch.setattr(tls, "context", SimpleNamespace(load_cert_chain=load_cert_chain))
+    following = asyncio.create_task(tls.follow())
+    write_pair(mounted, "second")
+    with capture_logs() as logs:
+        await asyncio.wait_for(used.wait(), 5)
+    following.cancel()
+    events = [each["event"] for each in logs]
+    assert events == ["the former certificate is served on", "serving a new certificate"]
 
 
 async def test_plain_http_is_not_answered_where_tls_is_spoken(port: int) -> None:
