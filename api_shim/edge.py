@@ -37,6 +37,8 @@ _HUNG_UP = 499  # as nginx has it; nobody is there to read it
 _METHODS = {"GET", "POST", "DELETE"}
 _PROBES = {"/healthz", "/readyz", "/metrics"}
 _DETAILS = {
+    400: "This is no well-formed HTTP/1.1 request: look at how its body is encoded, and at its head, which may have"
+    " 128 headers, and lines of 8190 bytes.",
     404: "There is nothing at this path. The calls are at /v1/instances/{instance_id}/channels/sms.",
     405: "This path does not take this method; the Allow header says which it takes.",
     417: "The only expectation that is met is 100-continue.",
@@ -157,7 +159,10 @@ def _as_refusal(error: Exception, request: web.Request) -> Refusal:
 
 
 def _rendered(refusal: Refusal) -> web.Response:
-    return web.json_response({"detail": refusal.detail}, status=refusal.status, headers=refusal.headers)
+    response = web.json_response({"detail": refusal.detail}, status=refusal.status, headers=refusal.headers)
+    if refusal.status in {408, 413}:  # what is left of the body is not read
+        response.force_close()
+    return response
 
 
 def _request_id(request: web.BaseRequest) -> str:
@@ -193,7 +198,7 @@ class _Connection(RequestHandler):
         count("malformed", "other", status, 0)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
-        body = json.dumps({"detail": HTTPStatus(status).phrase})
+        body = json.dumps({"detail": _DETAILS.get(status, HTTPStatus(status).phrase)})
         headers = {"X-Request-Id": _new_id(), "Server": "sms-channels"}  # without a name aiohttp tells its own
         response = web.Response(status=status, text=body, content_type="application/json", headers=headers)
         response.force_close()

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from api_shim.auth import Gate, Verb
 from api_shim.channels import BeingRemoved, Channels
-from api_shim.edge import CALLER, INSTANCE, TIME_LIMIT, Edge
+from api_shim.edge import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, Edge
 from api_shim.schemas import ChannelStatus, Refusal, Setup, instance_id
 from api_shim.waiting import Waiting, is_settled
 from smschannel.kube_api import Object
@@ -113,6 +113,8 @@ async def _body(request: web.Request) -> bytes:
     sent_as = request.headers.get("Content-Type", "")
     if sent_as and not _JSON.fullmatch(sent_as.strip()):
         raise Refusal(415, "Send the body as JSON, with Content-Type: application/json.", Accept="application/json")
+    if (size := request.content_length or 0) > BODY_BYTES:  # without waiting for it
+        raise web.HTTPRequestEntityTooLarge(max_size=BODY_BYTES, actual_size=size)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             return await request.read()

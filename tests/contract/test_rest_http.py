@@ -17,6 +17,7 @@ import api_shim.edge
 import api_shim.routes
 from api_shim.openapi import document
 from tests.contract.test_rest import GOOD, NOT_CONFIGURED
+from tests.unit.test_shim_app import MALFORMED
 from tests.unit.test_shim_kubernetes import CALL, INSTANCE, Kubernetes, shim
 
 SECRET = "5ecret"
@@ -243,13 +244,13 @@ async def test_it_does_not_say_what_it_is_made_of(client: aiohttp.ClientSession)
 )
 async def test_huge_headers(client: aiohttp.ClientSession, many: dict[str, str], logged: Any) -> None:
     async with client.get(CALL, headers=many) as response:
-        assert (response.status, await response.json()) == (400, {"detail": "Bad Request"})
+        assert (response.status, await response.json()) == (400, {"detail": MALFORMED})
     assert SECRET not in logged()
 
 
 async def test_a_huge_path(client: aiohttp.ClientSession) -> None:
     async with client.get(f"/v1/instances/{SECRET * 2_000}/channels/sms") as response:
-        assert (response.status, await response.json()) == (400, {"detail": "Bad Request"})
+        assert (response.status, await response.json()) == (400, {"detail": MALFORMED})
 
 
 # -- clients that take their time ----------------------------------------------------------------------------
@@ -263,8 +264,20 @@ async def test_a_body_that_does_not_come(client: aiohttp.ClientSession, monkeypa
         await asyncio.sleep(1)
         yield b"}"
 
-    status, detail, _ = await ask(client, "POST", CALL, data=drip(), headers=JSON)
+    status, detail, headers = await ask(client, "POST", CALL, data=drip(), headers=JSON)
     assert (status, detail) == (408, "The body did not arrive within 0.2 seconds.")
+    assert headers["Connection"] == "close"
+
+
+async def test_a_body_that_is_announced_as_huge_is_not_waited_for(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes) as (service, client):
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        head = f"POST {CALL} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {client.headers['X-Api-Key']}\r\n"
+        writer.write(f"{head}Content-Length: 65537\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 2)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"Connection: close" in answer
+        writer.close()
 
 
 @pytest.mark.parametrize("head", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "half a head"])
