@@ -127,7 +127,7 @@ class Setup(BaseModel):
     def parse(cls, body: bytes) -> Setup:
         """Raises `Refusal` (422) as FastAPI would."""
         try:
-            document = json.loads(body.decode()) if body else None
+            document = json.loads(body.decode("utf-8-sig")) if body else None
         except json.JSONDecodeError as error:
             raise invalid(["body", error.pos], "JSON decode error", "json_invalid") from None
         except UnicodeDecodeError as error:

@@ -125,6 +125,7 @@ DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
         pytest.param(b"[]", JSON, 422, ["model_attributes_type"], id="a list"),
         pytest.param(b'"' + SECRET.encode() + b'"', JSON, 422, ["model_attributes_type"], id="a string"),
         pytest.param(b"{}", JSON, 422, ["missing"] * 3, id="nothing in it"),
+        pytest.param(b"\xef\xbb\xbf{}", JSON, 422, ["missing"] * 3, id="a byte order mark is no matter"),
         pytest.param(b"{}", {"Content-Type": ""}, 422, ["missing"] * 3, id="no content type is taken for JSON"),
         pytest.param(b"{}", {"Content-Type": "application/vnd.x+json"}, 422, ["missing"] * 3, id="a kind of JSON"),
         pytest.param(b"{}", {"Content-Type": "text/plain"}, 415, None, id="text"),

@@ -212,6 +212,30 @@ async def test_who_hangs_up_leaves_the_answer_to_the_others(kubernetes: Kubernet
     assert kubernetes.calls["POST tokenreviews"] == 1
 
 
+async def test_a_token_that_was_judged_for_another_audience_is_none(kubernetes: Kubernetes) -> None:
+    """An authenticator that knows no audiences says only that the token is right, for the API server."""
+
+    async def right_for(*audiences: str) -> int:
+        async def review(_: web.Request) -> web.StreamResponse:
+            found = {"authenticated": True, "user": {"username": "somebody"}}
+            return web.json_response({"status": {**found, "audiences": audiences} if audiences else found})
+
+        kubernetes.faults["POST tokenreviews"] = review
+        return await status(bare, "GET", CALL, headers=bearer("right"))
+
+    async with shim(kubernetes) as (_, client), without_key(client) as bare:
+        assert [await right_for(), await right_for("another"), await right_for("another", AUDIENCE)] == [401, 401, 200]
+
+
+async def test_a_denial_goes_before_a_permission(kubernetes: Kubernetes) -> None:
+    async def denied(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": {"allowed": True, "denied": True}})
+
+    kubernetes.faults["POST subjectaccessreviews"] = denied
+    async with shim(kubernetes) as (_, client), without_key(client) as bare:
+        assert await status(bare, "GET", CALL, headers=bearer("right")) == 403
+
+
 # -- failed logins -------------------------------------------------------------------------------------------
 
 
@@ -311,6 +335,32 @@ async def test_an_expired_key_is_none(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         assert await status(bare, "GET", CALL, headers={"X-Api-Key": soon}) == 200
         await until(bare, CALL, 401, headers={"X-Api-Key": soon})
+
+
+async def test_a_revoked_key_ends_though_the_watch_is_silent(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in's watch tells nothing, as one whose connection has died unseen."""
+    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.2)
+    async with shim(kubernetes) as (_, client):
+        assert await status(client, "GET", CALL) == 200
+        kubernetes.keys["data"] = {}
+        await until(client, CALL, 401)
+
+
+async def test_keys_that_could_not_be_read_for_long_open_nothing(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have been revoked meanwhile."""
+    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.2)
+    monkeypatch.setattr(api_shim.auth, "_STALE_SECONDS", 0.6)
+    async with shim(kubernetes) as (_, client):
+        kubernetes.faults["GET smschannel-api-keys"] = says(500)
+        assert await status(client, "GET", CALL) == 200
+        await until(client, CALL, 503)
+        assert await status(client, "GET", "/readyz") == 503
+        kubernetes.faults.clear()
+        await until(client, CALL, 200)
 
 
 # -- Kubernetes slow, gone, saying no ------------------------------------------------------------------------
