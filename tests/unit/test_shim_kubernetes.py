@@ -75,6 +75,8 @@ class Kubernetes:
         last = request.path.rsplit("/", 1)[1]
         if "watch" in request.query:
             self.calls[f"WATCH {last}"] += 1
+            if fault := self.faults.get(f"WATCH {last}"):
+                return await fault(request)
             response = web.StreamResponse()
             await response.prepare(request)
             await asyncio.sleep(3600)
@@ -548,6 +550,54 @@ async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
         assert read == 40, "one to apply, one when the watch stands: nobody polls"
 
 
+@pytest.mark.parametrize("in_the_stream", [False, True])
+async def test_a_watch_that_began_too_long_ago_begins_anew(kubernetes: Kubernetes, in_the_stream: bool) -> None:
+    begun: list[str | None] = []
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        begun.append(request.query.get("resourceVersion"))
+        too_old = {"kind": "Status", "metadata": {}, "message": "too old", "code": 410}
+        if len(begun) == 1 and not in_the_stream:
+            return web.json_response(too_old, status=410)
+        assert kubernetes.channel
+        event = {"type": "ERROR", "object": too_old}
+        if len(begun) > 1:
+            ready = {"type": "Ready", "status": "True", "reason": "Configured"}
+            kubernetes.channel["status"] = {"observedGeneration": 1, "conditions": [ready]}
+            event = {"type": "ADDED", "object": kubernetes.channel}
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(json.dumps(event).encode() + b"\n")
+        await asyncio.sleep(0 if event["type"] == "ERROR" else 3600)
+        return response
+
+    kubernetes.faults["WATCH smschannels"] = watch
+    async with shim(kubernetes) as (_, client):
+        start = perf_counter()
+        async with client.post(CALL, json=SETUP, headers={"Prefer": "wait=10"}) as response:
+            assert (response.status, (await response.json())["status"]) == (201, "active")
+        assert perf_counter() - start < 5, "the event woke it, not the end of its time"
+    assert begun == ["7", None]
+
+
+async def test_who_waits_outlasts_a_fault_of_kubernetes(kubernetes: Kubernetes) -> None:
+    """What was asked for is done, so the answer is not 503."""
+    read = iter([not_found(INSTANCE), says(500), says(429), None])
+
+    async def sometimes(request: web.Request) -> web.StreamResponse:
+        answer = next(read)
+        if answer is None:
+            assert kubernetes.channel
+            kubernetes.channel["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            return web.json_response(kubernetes.channel)
+        return answer if isinstance(answer, web.Response) else await answer(request)
+
+    kubernetes.faults[f"GET {INSTANCE}"] = sometimes
+    async with shim(kubernetes) as (_, client):
+        assert await status(client, "POST", CALL, json=SETUP, headers={"Prefer": "wait=10"}) == 201
+    assert next(read, "all of it") == "all of it"
+
+
 async def test_who_hangs_up_leaves_the_place_to_another(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_waiting=1) as (_, client):
         waits = {"json": SETUP, "headers": {"Prefer": "wait=30"}}
@@ -610,6 +660,21 @@ async def test_what_was_given_up_does_not_write_over_what_came_after(
         assert kubernetes.calls == before, "nothing more is asked of Kubernetes"
         assert kubernetes.channel
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
+
+
+async def test_a_removal_does_not_go_on_to_a_successor(kubernetes: Kubernetes) -> None:
+    """Somebody else removed the channel and made another one meanwhile: that one is none of this call's."""
+
+    async def replaced(_: web.Request) -> web.StreamResponse:
+        assert kubernetes.channel
+        kubernetes.channel["metadata"]["uid"] = "another"
+        return web.json_response({"kind": "Status", "message": "the UID does not match"}, status=409)
+
+    async with shim(kubernetes) as (_, client):
+        assert await status(client, "POST", CALL, json=SETUP) == 201
+        kubernetes.faults[f"DELETE {INSTANCE}"] = replaced
+        assert await status(client, "DELETE", CALL) == 204
+        assert kubernetes.calls[f"DELETE {INSTANCE}"] == 1
 
 
 async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> None:
