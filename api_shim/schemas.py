@@ -157,7 +157,9 @@ class ChannelStatus(BaseModel):
         description="not_configured where there is no channel, active where messages arrive; the README has the rest.",
         json_schema_extra={"enum": list(REST_STATUSES)},
     )
-    webhook_url: str | None = Field(description="Where Twilio delivers the messages; null until that is settled.")
+    webhook_url: str | None = Field(
+        description="Where the messages go while the channel works; null until the operator has looked at it."
+    )
 
     @classmethod
     def of(cls, channel: Object | None) -> ChannelStatus:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api_shim.schemas import ChannelStatus, ErrorItem, Refusal, Setup, instance_id
+from api_shim.waiting import is_settled
 from smschannel.reasons import REST_STATUSES, Reason
 
 SID = "AC" + "0a" * 16
@@ -40,6 +41,8 @@ STATUSES = (
 
 def channel(reason: Reason | None, *, observed: int = 3, suspend: bool = False, deleting: bool = False) -> Any:
     conditions = [{"type": "Ready", "status": reason.ready, "reason": reason.name, "message": ""}] if reason else []
+    if reason and reason.progress:
+        conditions.append({"type": reason.progress, "status": "True", "reason": reason.name, "message": ""})
     return {
         "metadata": {"generation": 3, **({"deletionTimestamp": "2026-01-01T00:00:00Z"} if deleting else {})},
         "spec": {"phoneNumber": "+61400111222", "suspend": suspend},
@@ -102,6 +105,18 @@ def test_every_reason_has_its_status(reason: Reason) -> None:
 )
 def test_what_the_spec_says_goes_before_what_was_observed(given: Any, status: str, enabled: bool) -> None:
     assert (answer(given)["status"], answer(given)["enabled"]) == (status, enabled)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_who_waits_is_answered_when_the_operator_is_done(reason: Reason) -> None:
+    """With the channel as it is now: what was said of the one before is no outcome."""
+    done = reason.ready == "True" or reason.progress == "Stalled"
+    for given, settled in (
+        (channel(reason), done),
+        (channel(reason, observed=2), False),
+        (channel(reason, observed=2, deleting=True), True),
+    ):
+        assert is_settled(given) is settled
 
 
 def test_a_channel_that_nobody_has_looked_at_yet() -> None:

@@ -662,6 +662,19 @@ async def test_what_was_given_up_does_not_write_over_what_came_after(
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
 
 
+async def test_what_nobody_is_known_to_own_is_not_touched(kubernetes: Kubernetes) -> None:
+    """Somebody may have emptied managedFields: that makes the channel not ours."""
+    async with shim(kubernetes) as (_, client):
+        assert await status(client, "POST", CALL, json=SETUP) == 201
+        assert kubernetes.channel
+        kubernetes.channel["metadata"]["managedFields"] = []
+        for method, body in (("POST", SETUP), ("DELETE", None)):
+            async with client.request(method, CALL, json=body) as response:
+                assert response.status == 409
+                assert "by somebody who left no name:" in (await response.json())["detail"]
+        assert (kubernetes.calls[f"PATCH {INSTANCE}"], kubernetes.calls[f"DELETE {INSTANCE}"]) == (1, 0)
+
+
 async def test_a_removal_does_not_go_on_to_a_successor(kubernetes: Kubernetes) -> None:
     """Somebody else removed the channel and made another one meanwhile: that one is none of this call's."""
 
