@@ -350,6 +350,24 @@ async def test_a_revoked_key_ends_though_the_watch_is_silent(
         await until(client, CALL, 401)
 
 
+async def test_the_keys_end_with_their_secret(kubernetes: Kubernetes) -> None:
+    removed = asyncio.Event()
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await removed.wait()
+        await response.write(json.dumps({"type": "DELETED", "object": kubernetes.keys}).encode() + b"\n")
+        await asyncio.sleep(3600)
+        return response
+
+    kubernetes.faults["WATCH secrets"] = watch
+    async with shim(kubernetes) as (_, client):
+        assert await status(client, "GET", CALL) == 200
+        removed.set()
+        await until(client, CALL, 401)
+
+
 async def test_keys_that_could_not_be_read_for_long_open_nothing(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -704,6 +722,10 @@ async def test_draining_goes_on_answering_while_it_is_not_ready(kubernetes: Kube
         assert await status(client, "GET", "/readyz") == 503
         async with client.get(CALL) as response:
             assert (response.status, response.headers["Connection"]) == (200, "close")
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 2), "it is closed indeed"
+        writer.close()
 
 
 async def test_requests_are_counted_by_route_method_and_status(kubernetes: Kubernetes) -> None:
