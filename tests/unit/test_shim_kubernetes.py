@@ -45,6 +45,7 @@ class Kubernetes:
         self.paths: set[str] = set()
         self.faults: dict[str, Fault] = {}
         self.channel: dict[str, Any] | None = None
+        self.preconditions: list[dict[str, str]] = []
         self.applied = asyncio.Event()
         self.keys: dict[str, Any] = {"data": {}}
         self.right_tokens = {"right"}
@@ -98,6 +99,10 @@ class Kubernetes:
                 return web.json_response({"status": {"allowed": True}})
         if self.channel is None and request.method != "PATCH":
             return not_found(last)
+        if request.method in {"PATCH", "DELETE"}:
+            sent = json.loads(await request.text())
+            said = sent["metadata"] if request.method == "PATCH" else sent["preconditions"]
+            self.preconditions.append({each: said[each] for each in ("uid", "resourceVersion") if each in said})
         if request.method == "PATCH":
             self.channel = json.loads(await request.text())
             managed = {"manager": "sms-api-shim", "fieldsV1": {"f:spec": {}}}
@@ -678,6 +683,15 @@ async def test_what_was_given_up_does_not_write_over_what_came_after(
         assert kubernetes.calls == before, "nothing more is asked of Kubernetes"
         assert kubernetes.channel
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
+
+
+async def test_every_write_is_held_to_what_was_read(kubernetes: Kubernetes) -> None:
+    """Or it would hit what somebody else made, took over or replaced a moment before."""
+    async with shim(kubernetes) as (_, client):
+        for method, body in (("POST", SETUP), ("POST", SETUP), ("DELETE", None)):
+            assert await status(client, method, CALL, json=body) < 300
+    read = {"uid": "u", "resourceVersion": "7"}
+    assert kubernetes.preconditions == [{"resourceVersion": "0"}, read, read]
 
 
 async def test_what_nobody_is_known_to_own_is_not_touched(kubernetes: Kubernetes) -> None:
