@@ -126,6 +126,7 @@ class ApiKeys:
     def __init__(self, api: KubeApi, namespace: str) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
+        self._entries: Mapping[str, str] = {}
         self._keys: dict[str, ApiKey] = {}
         self._read_at: float | None = None
 
@@ -167,7 +168,9 @@ class ApiKeys:
                 self._take({})
 
     def _take(self, secret: Object) -> None:
-        self._keys = load_keys(secret.get("data") or {})
+        entries = secret.get("data") or {}
+        if entries != self._entries:  # what is malformed is told once
+            self._entries, self._keys = entries, load_keys(entries)
         self._read_at = asyncio.get_running_loop().time()
 
 

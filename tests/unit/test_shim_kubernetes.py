@@ -355,6 +355,22 @@ async def test_a_revoked_key_ends_though_the_watch_is_silent(
         await until(client, CALL, 401)
 
 
+async def test_a_malformed_key_is_told_once(kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not each time that the keys are read again."""
+    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.05)
+    kubernetes.keys["data"]["broken"] = "e30="
+    with capture_logs() as logs:
+        async with shim(kubernetes), asyncio.timeout(5):
+            while kubernetes.calls["GET smschannel-api-keys"] < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            kubernetes.keys["data"]["broken"] = "e30K"
+            read = kubernetes.calls["GET smschannel-api-keys"]
+            while kubernetes.calls["GET smschannel-api-keys"] < read + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    told = [each["key_id"] for each in logs if each["event"] == "an API key cannot be used"]
+    assert told == ["broken", "broken"], "once for each that was written"
+
+
 async def test_the_keys_end_with_their_secret(kubernetes: Kubernetes) -> None:
     removed = asyncio.Event()
 
