@@ -28,6 +28,9 @@ it is missing where repeating alone does not help.
 
 **Finding it again.** Every answer carries `X-Request-Id`, yours if you sent one; the service's log has it, too.
 
+**What each status asks for.** Where it names the channel's `spec`, or has a token sealed: POST the right values again.
+`suspended` and the policies are set in Kubernetes only, by whoever then owns the channel.
+
 | status | what to do |
 |---|---|
 | {NOT_CONFIGURED} | The instance has no channel: POST makes one. |
