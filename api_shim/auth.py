@@ -151,6 +151,8 @@ class ApiKeys:
                 continue
             except ChannelError as error:
                 log.warning("the API keys cannot be followed", error=str(error))
+            except Exception:
+                log.exception("the API keys cannot be followed")
             await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311
 
     async def _read(self) -> None:

@@ -105,6 +105,8 @@ class Waiting:
                 version = ""  # too old: from now on, which begins with an event for every channel there is
             except ChannelError as error:
                 log.warning("the watch for waiting requests broke", error=str(error))
+            except Exception:
+                log.exception("the watch for waiting requests broke")
             self._wake_all()
             await asyncio.sleep(_RETRY_SECONDS)
 

@@ -373,6 +373,21 @@ async def test_a_malformed_key_is_told_once(kubernetes: Kubernetes, monkeypatch:
     assert told == ["broken", "broken"], "once for each that was written"
 
 
+async def test_an_answer_of_another_shape_does_not_end_the_following(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.05)
+    async with shim(kubernetes) as (_, client):
+        kubernetes.keys["data"] = ["no mapping"]
+        read = kubernetes.calls["GET smschannel-api-keys"]
+        async with asyncio.timeout(5):
+            while kubernetes.calls["GET smschannel-api-keys"] < read + 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert await status(client, "GET", CALL) == 200, "what was read last counts for a while"
+        kubernetes.keys["data"] = {}
+        await until(client, CALL, 401)
+
+
 async def test_the_keys_end_with_their_secret(kubernetes: Kubernetes) -> None:
     removed = asyncio.Event()
 
