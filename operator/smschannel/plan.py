@@ -289,7 +289,9 @@ def _claimed(
             claimed_at=now,
         )
     wrote = entry.wrote if want.webhook.url in entry.wrote else (*entry.wrote, want.webhook.url)
-    record = seen.record.with_entry(entry.model_copy(update={"wrote": wrote})).with_login(want.account_sid, login)
+    # A number keeps its SID when it is moved to another account: it is given back where it is now.
+    entry = entry.model_copy(update={"account_sid": want.account_sid, "wrote": wrote})
+    record = seen.record.with_entry(entry).with_login(want.account_sid, login)
     source = seen.record.source if seen.rejected else seen.source
     return record.model_copy(update={"deletion_policy": want.deletion_policy, "source": source, "owed_since": None})
 

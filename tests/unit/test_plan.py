@@ -56,6 +56,7 @@ UNUSED = Webhook(url="", method="POST")
 
 LOGIN = Login(sid=ACCOUNT, token=SecretStr("first"))
 NEWER = Login(sid=ACCOUNT, token=SecretStr("second"))
+OTHER_LOGIN = Login(sid=OTHER_ACCOUNT, token=SecretStr("other"))
 
 WANT = Desired(
     account_sid=ACCOUNT,
@@ -433,6 +434,13 @@ NUMBER_CHANGED = (
         WANT,
         replace(SET, record=MOVED, debts={"PN0": DENIED}),
         (),
+        Reason.Configured,
+    ),
+    Row(
+        "a number that Twilio moved to another account keeps its SID: it is given back there, with that login",
+        replace(WANT, account_sid=OTHER_ACCOUNT),
+        replace(SET, login=OTHER_LOGIN),
+        (SaveRecord(owing(account_sid=OTHER_ACCOUNT, login=OTHER_LOGIN)),),
         Reason.Configured,
     ),
     Row(
