@@ -900,6 +900,23 @@ def test_what_is_foreseen_is_what_is_done(situation: tuple[Desired | None, Obser
     assert foreseen.verdict == plan(want, seen, TEMPLATE, NOW).verdict, "as people are told at the end"
 
 
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        pytest.param("https://demo.twilio.com/welcome/sms/reply/", False, id="what new numbers have"),
+        pytest.param("http://demo.twilio.com/docs/sms.xml", False, id="what numbers had that were bought years ago"),
+        pytest.param("https://DEMO.twilio.com", False, id="hosts know no case, and need no path"),
+        pytest.param("https://demo.twilio.com.example.com/", True, id="a host that only begins like it"),
+        pytest.param("https://demo.twilio.com@example.com/", True, id="a user of that name"),
+        pytest.param("https://[demo.twilio.com/", True, id="no URL at all"),
+    ],
+)
+def test_twilios_demo_counts_as_unused(url: str, used: bool) -> None:
+    want = replace(WANT, takeover_policy=TakeoverPolicy.IF_UNUSED)
+    verdict = plan(want, replace(NEW, number=at(Webhook(url=url, method="POST"))), TEMPLATE, NOW).verdict
+    assert verdict.reason is (Reason.WebhookForeign if used else Reason.Configured)
+
+
 @settings(deadline=None)
 @given(situation=situations())
 def test_what_is_ours_is_never_recorded_as_previous(situation: tuple[Desired | None, Observed]) -> None:
