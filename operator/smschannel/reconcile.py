@@ -147,7 +147,9 @@ class Reconciler:
         self._claims = claims
         self._intervals = intervals
         self._clock = clock
-        self._corrections: dict[str, int] = {}  # checks in a row that found a channel's webhook overwritten
+        self._corrections: dict[
+            str, int
+        ] = {}  # checks in a row that found a channel's webhook overwritten, and mended it
 
     async def reconcile(self, key: Key, channel: SmsChannel | None, *, fresh: bool = False) -> Outcome:
         """One turn; `channel` is None for a record whose channel is gone. `fresh` asks Twilio for everything anew.
@@ -325,8 +327,7 @@ class Reconciler:
             self._corrections.pop(uid, None)
             return 0
         contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
-        count = self._corrections[uid] = 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
-        return count
+        return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
 
     async def _debts(self, entries: Iterable[Entry], policy: DeletionPolicy) -> dict[str, Debt]:
         """What became of the numbers that are not wanted any more; nobody is asked for what may stay as it is."""
@@ -400,6 +401,8 @@ class Reconciler:
                 except Gone:
                     raise TwilioUnavailable("The number vanished while it was configured.") from None
                 turn.drifted = seen.was_configured
+                if seen.corrections:
+                    self._corrections[turn.uid] = seen.corrections
                 return replace(seen, number=number)
             case GiveBack(entry, webhook):
                 debt: Debt

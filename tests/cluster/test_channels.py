@@ -90,6 +90,19 @@ def test_drift_is_corrected_at_the_next_check(stack: Stack, number: str) -> None
     assert stack.number(number)["sms_url"] == url
 
 
+def test_a_correction_that_twilio_fails_again_and_again_is_no_fight(stack: Stack, number: str) -> None:
+    manifest = stack.manifest(number)
+    stack.apply(manifest)
+    url = wait_reason(stack, name_of(manifest), "Configured")["status"]["webhookUrl"]
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
+    down = {"match": {"method": "POST", "count": 4}, "action": {"kind": "status", "status": 503, "code": 20503}}
+    stack.twin_call("POST", "/faults", down)
+    check_now(stack, manifest)
+    wait_event(stack, name_of(manifest), "DriftCorrected")
+    assert stack.number(number)["sms_url"] == url
+    assert ready_reason(stack.channels.get(name=name_of(manifest), namespace=CHANNELS).to_dict())[1] == "Configured"
+
+
 def test_drift_is_only_reported_where_that_is_asked_for(stack: Stack, number: str) -> None:
     manifest = stack.manifest(number, driftPolicy="Report")
     stack.apply(manifest)
