@@ -338,7 +338,7 @@ class Controller:
         self._turning.add(known.uid)
         try:
             outcome = await self._reconciler.reconcile(key, channel, fresh=known.fresh)
-            known.fresh = False
+            known.fresh &= outcome.verdict.reason is Reason.TwilioUnavailable  # then it was not looked at yet
             return outcome
         finally:
             self._turning.discard(known.uid)

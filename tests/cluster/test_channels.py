@@ -90,6 +90,28 @@ def test_drift_is_corrected_at_the_next_check(stack: Stack, number: str) -> None
     assert stack.number(number)["sms_url"] == url
 
 
+def test_to_check_now_is_not_forgotten_over_an_outage(stack: Stack, account: dict[str, Any]) -> None:
+    """What was read of the account before would say that all is well."""
+    number = account["phone_numbers"][0]
+    manifest = stack.manifest(number, account=account)
+    stack.apply(manifest)
+    url = wait_reason(stack, name_of(manifest), "Configured")["status"]["webhookUrl"]
+    stack.channels.patch(  # calls for a turn that reads the account's pages
+        name=name_of(manifest),
+        namespace=CHANNELS,
+        body={"metadata": {"finalizers": None}},
+        content_type="application/merge-patch+json",
+    )
+    stack.wait_until(lambda each: bool(each["metadata"].get("finalizers")), name_of(manifest))
+
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
+    down = {"match": {"account": account["account_sid"], "count": 1}, "action": {"kind": "status", "status": 503}}
+    stack.twin_call("POST", "/faults", down)
+    check_now(stack, manifest)
+    wait_event(stack, name_of(manifest), "DriftCorrected")
+    assert stack.number(number)["sms_url"] == url
+
+
 def test_a_correction_that_twilio_fails_again_and_again_is_no_fight(stack: Stack, number: str) -> None:
     manifest = stack.manifest(number)
     stack.apply(manifest)
