@@ -396,7 +396,7 @@ class Controller:
                     if body:
                         self.on_channel("MODIFIED", body)
         for key, uid in known.items():
-            if await self._kube.channel(*key[:2]) is None:
+            if self._crd_missing or await self._kube.channel(*key[:2]) is None:
                 self._forget(key, uid)
         self._find_orphans(records, uids)
 
