@@ -11,7 +11,7 @@ from deploy.local.stack import Stack
 from smschannel.errors import ChannelError
 from smschannel.kube_api import MERGE_PATCH, KubeApi, KubernetesRefused, Object
 from smschannel.kube_port import channels_path
-from smschannel.resource import Spec
+from smschannel.resource import FINALIZER, Spec
 from tests.manifests import ACCOUNT_SID, INSTANCE, NAMESPACE, PHONE_NUMBER, ROWS, SEALED, TOKEN, Row, good
 
 CHANNELS = channels_path(NAMESPACE)
@@ -75,6 +75,15 @@ async def test_the_api_server_fills_in_what_the_model_would(api: KubeApi) -> Non
     assert channel["spec"] == Spec.model_validate(good()["spec"]).model_dump(
         mode="json", by_alias=True, exclude_none=True
     )
+
+
+async def test_a_channel_is_born_with_a_finalizer_only_where_the_operator_takes_it_off(api: KubeApi) -> None:
+    """Elsewhere it could never be deleted, nor its namespace."""
+    for namespace, finalizers in ((NAMESPACE, [FINALIZER]), ("default", None)):
+        manifest = good()
+        manifest["metadata"]["namespace"] = namespace
+        born = await api.request("POST", channels_path(namespace), manifest, params=DRY_RUN)
+        assert born["metadata"].get("finalizers") == finalizers
 
 
 async def test_a_fresh_channel_is_not_finished_whatever_status_it_came_with(api: KubeApi) -> None:
