@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 import structlog
+from cachetools import TTLCache
 from pydantic import SecretStr
 
 from smschannel.conditions import UNREADABLE, condition, next_status, reason_of, still_trying, was_well
@@ -124,6 +125,7 @@ class Outcome:
 
 _ROUNDS = 5
 """How often a plan may ask for more: three are enough, and a Twilio that does not keep what it is told needs an end."""
+_OFFERS = 65_536
 
 
 class Reconciler:
@@ -147,6 +149,8 @@ class Reconciler:
         self._claims = claims
         self._intervals = intervals
         self._clock = clock
+        # Verified logins of those who wait, by account and number; a little longer than until they are looked at again.
+        self._offers: TTLCache[tuple[str, str], Login] = TTLCache(_OFFERS, 2 * intervals.slow)
         self._corrections: dict[str, int] = {}  # checks in a row that put a channel's webhook right
 
     async def reconcile(self, key: Key, channel: SmsChannel | None, *, fresh: bool = False) -> Outcome:
@@ -210,8 +214,9 @@ class Reconciler:
         self._claims.stop_waiting(turn.uid)
         if channel is None or want is None:
             debts = await self._debts(seen.record.entries, seen.record.deletion_policy)
-            if channel and any(_login_refused(debt) for debt in debts.values()):
-                seen, debts = await self._with_present_login(channel, seen, debts)
+            if any(_login_refused(debt) for debt in debts.values()):
+                for account_sid, login in await self._other_logins(channel, seen.record):
+                    seen, debts = await self._with_login(account_sid, login, seen, debts)
             turn.seen = replace(seen, debts={**seen.debts, **debts})
             return
         if want.suspend:
@@ -223,7 +228,11 @@ class Reconciler:
             login, source = await self._login(channel)
             login, number, rejected = await self._number(turn, channel, want, login, source)
             if number.receives_sms:
-                self._claim(self._claims.reserve, turn, channel, number)
+                try:
+                    self._claim(self._claims.reserve, turn, channel, number)
+                except Refused:
+                    self._offers[want.account_sid, number.sid] = login
+                    raise
         except Refused as refused:
             # Those who want each other's numbers would wait for ever: one of them lets go of its own first.
             held = seen.record.entries if self._claims.in_circle(turn.uid) else ()
@@ -340,15 +349,24 @@ class Reconciler:
             debts[entry.number_sid] = debt
         return debts
 
-    async def _with_present_login(
-        self, channel: SmsChannel, seen: Observed, debts: dict[str, Debt]
-    ) -> tuple[Observed, dict[str, Debt]]:
-        """The token may have been rotated since it was recorded: the channel's credentials of today may still pay."""
+    async def _other_logins(self, channel: SmsChannel | None, record: Record) -> list[tuple[str, Login]]:
+        """Who may still pay, with the account, where a recorded token is refused: it may have been rotated since. That
+        is the channel's credentials of today; or, where the channel is gone, those of who waits for the number.
+        """
+        if channel is None:
+            offers = (self._offers.get((entry.account_sid, entry.number_sid)) for entry in record.entries)
+            return [(entry.account_sid, offer) for entry, offer in zip(record.entries, offers, strict=True) if offer]
         try:
             login, _ = await self._login(channel)
         except ChannelError:  # also where the namespace is going, and with it the right to read its Secrets
-            return seen, debts
-        record = seen.record.with_login(channel.spec.account_sid, login)
+            return []
+        return [(channel.spec.account_sid, login)]
+
+    async def _with_login(
+        self, account_sid: str, login: Login, seen: Observed, debts: dict[str, Debt]
+    ) -> tuple[Observed, dict[str, Debt]]:
+        """What is seen with another login for the account, where that one is refused less."""
+        record = seen.record.with_login(account_sid, login)
         if record == seen.record:
             return seen, debts
         tried = await self._debts(record.entries, record.deletion_policy)

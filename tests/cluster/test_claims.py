@@ -147,3 +147,26 @@ def _fighter(number: str, account: dict[str, Any], secret: str) -> dict[str, Any
 
 def _calls(stack: Stack, account: dict[str, Any]) -> int:
     return len(stack.twin_call("GET", f"/journal?account={account['account_sid']}")["entries"])
+
+
+def test_who_waits_for_a_number_that_nobody_can_give_back_any_more_brings_the_login_for_it(
+    stack: Stack, account: dict[str, Any]
+) -> None:
+    """Its token was revoked, then the channel deleted: the debt must not keep the number from whoever can pay it."""
+    number = account["phone_numbers"][0]
+    gone = stack.manifest(number, account=account)
+    stack.apply(gone)
+    uid = wait_reason(stack, name_of(gone), "Configured")["metadata"]["uid"]
+    newer = stack.twin_call("POST", f"/accounts/{account['account_sid']}/tokens/secondary")["auth_token"]
+    stack.twin_call("POST", f"/accounts/{account['account_sid']}/tokens/promote")
+    stack.delete(name_of(gone))
+    stack.wait_gone(name_of(gone))
+    assert uid in stack.records()
+
+    successor = stack.manifest(number, account={**account, "auth_token": newer})
+    stack.apply(successor)
+    wait_reason(stack, name_of(successor), "Configured")
+    assert uid not in stack.records()
+    stack.delete(name_of(successor))
+    stack.wait_gone(name_of(successor))
+    assert stack.number(number)["sms_url"] == "https://demo.twilio.com/welcome/sms/reply", "as the first one found it"
