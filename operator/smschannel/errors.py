@@ -2,7 +2,8 @@
 
     ChannelError
     ├── Retryable               try again later, with backoff; `retry_after` in seconds where the other side said it
-    │   ├── TwilioUnavailable   5xx, time-outs, broken answers
+    │   ├── TwilioUnavailable   5xx, broken answers
+    │   │   ├── TwilioSilent    time-outs: it does not answer at all
     │   │   └── TwilioThrottled 429: it asks for a pause
     │   ├── KubernetesUnavailable
     │   └── Conflict            somebody wrote first: look again
@@ -32,6 +33,10 @@ class Retryable(ChannelError):
 
 
 class TwilioUnavailable(Retryable):
+    pass
+
+
+class TwilioSilent(TwilioUnavailable):
     pass
 
 

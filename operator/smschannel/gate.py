@@ -4,6 +4,9 @@ A door is (login SID, token, account), known by its digest. So a stranger with t
 token has a door of their own: they neither slow nor poison the owner. A door that Twilio never opened yet is not
 verified; all such share a small pool, one call at a time for each account, so that guesses stay cheap for
 everybody else.
+
+Behind a door that is silent, each call would hang until its time-out. After two in a row everybody is told at once, for
+as long as the last one hung: so the many who only want to know (deletions, above all) do not wait for one another.
 """
 
 from __future__ import annotations
@@ -11,19 +14,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from smschannel.errors import Refused, TwilioThrottled
+from smschannel.errors import Refused, TwilioSilent, TwilioThrottled
 from smschannel.ledger import Login
 from smschannel.reasons import Reason
 
 _UNVERIFIED_AT_ONCE = 16
 _REMEMBERED = 65_536
 _PAUSE = 1.0
+_HEARD = (0, 0.0, "")
 
 
 class Gate:
@@ -38,11 +42,12 @@ class Gate:
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
         self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)
         self._paused: LRUCache[bytes, float] = LRUCache(_REMEMBERED)
+        self._silent: LRUCache[bytes, tuple[int, float, str]] = LRUCache(_REMEMBERED)  # calls in a row, until, message
 
     @asynccontextmanager
     async def call(self, login: Login, account_sid: str) -> AsyncIterator[None]:
-        """Around one call. Raises at once what the door is known to answer: `Refused`, or `TwilioThrottled` while
-        Twilio has asked for a pause.
+        """Around one call. Raises at once what the door is known to answer: `Refused`, `TwilioThrottled` while Twilio
+        has asked for a pause, or `TwilioSilent` while it does not answer at all.
         """
         door = _door(login, account_sid)
         self._answer_at_once(door)
@@ -57,7 +62,8 @@ class Gate:
                 await held.enter_async_context(self._unverified)
             self._answer_at_once(door)
             try:
-                yield
+                with self._listening(door):
+                    yield
             except Refused as refused:
                 if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
                     self._verified.pop(door, None)
@@ -74,6 +80,21 @@ class Gate:
                 self._verified[door] = True
                 self._refused.pop(door, None)  # a call that was under way at the same time got another answer
 
+    @contextmanager
+    def _listening(self, door: bytes) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        except TwilioSilent as silent:
+            now, (in_a_row, *_) = self._clock(), self._silent.get(door, _HEARD)
+            until = now + (now - started) if in_a_row else now
+            self._silent[door] = in_a_row + 1, until, str(silent)
+            raise
+        except Exception:
+            self._silent.pop(door, None)
+            raise
+        self._silent.pop(door, None)
+
     def forget_refusal(self, login: Login, account_sid: str) -> None:
         """The next call is made."""
         self._refused.pop(_door(login, account_sid), None)
@@ -83,6 +104,9 @@ class Gate:
         until, reason, message = self._refused.get(door, (now, Reason.AuthenticationFailed, ""))
         if now < until:
             raise Refused(reason, message)
+        _, until, message = self._silent.get(door, _HEARD)
+        if now < until:
+            raise TwilioSilent(message, until - now)
         left = self._paused.get(door, 0.0) - now
         if left > 0:
             raise TwilioThrottled("Twilio has asked this login for a pause.", left)

@@ -20,7 +20,15 @@ from twilio.http.response import Response
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
 
-from smschannel.errors import ChannelError, Gone, Refused, TwilioThrottled, TwilioUnavailable, retry_after_seconds
+from smschannel.errors import (
+    ChannelError,
+    Gone,
+    Refused,
+    TwilioSilent,
+    TwilioThrottled,
+    TwilioUnavailable,
+    retry_after_seconds,
+)
 from smschannel.gate import Gate
 from smschannel.ledger import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
@@ -219,7 +227,8 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
                 answer = await response.text()
                 outcome = str(response.status)
         except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
-            raise TwilioUnavailable(f"Twilio does not answer ({type(error).__name__}).") from None
+            kind_of = TwilioSilent if isinstance(error, TimeoutError) else TwilioUnavailable
+            raise kind_of(f"Twilio does not answer ({type(error).__name__}).") from None
         finally:
             TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
         if response.status < 300:

@@ -20,12 +20,13 @@ DEMO = "https://demo.twilio.com/welcome/sms/reply"
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of this module's own: namespaces and the CRD are deleted in it. Hours are seconds here."""
     options = Options(
-        numbers=40,
+        numbers=80,
         more_namespaces=("going", "gone"),
         operator_settings={
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "3600",
             "SMSCHANNEL_SLOW_INTERVAL_SECONDS": "2",
             "SMSCHANNEL_RESYNC_INTERVAL_SECONDS": "1",
+            "SMSCHANNEL_TWILIO_TIMEOUT_SECONDS": "3",
             "SMSCHANNEL_RETRY_FLOOR_SECONDS": "0.2",
             "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
             "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
@@ -162,6 +163,18 @@ def test_a_namespace_is_deleted_while_twilio_is_down(stack: Stack) -> None:
     stack.twin_call("DELETE", "/faults")
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)
+
+
+def test_many_deletions_do_not_wait_for_one_another_while_twilio_hangs(stack: Stack) -> None:
+    """One after the other they would wait for 30 time-outs."""
+    numbers = [take_number(stack) for _ in range(30)]
+    manifests = [stack.manifest(number) for number in numbers]
+    names = [name_of(each) for each in manifests]
+    stack.apply(*manifests)
+    stack.wait_ready(*names)
+    stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "hang"}})
+    stack.delete(*names)
+    stack.wait_gone(*names, timeout=30)
 
 
 def test_a_finalizer_taken_off_by_force_is_noticed_at_once(stack: Stack, number: str) -> None:

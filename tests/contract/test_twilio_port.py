@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from smschannel.errors import Gone, Refused, TwilioThrottled, TwilioUnavailable
+from smschannel.errors import Gone, Refused, TwilioSilent, TwilioThrottled, TwilioUnavailable
 from smschannel.gate import Gate
 from smschannel.ledger import Login, Webhook
 from smschannel.plan import Number
@@ -402,5 +402,5 @@ async def test_setting_a_webhook_sends_two_fields_and_returns_what_twilio_keeps(
 async def test_a_call_that_hangs_ends_with_the_time_out(stage: Stage) -> None:
     stage.twin.faults.add(Match(), Action(kind="hang"))
     async with open_port(stage.url, patience=0.2) as port, asyncio.timeout(5):
-        with pytest.raises(TwilioUnavailable, match="does not answer"):
+        with pytest.raises(TwilioSilent, match="does not answer"):
             await port.find_number(login_of(stage.account), stage.account.sid, stage.numbers[0].phone_number)

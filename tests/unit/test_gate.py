@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 import pytest
 from pydantic import SecretStr
 
-from smschannel.errors import Gone, Refused, TwilioThrottled, TwilioUnavailable
+from smschannel.errors import Gone, Refused, TwilioSilent, TwilioThrottled, TwilioUnavailable
 from smschannel.gate import Gate
 from smschannel.ledger import Login
 from smschannel.reasons import Reason
@@ -29,7 +29,8 @@ def login(word: str = "right", sid: str = ACCOUNT) -> Login:
 OWNER, STRANGER = login(), login("wrong")
 REFUSED = Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
 SUSPENDED = Refused(Reason.AccountSuspended, "The Twilio account is suspended.")
-DOWN = TwilioUnavailable("Twilio does not answer.")
+DOWN = TwilioUnavailable("Twilio answers HTTP 503.")
+SILENT = TwilioSilent("Twilio does not answer (TimeoutError).")
 
 
 class Twilio:
@@ -337,6 +338,40 @@ async def test_a_pause_does_not_make_a_stranger_of_who_was_accepted() -> None:
 
 
 # Callers that go away, and errors
+
+
+# Silence
+
+
+@virtually
+async def test_two_calls_in_a_row_that_hang_spare_the_others_their_time_out() -> None:
+    """A thousand deletions, say: they are told at once, for as long as the last one hung."""
+    twilio = Twilio(concurrency=1)
+    await twilio.open()
+    many = [twilio.call(seconds=15, ends=SILENT) for _ in range(1000)]
+    assert await outcomes(*many) == [TwilioSilent] * 1000
+    assert (now(), twilio.made) == (30, 1 + 2), "one alone may have been an accident"
+    await asyncio.sleep(14)
+    assert await outcomes(twilio.call(), twilio.call(STRANGER)) == [TwilioSilent, 45], "it is one login's"
+    await twilio.closed(OWNER, SILENT)
+    assert twilio.made == 1 + 2 + 2, "then it is asked again"
+
+
+@pytest.mark.parametrize("ends", [None, DOWN, Gone("20404"), REFUSED, TwilioThrottled("429")])
+def test_whatever_it_answers_is_no_silence(ends: Exception | None) -> None:
+    @virtually
+    async def story() -> None:
+        twilio = Twilio()
+        await outcomes(twilio.call(seconds=15, ends=SILENT))
+        await outcomes(twilio.call(ends=ends))
+        twilio.gate.forget_refusal(OWNER, ACCOUNT)
+        await asyncio.sleep(60)
+        await outcomes(twilio.call(seconds=15, ends=SILENT))
+        made = twilio.made
+        await outcomes(twilio.call())
+        assert twilio.made == made + 1
+
+    story()
 
 
 @virtually
