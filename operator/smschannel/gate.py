@@ -27,6 +27,7 @@ from smschannel.reasons import Reason
 _UNVERIFIED_AT_ONCE = 16
 _REMEMBERED = 65_536
 _PAUSE = 1.0
+_NO_PAUSE = (0.0, "")
 _HEARD = (0, 0.0, "")
 
 
@@ -41,7 +42,7 @@ class Gate:
         self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
         self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)
-        self._paused: LRUCache[bytes, float] = LRUCache(_REMEMBERED)
+        self._paused: LRUCache[bytes, tuple[float, str]] = LRUCache(_REMEMBERED)
         self._silent: LRUCache[bytes, tuple[int, float, str]] = LRUCache(_REMEMBERED)  # calls in a row, until, message
 
     @asynccontextmanager
@@ -74,7 +75,7 @@ class Gate:
                 raise
             except TwilioThrottled as error:
                 until = self._clock() + (error.retry_after or _PAUSE)
-                self._paused[door] = max(until, self._paused.get(door, 0.0))
+                self._paused[door] = max((until, str(error)), self._paused.get(door, _NO_PAUSE))
                 raise
             else:
                 self._verified[door] = True
@@ -107,9 +108,9 @@ class Gate:
         _, until, message = self._silent.get(door, _HEARD)
         if now < until:
             raise TwilioSilent(message, until - now)
-        left = self._paused.get(door, 0.0) - now
-        if left > 0:
-            raise TwilioThrottled("Twilio has asked this login for a pause.", left)
+        until, message = self._paused.get(door, _NO_PAUSE)
+        if now < until:  # in the same words: others would be written into the status each time
+            raise TwilioThrottled(message, until - now)
 
     def _slots_of(self, whose: object, count: int) -> asyncio.Semaphore:
         slots = self._slots.get(whose)

@@ -285,7 +285,7 @@ def test_a_429_is_a_pause(retry_after: float | None, pause: float, reason: str) 
         await twilio.open()
         await twilio.closed(OWNER, TwilioThrottled("429", retry_after))
         await asyncio.sleep(pause * 0.75)
-        with pytest.raises(TwilioThrottled) as raised:
+        with pytest.raises(TwilioThrottled, match=r"^429$") as raised:  # other words would be another status each time
             await twilio.call()
         assert raised.value.retry_after == pytest.approx(pause / 4), "what is left of it"
         assert twilio.made == 2, "no call was made"
@@ -337,9 +337,6 @@ async def test_a_pause_does_not_make_a_stranger_of_who_was_accepted() -> None:
     assert await outcomes(twilio.call(), twilio.call()) == [6, 6]
 
 
-# Callers that go away, and errors
-
-
 # Silence
 
 
@@ -372,6 +369,9 @@ def test_whatever_it_answers_is_no_silence(ends: Exception | None) -> None:
         assert twilio.made == made + 1
 
     story()
+
+
+# Callers that go away, and errors
 
 
 @virtually
