@@ -222,7 +222,10 @@ class Reconciler:
         if want.suspend:
             return
         if seen.debts:  # the record itself
-            turn.seen = replace(seen, number=Refused(Reason.TokenUnreadable, f"{next(iter(seen.debts.values()))}."))
+            error = next(iter(seen.debts.values()))
+            cure = f"its Secret {turn.uid} must be restored, or deleted in the operator's namespace"
+            message = f"The operator's own record of this channel cannot be used ({error}): {cure}."
+            turn.seen = replace(seen, number=Refused(Reason.TokenUnreadable, message))
             return
         try:
             login, source = await self._login(channel)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from pydantic import SecretStr
 
+from smschannel.errors import Unreadable
 from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.plan import Number
 from smschannel.reasons import Reason
@@ -16,6 +17,7 @@ from smschannel.sealing import Keyring, SealingKey
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 ACCOUNT = "AC" + "0" * 32
+KEY = Key("sms-channels", INSTANCE)
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TEMPLATE = WebhookTemplate("https://sms.example.com/{instance_id}")
 OURS = Webhook(url=TEMPLATE.url(INSTANCE), method="POST")
@@ -44,11 +46,14 @@ class _Kube:
     def __init__(self) -> None:
         self.record: Record | None = RECORD
         self.let_go = False
+        self.broken: Unreadable | None = None
 
     async def secret(self, *_: str) -> None:
         return None
 
     async def load_record(self, _: str) -> Record | None:
+        if self.broken:
+            raise self.broken
         return self.record
 
     async def save_record(self, record: Record) -> None:
@@ -77,7 +82,7 @@ class _DeafTwilio:
         return NUMBER
 
 
-def deleted(ago: timedelta) -> SmsChannel:
+def channel(deleted_at: datetime | None = None) -> SmsChannel:
     return SmsChannel.model_validate(
         {
             "metadata": {
@@ -85,7 +90,7 @@ def deleted(ago: timedelta) -> SmsChannel:
                 "namespace": RECORD.namespace,
                 "uid": RECORD.uid,
                 "creationTimestamp": NOW,
-                "deletionTimestamp": NOW - ago,
+                "deletionTimestamp": deleted_at,
                 "finalizers": [FINALIZER],
             },
             "spec": {
@@ -97,9 +102,8 @@ def deleted(ago: timedelta) -> SmsChannel:
     )
 
 
-async def test_a_twilio_that_does_not_keep_what_is_given_back_does_not_wedge_the_deletion() -> None:
-    kube, twilio = _Kube(), _DeafTwilio()
-    reconciler = Reconciler(
+def reconciler(kube: _Kube, twilio: _DeafTwilio) -> Reconciler:
+    return Reconciler(
         cast(Kube, kube),
         cast(Twilio, twilio),
         cast(Accounts, None),
@@ -109,10 +113,24 @@ async def test_a_twilio_that_does_not_keep_what_is_given_back_does_not_wedge_the
         intervals=Intervals(drift=600, slow=1800, deletion_grace=120, release_deadline=3600),
         clock=lambda: NOW,
     )
-    key = Key(RECORD.namespace, INSTANCE)
-    outcome = await reconciler.reconcile(key, deleted(timedelta(seconds=1)))
+
+
+async def test_a_twilio_that_does_not_keep_what_is_given_back_does_not_wedge_the_deletion() -> None:
+    kube, twilio = _Kube(), _DeafTwilio()
+    turns = reconciler(kube, twilio)
+    outcome = await turns.reconcile(KEY, channel(deleted_at=NOW - timedelta(seconds=1)))
     assert (outcome.verdict.reason, twilio.writes, kube.let_go) == (Reason.Releasing, 1, False), "told once in a turn"
-    await reconciler.reconcile(key, deleted(timedelta(seconds=121)))
+    await turns.reconcile(KEY, channel(deleted_at=NOW - timedelta(seconds=121)))
     assert kube.let_go
     assert kube.record
     assert kube.record.entries, "what is owed stays recorded"
+
+
+async def test_a_record_that_cannot_be_opened_is_named_to_who_may_mend_it() -> None:
+    """To seal the token again, which is the cure for the reason's other causes, would mend nothing."""
+    kube, twilio = _Kube(), _DeafTwilio()
+    kube.broken = Unreadable("the record was altered")
+    outcome = await reconciler(kube, twilio).reconcile(KEY, channel())
+    assert outcome.verdict.reason is Reason.TokenUnreadable
+    assert f"its Secret {RECORD.uid} must be restored, or deleted" in outcome.verdict.message
+    assert twilio.writes == 0
