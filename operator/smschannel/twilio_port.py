@@ -267,7 +267,7 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
     if code in _LACKS_SMS:
         return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({told}).")
     if code == 21406:
-        message = f"Twilio does not clear the webhook of a number that has a fallback URL ({told})."
+        message = f"Twilio does not clear the webhook of a number that has a fallback URL: remove that first ({told})."
         return Refused(Reason.WebhookRefused, message)
     if code in _WEBHOOK_REFUSED:
         return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({told}).")
