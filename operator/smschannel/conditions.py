@@ -109,6 +109,8 @@ def _stamp(now: datetime) -> str:
 
 
 def _credentials_valid(before: Status, verdict: Verdict) -> tuple[str, str, str]:
+    if verdict.rejected:
+        return "False", Reason.TokenRejected.name, verdict.rejected
     if verdict.reason in _TOKEN_REFUSED:
         return "False", verdict.reason.name, verdict.message
     if verdict.reason in _NOT_LOOKED_AT:

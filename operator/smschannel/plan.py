@@ -145,7 +145,7 @@ Change = AddFinalizer | SaveRecord | SetWebhook | GiveBack | DropRecord | WriteO
 @dataclass(frozen=True)
 class Verdict:
     """What to tell people. `effective` names what keeps the webhook from being used, where something does; `unknown`
-    says why that cannot be seen.
+    says why that cannot be seen; `rejected` why the channel's newer token is not used.
     """
 
     reason: Reason
@@ -153,6 +153,7 @@ class Verdict:
     number_sid: str = ""
     effective: str = ""
     unknown: str = ""
+    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,12 +225,15 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
 
     entry = seen.record.entry(number.sid)
     points_at_us = number.webhook == want.webhook
+    rejected = str(seen.rejected or "")
     refusal = _refusal(want, seen, number, entry, template)
-    if refusal:
-        return Plan(_remember_policy(want, seen), refusal)
+    if refusal and entry is None:
+        return Plan(_remember_policy(want, seen), replace(refusal, rejected=rejected))
 
     changes: list[Change] = []
     record = _claimed(want, seen, number, entry, seen.login, template, now)
+    if refusal:  # the number stays ours all the same, and a newer token may be the only one that gives it back
+        return Plan((SaveRecord(record),) if record != seen.record else (), replace(refusal, rejected=rejected))
     if not seen.finalizer:
         changes.append(AddFinalizer())
     if record != seen.record:
@@ -238,7 +242,7 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
         changes.append(SetWebhook(seen.login, want.account_sid, number.sid, want.webhook))
     if not changes:
         changes += _pay(seen, record, want.deletion_policy)
-    return Plan(tuple(changes), _configured(number, seen))
+    return Plan(tuple(changes), replace(_configured(number, seen), rejected=rejected))
 
 
 def _refusal(

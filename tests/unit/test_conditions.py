@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -188,6 +189,12 @@ def test_a_message_fits_into_a_condition() -> None:
     [
         (WORKS, "True", "True", "Twilio took the login and has our webhook"),
         (of(Reason.TokenRejected), "False", "True", "the newer token is refused, the messages go on"),
+        (
+            replace(of(Reason.WebhookDrifted), rejected="Refused."),
+            "False",
+            "False",
+            "a newer token that is not used is told beside what is worse",
+        ),
         (of(Reason.AuthenticationFailed), "False", "Unknown", "who cannot log in sees no webhook"),
         (of(Reason.SecretNotFound), "False", "Unknown", "without a token nobody logs in"),
         (of(Reason.TokenUnreadable), "False", "Unknown", "without a token nobody logs in"),

@@ -378,6 +378,14 @@ CHANGED = (
         Reason.TokenRejected,
     ),
     Row(
+        "a newer token is kept also while drift is only reported: it may be the only one that gives the number back",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, login=NEWER, source="secret/twilio@2", number=at(ELSEWHERE), was_configured=True),
+        (SaveRecord(kept(RECORD.with_login(ACCOUNT, NEWER), source="secret/twilio@2")),),
+        Reason.WebhookDrifted,
+        "UrlMismatch",
+    ),
+    Row(
         "drift is corrected with the older token while the newer one is rejected",
         WANT,
         replace(SET, source="secret/twilio@2", rejected=DENIED, number=at(ELSEWHERE), was_configured=True),
@@ -700,6 +708,21 @@ def test_a_refused_give_back_of_the_number_before_is_told_with_the_working_one()
     assert unreachable == plan(WANT, SET, TEMPLATE, NOW).verdict, (
         "an outage's changing words would be written each time"
     )
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (SET, Reason.TokenRejected),
+        (replace(SET, number=at(ELSEWHERE), was_configured=True), Reason.WebhookDrifted),
+        (replace(SET, routing=Routing(service_sid="MG1")), Reason.WebhookOverridden),
+    ],
+)
+def test_a_rejected_token_is_told_whatever_else_is_wrong(seen: Observed, told: Reason) -> None:
+    verdict = plan(
+        replace(WANT, drift_policy=DriftPolicy.REPORT), replace(seen, rejected=DENIED), TEMPLATE, NOW
+    ).verdict
+    assert (verdict.reason, verdict.rejected) == (told, str(DENIED))
 
 
 def test_what_cannot_be_seen_of_the_routing_is_told() -> None:
