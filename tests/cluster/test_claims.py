@@ -170,3 +170,17 @@ def test_who_waits_for_a_number_that_nobody_can_give_back_any_more_brings_the_lo
     stack.delete(name_of(successor))
     stack.wait_gone(name_of(successor))
     assert stack.number(number)["sms_url"] == "https://demo.twilio.com/welcome/sms/reply", "as the first one found it"
+
+
+def test_who_waited_and_is_gone_does_not_keep_the_call_from_the_next(stack: Stack, account: dict[str, Any]) -> None:
+    number = account["phone_numbers"][0]
+    holder, elder, younger = (stack.manifest(number, account=account) for _ in range(3))
+    stack.apply(holder)
+    wait_reason(stack, name_of(holder), "Configured")
+    for waiting in (elder, younger):
+        stack.apply(waiting)
+        wait_reason(stack, name_of(waiting), "NumberInUse")
+    stack.delete(name_of(elder))
+    stack.wait_gone(name_of(elder))
+    stack.delete(name_of(holder))
+    wait_reason(stack, name_of(younger), "Configured")
