@@ -90,18 +90,23 @@ def test_drift_is_corrected_at_the_next_check(stack: Stack, number: str) -> None
     assert stack.number(number)["sms_url"] == url
 
 
+def look_by_pages(stack: Stack, manifest: Any) -> None:
+    """A turn that nobody asked to look anew, as a drift check is: a finalizer that is taken off calls for one."""
+    stack.channels.patch(
+        name=name_of(manifest),
+        namespace=CHANNELS,
+        body={"metadata": {"finalizers": None}},
+        content_type="application/merge-patch+json",
+    )
+
+
 def test_to_check_now_is_not_forgotten_over_an_outage(stack: Stack, account: dict[str, Any]) -> None:
     """What was read of the account before would say that all is well."""
     number = account["phone_numbers"][0]
     manifest = stack.manifest(number, account=account)
     stack.apply(manifest)
     url = wait_reason(stack, name_of(manifest), "Configured")["status"]["webhookUrl"]
-    stack.channels.patch(  # calls for a turn that reads the account's pages
-        name=name_of(manifest),
-        namespace=CHANNELS,
-        body={"metadata": {"finalizers": None}},
-        content_type="application/merge-patch+json",
-    )
+    look_by_pages(stack, manifest)
     stack.wait_until(lambda each: bool(each["metadata"].get("finalizers")), name_of(manifest))
 
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
@@ -187,6 +192,19 @@ def test_an_application_that_overrides_the_webhook_is_named(stack: Stack, number
     stack.apply(manifest)
     channel = wait_reason(stack, name_of(manifest), "WebhookOverridden")
     assert application["sid"] in ready_reason(channel)[2]
+
+
+def test_an_application_that_comes_later_is_found_by_the_drift_check(stack: Stack, account: dict[str, Any]) -> None:
+    """The number still points at us, and so it looks well at the first glance."""
+    number = account["phone_numbers"][0]
+    manifest = stack.manifest(number, account=account)
+    stack.apply(manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    to = {"sms_url": "https://app.example.com/"}
+    application = stack.twin_call("POST", f"/accounts/{account['account_sid']}/applications", to)
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_application_sid": application["sid"]})
+    look_by_pages(stack, manifest)
+    wait_reason(stack, name_of(manifest), "WebhookOverridden")
 
 
 def test_suspend_leaves_twilio_alone_and_keeps_the_number(stack: Stack, number: str) -> None:
