@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
 from pydantic import SecretStr
 
-from smschannel.errors import Unreadable
+from smschannel.errors import TwilioThrottled, Unreadable
 from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.plan import Number
 from smschannel.reasons import Reason
 from smschannel.reconcile import Accounts, Intervals, Key, Kube, Reconciler, Twilio
-from smschannel.resource import FINALIZER, SmsChannel
+from smschannel.resource import CREDENTIALS_LABEL, FINALIZER, SmsChannel
 from smschannel.sealing import Keyring, SealingKey
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
@@ -48,8 +49,9 @@ class _Kube:
         self.let_go = False
         self.broken: Unreadable | None = None
 
-    async def secret(self, *_: str) -> None:
-        return None
+    async def secret(self, _: str, name: str) -> dict[str, Any]:
+        meta = {"name": name, "resourceVersion": "1", "labels": {CREDENTIALS_LABEL: "true"}}
+        return {"metadata": meta, "data": {"auth_token": "dG9rZW4="}}
 
     async def load_record(self, _: str) -> Record | None:
         if self.broken:
@@ -73,9 +75,14 @@ class _DeafTwilio:
     """Answers 200 to every write, and does nothing."""
 
     writes = 0
+    asks_for_a_pause: TwilioThrottled | None = None
 
-    async def fetch_number(self, *_: Any) -> Number:
+    async def find_number(self, *_: Any) -> Number:
+        if self.asks_for_a_pause:
+            raise self.asks_for_a_pause
         return NUMBER
+
+    fetch_number = find_number
 
     async def set_webhook(self, *_: Any) -> Number:
         self.writes += 1
@@ -134,3 +141,20 @@ async def test_a_record_that_cannot_be_opened_is_named_to_who_may_mend_it() -> N
     assert outcome.verdict.reason is Reason.TokenUnreadable
     assert f"its Secret {RECORD.uid} must be restored, or deleted" in outcome.verdict.message
     assert twilio.writes == 0
+
+
+@pytest.mark.parametrize(
+    ("deleted", "at_most"),
+    [
+        pytest.param(None, None, id="a channel that is wanted waits as long as that"),
+        pytest.param(1, 119, id="a deletion waits no longer than for its end"),
+        pytest.param(121, None, id="and is not in a hurry any more once it is over"),
+    ],
+)
+async def test_the_pause_that_twilio_asks_for_is_kept(deleted: int | None, at_most: float | None) -> None:
+    twilio = _DeafTwilio()
+    twilio.asks_for_a_pause = TwilioThrottled("Twilio answers HTTP 429.", 300)
+    since = None if deleted is None else NOW - timedelta(seconds=deleted)
+    outcome = await reconciler(_Kube(), twilio).reconcile(KEY, channel(deleted_at=since))
+    assert (outcome.again, outcome.at_least, outcome.at_most) == (None, 300, at_most)
+    assert outcome.unreachable, "the account's other channels need no worker for it"
