@@ -256,10 +256,16 @@ def _refusal(
     if entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
         return Verdict(Reason.WebhookForeign, message, number.sid, effective="ForeignUrl")
-    if foreign and entry and seen.was_configured and want.drift_policy is DriftPolicy.REPORT:
+    drifted = foreign and entry and (seen.was_configured or _changed_since(entry, number.webhook, template))
+    if drifted and want.drift_policy is DriftPolicy.REPORT:
         message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
         return Verdict(Reason.WebhookDrifted, message, number.sid, effective=_mismatch(number.webhook, want.webhook))
     return None
+
+
+def _changed_since(entry: Entry, webhook: Webhook, template: WebhookTemplate) -> bool:
+    """Whether it is neither what was found there nor what we wrote, whatever the status forgot meanwhile."""
+    return webhook != entry.previous and not entry.points_at_us(webhook) and not template.made(webhook.url)
 
 
 def _mismatch(found: Webhook, wanted: Webhook) -> str:

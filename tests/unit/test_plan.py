@@ -218,6 +218,28 @@ CHANGED = (
         "UrlMismatch",
     ),
     Row(
+        "a foreign webhook is only reported also when the template changes, or the number was away for a while",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(ELSEWHERE)),
+        (SaveRecord(owing(wrote=(FORMER.url, OURS.url))),),
+        Reason.WebhookDrifted,
+        "UrlMismatch",
+    ),
+    Row(
+        "driftPolicy Report does not keep a channel from moving over to a changed template",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(FORMER)),
+        (SaveRecord(owing(wrote=(FORMER.url, OURS.url))), SET_IT),
+        Reason.Configured,
+    ),
+    Row(
+        "nor from taking a number over that another of our instances had",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, record=owing(previous=None), number=at(ANOTHER_INSTANCE)),
+        (SET_IT,),
+        Reason.Configured,
+    ),
+    Row(
         "driftPolicy Report does not keep a channel from its first configuration",
         replace(WANT, drift_policy=DriftPolicy.REPORT),
         replace(SET, number=NUMBER),
