@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from smschannel.controller import Controller
-from smschannel.errors import ChannelError, KubernetesUnavailable
+from smschannel.errors import ChannelError, Retryable
 from smschannel.health import log_to_stderr, serve
 from smschannel.kube_api import KindMissing, KubeApi, KubernetesRefused
 from smschannel.kube_port import KubePort
@@ -80,7 +80,7 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
 
     Where the CRD does not come, it was deleted: what the records say is then given back.
     """
-    transient = retry_if_exception_type((KubernetesUnavailable, KubernetesRefused))
+    transient = retry_if_exception_type((Retryable, KubernetesRefused))
     give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_say_why):
         with attempt:

@@ -8,11 +8,16 @@ from typing import Any, cast
 
 import pytest
 
+from smschannel.__main__ import _load
 from smschannel.controller import Controller
+from smschannel.errors import Conflict
 from smschannel.kube_api import KindMissing
 from smschannel.kube_port import KubePort
 from smschannel.ledger import Claims, Record, WebhookTemplate
 from smschannel.reconcile import Key, Outcome, Reconciler
+from smschannel.sealing import Keyring, SealingKey
+from smschannel.settings import Settings
+from smschannel.twilio_port import TwilioPort
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 CHANNEL: dict[str, Any] = {
@@ -84,3 +89,32 @@ async def test_a_deleted_crd_counts_at_the_second_resync_also_where_no_watch_tol
     assert key == Key("sms-channels", INSTANCE, "uid-1"), "what its record says is given back"
     running.cancel()
     await asyncio.wait({running})
+
+
+class _Expiring:
+    """A list that expires once between two of its pages: a database that was compacted meanwhile answers 410."""
+
+    lists = 0
+
+    async def open_keyring(self) -> Keyring:
+        return Keyring([SealingKey.generate()])
+
+    async def publish_settings(self, _: object) -> None:
+        pass
+
+    async def records(self) -> AsyncIterator[Record]:
+        return
+        yield
+
+    async def channels(self, _: str) -> AsyncIterator[dict[str, Any]]:
+        self.lists += 1
+        yield CHANNEL
+        if self.lists == 1:
+            raise Conflict("The provided continue parameter is too old")
+
+
+async def test_a_list_that_expires_at_the_start_is_begun_anew() -> None:
+    kube = _Expiring()
+    settings = Settings(webhook_url_template="https://sms.example.com/{instance_id}")
+    await _load(settings, cast(KubePort, kube), cast(TwilioPort, None))
+    assert kube.lists == 2
