@@ -48,18 +48,27 @@ async def test_a_body_from_before_our_own_status_is_outdated() -> None:
     assert not kube.is_outdated(body("99", uid="uid-2")), "another channel of the same name"
 
 
+async def test_a_status_is_its_own_channels_and_no_successors() -> None:
+    """The API server refuses a patch that names another uid than the object of that name has."""
+    api = _Writes(None)
+    await KubePort(cast(KubeApi, api), "sms-operator").write_status(SmsChannel.model_validate(body("99")), {"a": 1})
+    assert api.bodies == [{"metadata": {"uid": "uid-1"}, "status": {"a": 1}}]
+
+
 class _Writes:
-    """Notes the paths; answers Events with an error."""
+    """Notes what is written, and where; answers Events with an error."""
 
     def __init__(self, error: ChannelError | None) -> None:
         self.error = error
         self.paths: list[str] = []
+        self.bodies: list[object] = []
 
-    async def request(self, method: str, path: str, *_: object, **__: object) -> dict[str, Any]:
+    async def request(self, method: str, path: str, content: object = None, **_: object) -> dict[str, Any]:
         self.paths.append(path)
+        self.bodies.append(content)
         if self.error and path.endswith("/events"):
             raise self.error
-        return {}
+        return {"metadata": {"resourceVersion": "100"}}
 
 
 @pytest.mark.parametrize(
