@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 
-from smschannel.errors import TwilioThrottled, Unreadable
-from smschannel.ledger import Claims, Entry, Login, Record, Webhook, WebhookTemplate
-from smschannel.plan import Number
+from smschannel.errors import ChannelError, Refused, TwilioThrottled, Unreadable
+from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.plan import Number, Routing
 from smschannel.reasons import Reason
 from smschannel.reconcile import Accounts, Intervals, Key, Kube, Reconciler, Twilio
 from smschannel.resource import CREDENTIALS_LABEL, FINALIZER, SmsChannel
@@ -48,6 +49,9 @@ class _Kube:
         self.record: Record | None = RECORD
         self.let_go = False
         self.broken: Unreadable | None = None
+        self.meanwhile: Callable[[], object] = lambda: None
+        self.statuses: list[dict[str, Any]] = []
+        self.told: list[str] = []
 
     async def secret(self, _: str, name: str) -> dict[str, Any]:
         meta = {"name": name, "resourceVersion": "1", "labels": {CREDENTIALS_LABEL: "true"}}
@@ -64,23 +68,29 @@ class _Kube:
     async def remove_finalizer(self, _: SmsChannel) -> None:
         self.let_go = True
 
-    async def write_status(self, *_: Any) -> None:
-        pass
+    async def add_finalizer(self, _: SmsChannel) -> None:
+        self.meanwhile()
 
-    async def post_event(self, *_: Any, **__: Any) -> None:
-        pass
+    async def write_status(self, _: SmsChannel, status: dict[str, Any]) -> None:
+        self.statuses.append(status)
+
+    async def post_event(self, *_: Any, reason: str, **__: Any) -> None:
+        self.told.append(reason)
 
 
 class _DeafTwilio:
     """Answers 200 to every write, and does nothing."""
 
     writes = 0
-    asks_for_a_pause: TwilioThrottled | None = None
+    answer: ChannelError | Number = NUMBER
+
+    def forget_refusal(self, *_: Any) -> None:
+        pass
 
     async def find_number(self, *_: Any) -> Number:
-        if self.asks_for_a_pause:
-            raise self.asks_for_a_pause
-        return NUMBER
+        if isinstance(self.answer, ChannelError):
+            raise self.answer
+        return self.answer
 
     fetch_number = find_number
 
@@ -89,7 +99,14 @@ class _DeafTwilio:
         return NUMBER
 
 
-def channel(deleted_at: datetime | None = None) -> SmsChannel:
+class _Accounts:
+    async def routing(self, *_: Any, **__: Any) -> Routing:
+        return Routing()
+
+
+def channel(
+    deleted_at: datetime | None = None, *, finalizers: tuple[str, ...] = (FINALIZER,), status: Any = None
+) -> SmsChannel:
     return SmsChannel.model_validate(
         {
             "metadata": {
@@ -98,25 +115,26 @@ def channel(deleted_at: datetime | None = None) -> SmsChannel:
                 "uid": RECORD.uid,
                 "creationTimestamp": NOW,
                 "deletionTimestamp": deleted_at,
-                "finalizers": [FINALIZER],
+                "finalizers": finalizers,
             },
             "spec": {
                 "accountSid": ACCOUNT,
                 "phoneNumber": NUMBER.phone_number,
                 "credentials": {"secretKeyRef": {"name": "twilio", "key": "auth_token"}},
             },
+            "status": status,
         }
     )
 
 
-def reconciler(kube: _Kube, twilio: _DeafTwilio) -> Reconciler:
+def reconciler(kube: _Kube, twilio: _DeafTwilio, claims: Claims[Key] | None = None) -> Reconciler:
     return Reconciler(
         cast(Kube, kube),
         cast(Twilio, twilio),
-        cast(Accounts, None),
+        cast(Accounts, _Accounts()),
         keyring=Keyring([SealingKey.generate()]),
         template=TEMPLATE,
-        claims=Claims(),
+        claims=Claims() if claims is None else claims,
         intervals=Intervals(drift=600, slow=1800, deletion_grace=120, release_deadline=3600),
         clock=lambda: NOW,
     )
@@ -153,8 +171,30 @@ async def test_a_record_that_cannot_be_opened_is_named_to_who_may_mend_it() -> N
 )
 async def test_the_pause_that_twilio_asks_for_is_kept(deleted: int | None, at_most: float | None) -> None:
     twilio = _DeafTwilio()
-    twilio.asks_for_a_pause = TwilioThrottled("Twilio answers HTTP 429.", 300)
+    twilio.answer = TwilioThrottled("Twilio answers HTTP 429.", 300)
     since = None if deleted is None else NOW - timedelta(seconds=deleted)
     outcome = await reconciler(_Kube(), twilio).reconcile(KEY, channel(deleted_at=since))
     assert (outcome.again, outcome.at_least, outcome.at_most) == (None, 300, at_most)
     assert outcome.unreachable, "the account's other channels need no worker for it"
+
+
+async def test_what_did_not_change_is_neither_written_nor_told_again() -> None:
+    kube, twilio = _Kube(), _DeafTwilio()
+    kube.record, twilio.answer = None, Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
+    turns = reconciler(kube, twilio)
+    await turns.reconcile(KEY, channel(), fresh=True)
+    [status] = kube.statuses
+    await turns.reconcile(KEY, channel(status=status), fresh=True)
+    assert (kube.statuses, kube.told) == ([status], ["AuthenticationFailed"])
+
+
+async def test_an_elder_that_comes_between_reserving_and_keeping_gets_the_number() -> None:
+    """Both have seen it; whoever is about to write must ask once more."""
+    kube, twilio, claims = _Kube(), _DeafTwilio(), Claims[Key]()
+    kube.record = None
+    elder = Age(NOW - timedelta(days=1), "uid-0")
+    kube.meanwhile = lambda: claims.reserve(NUMBER.sid, elder, elder.uid, Key("sms-channels", "elder"))
+    outcome = await reconciler(kube, twilio, claims).reconcile(KEY, channel(finalizers=()))
+    assert outcome.verdict.reason is Reason.NumberInUse
+    assert (kube.record, twilio.writes) == (None, 0)
+    assert claims.holds(elder.uid)
