@@ -358,9 +358,13 @@ class Controller:
         known = self._known.get(key)
         if outcome.stored and not key.uid and (known is None or known.uid != uid):
             self._queue.add(Key(key.namespace, key.name, uid))  # it was deleted by force during its turn
-        if known and known.uid == uid and known.reason is not outcome.verdict.reason:
-            self._count(known, outcome.verdict.reason)
-            log.info("channel", channel=key.name, reason=outcome.verdict.reason.name, message=outcome.verdict.message)
+        ready, message = outcome.kept or outcome.verdict.reason, outcome.verdict.message
+        if outcome.kept:
+            log.warning("the channel is left as it works", channel=key.name, error=message)
+        elif known and known.uid == uid and known.reason is not ready:
+            log.info("channel", channel=key.name, reason=ready.name, message=message)
+        if known and known.uid == uid:
+            self._count(known, ready)
         if outcome.gone:
             self._queue.drop(key)
         elif outcome.again is None:

@@ -216,16 +216,19 @@ class Claims(Generic[Waiter]):
                 del self._waiting[thing]
 
     def in_circle(self, uid: str) -> bool:
-        """Whether `uid` waits for a number whose holder waits for one of `uid`'s, perhaps by way of others."""
-        met, ahead = {uid}, [uid]
-        while ahead:
-            holds = self._holds.get(self._awaited.get(ahead.pop(), ""), {})
-            holders = {each for each, hold in holds.items() if hold.owner == each and hold.reserved is None}
-            if uid in holders:
-                return True
-            ahead += holders - met
-            met |= holders
-        return False
+        """Whether `uid` waits for a number whose holder waits for one of `uid`'s, perhaps by way of others; and whether
+        each of them would get the number that it waits for, which an elder outside the circle would else.
+        """
+        path = [uid]
+        while (holder := self._keeper(self._awaited.get(path[-1], ""))) != uid:
+            if holder is None or holder in path:
+                return False
+            path.append(holder)
+        return all(min(self._waiting[self._awaited[each]].values())[0].uid == each for each in path)
+
+    def _keeper(self, number: str) -> str | None:
+        holds = self._holds.get(number, {})
+        return next((uid for uid, hold in holds.items() if hold.owner == uid and hold.reserved is None), None)
 
     def leave(self, uid: str) -> None:
         """`uid` waits for nothing any more, and passes on what it was called for."""

@@ -109,7 +109,8 @@ class Outcome:
     `at_most`.
 
     `gone` says that nothing is left to look after; `record` is what is remembered now, if `stored`; `owed` counts the
-    numbers that could not be given back yet; `unreachable` says that Twilio did not do its part.
+    numbers that could not be given back yet; `unreachable` says that Twilio did not do its part; `kept` is the reason
+    that Ready goes on to carry, where that is not the verdict's.
     """
 
     verdict: Verdict
@@ -121,6 +122,7 @@ class Outcome:
     gone: bool = False
     owed: int = 0
     unreachable: bool = False
+    kept: Reason | None = None
 
 
 _ROUNDS = 5
@@ -446,7 +448,12 @@ class Reconciler:
             if kept is not None:
                 await self._write_status(turn.channel, kept)
                 return Outcome(
-                    verdict, turn.seen.record, turn.seen.stored, at_least=error.retry_after, unreachable=True
+                    verdict,
+                    turn.seen.record,
+                    turn.seen.stored,
+                    at_least=error.retry_after,
+                    unreachable=True,
+                    kept=reason_of(kept),
                 )
         return replace(await self._report(turn, verdict), again=None, at_least=error.retry_after, unreachable=True)
 

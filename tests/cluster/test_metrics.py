@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
-from deploy.local.stack import Stack
+import pytest
+
+from deploy.local.stack import Options, Stack
 from tests.cluster.steps import check_now, metric, name_of, told, wait_reason, wait_record_gone
+from tests.conftest import running
+
+SETTINGS = {"SMSCHANNEL_DELETION_GRACE_SECONDS": "2", "SMSCHANNEL_RETRY_CEILING_SECONDS": "1"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of this module's own: nobody else moves its figures."""
+    with running(tmp_path_factory.mktemp("metrics"), Options(operator_settings=SETTINGS)) as started:
+        yield started
 
 
 def test_a_channels_life_is_counted(stack: Stack, account: dict[str, Any]) -> None:

@@ -316,6 +316,20 @@ def test_those_who_want_each_others_numbers_are_in_a_circle(claims: Claims[str])
     assert not any(map(claims.in_circle, "abc")), "b wants its own number again"
 
 
+def test_a_circle_does_not_open_for_somebody_elder_outside(claims: Claims[str]) -> None:
+    """They would take the number that one of the circle has given up its own for."""
+    for uid, number in (("a", "PN1"), ("b", "PN2")):
+        claims.hold_only(uid, kept(uid, number))
+    assert not reserve(claims, "PN2", "a", day=2)
+    assert not reserve(claims, "PN1", "b", day=2)
+    assert not reserve(claims, "PN1", "younger", day=3)
+    assert claims.in_circle("a")
+    assert not reserve(claims, "PN1", "elder", day=1)
+    assert not any(map(claims.in_circle, ("a", "b", "elder")))
+    claims.leave("elder")
+    assert claims.in_circle("b")
+
+
 def test_who_waits_for_an_instance_is_in_no_circle(claims: Claims[str]) -> None:
     """Letting go of a number would not do: the instance would go to another namespace with it."""
     for uid, number in (("a", "PN1"), ("b", "PN2")):

@@ -188,6 +188,17 @@ async def test_what_did_not_change_is_neither_written_nor_told_again() -> None:
     assert (kube.statuses, kube.told) == ([status], ["AuthenticationFailed"])
 
 
+async def test_during_an_outage_ready_goes_on_to_say_what_works() -> None:
+    kube, twilio = _Kube(), _DeafTwilio()
+    turns = reconciler(kube, twilio)
+    assert (await turns.reconcile(KEY, channel(), fresh=True)).kept is None
+    [status] = kube.statuses
+    twilio.answer = TwilioThrottled("Twilio answers HTTP 429.", 300)
+    outcome = await turns.reconcile(KEY, channel(status=status), fresh=True)
+    assert (outcome.verdict.reason, outcome.kept) == (Reason.TwilioUnavailable, Reason.Configured)
+    assert kube.statuses == [status]
+
+
 async def test_an_elder_that_comes_between_reserving_and_keeping_gets_the_number() -> None:
     """Both have seen it; whoever is about to write must ask once more."""
     kube, twilio, claims = _Kube(), _DeafTwilio(), Claims[Key]()
