@@ -69,8 +69,9 @@ Debt = Number | ChannelError | None
 class Observed:
     """What was found. `number` is a `Refused` where Twilio, the credentials or another channel stand in the way.
 
-    `corrections` counts the checks in a row that found our webhook overwritten. `grace_over` says that a deletion
-    need not wait any longer, `deadline_over` that what is owed has been owed for too long.
+    `was_configured` says that by the status this number pointed at this URL, `was_named` only that the status is about
+    this number. `corrections` counts the checks in a row that found our webhook overwritten. `grace_over` says that a
+    deletion need not wait any longer, `deadline_over` that what is owed has been owed for too long.
     """
 
     record: Record
@@ -82,6 +83,7 @@ class Observed:
     rejected: Refused | None = None
     routing: Routing = Routing()
     was_configured: bool = False
+    was_named: bool = False
     corrections: int = 0
     debts: Mapping[str, Debt] = field(default_factory=dict)
     grace_over: bool = False
@@ -230,19 +232,17 @@ def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: da
     if refusal and entry is None:
         return Plan(_remember_policy(want, seen), replace(refusal, rejected=rejected))
 
-    changes: list[Change] = []
+    changes: list[Change] = []  # also where a number of ours is left as it is: a newer token may be what gives it back
     record = _claimed(want, seen, number, entry, seen.login, template, now)
-    if refusal:  # the number stays ours all the same, and a newer token may be the only one that gives it back
-        return Plan((SaveRecord(record),) if record != seen.record else (), replace(refusal, rejected=rejected))
     if not seen.finalizer:
         changes.append(AddFinalizer())
     if record != seen.record:
         changes.append(SaveRecord(record))
-    if not points_at_us:
+    if not refusal and not points_at_us:
         changes.append(SetWebhook(seen.login, want.account_sid, number.sid, want.webhook))
     if not changes:
         changes += _pay(seen, record, want.deletion_policy)
-    return Plan(tuple(changes), replace(_configured(number, seen), rejected=rejected))
+    return Plan(tuple(changes), replace(refusal or _configured(number, seen), rejected=rejected))
 
 
 def _refusal(
@@ -256,7 +256,8 @@ def _refusal(
     if entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
         return Verdict(Reason.WebhookForeign, message, number.sid, effective="ForeignUrl")
-    drifted = foreign and entry and (seen.was_configured or _changed_since(entry, number.webhook, template))
+    forgotten = seen.was_named and entry and _changed_since(entry, number.webhook, template)
+    drifted = foreign and entry and (seen.was_configured or forgotten)
     if drifted and want.drift_policy is DriftPolicy.REPORT:
         message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
         return Verdict(Reason.WebhookDrifted, message, number.sid, effective=_mismatch(number.webhook, want.webhook))
@@ -264,7 +265,7 @@ def _refusal(
 
 
 def _changed_since(entry: Entry, webhook: Webhook, template: WebhookTemplate) -> bool:
-    """Whether it is neither what was found there nor what we wrote, whatever the status forgot meanwhile."""
+    """Whether it is neither what was found there nor any of ours: the status knows only of today's URL."""
     return webhook != entry.previous and not entry.points_at_us(webhook) and not template.made(webhook.url)
 
 

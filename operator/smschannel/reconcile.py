@@ -254,6 +254,7 @@ class Reconciler:
             rejected=rejected,
             routing=await self._accounts.routing(login, want.account_sid, number.sid, max_age=max_age),
             was_configured=was_configured,
+            was_named=channel.status.get("phoneNumberSid") == number.sid,
             corrections=self._corrected(channel, was_configured and number.webhook != want.webhook),
             debts=await self._debts(others, want.deletion_policy),
         )

@@ -60,7 +60,8 @@ class Channel:
     drift: str
     suspend: bool = False
     gone: bool = False
-    configured: str = ""  # the SID of the number that its status says was configured
+    named: str = ""  # the number that its status is about
+    configured: str = ""  # the same, where the status knows what it pointed at
 
     @property
     def ours(self) -> Webhook:
@@ -334,7 +335,10 @@ class Model(RuleBasedStateMachine):
         return ("", "POST") if channel.deletion == "Clear" else claim.previous or webhook
 
     def _drifted(self, channel: Channel) -> bool:
-        return channel.configured == channel.number and self.known.webhooks[channel.number] != channel.ours
+        claim, webhook = self.known.claims[channel.number], self.known.webhooks[channel.number]
+        if channel.configured == channel.number:
+            return webhook != channel.ours
+        return channel.named == channel.number and webhook != claim.previous and _as_previous(webhook) is not None
 
     def _check_on_the_way(self) -> None:
         """The operator is dead: whatever it had begun, the ledger knows of it."""
@@ -376,7 +380,8 @@ class Model(RuleBasedStateMachine):
             kinds = {each["type"]: each for each in status.get("conditions", ())}
             effective = kinds.get("WebhookEffective", {"status": "Unknown", "reason": "NotChecked"})
             known = effective["status"] == "True" or effective["reason"] in {"NotSet", "UrlMismatch", "MethodMismatch"}
-            channel.configured = sids.get(status.get("phoneNumberSid", ""), "") if known else ""
+            channel.named = sids.get(status.get("phoneNumberSid", ""), "")
+            channel.configured = channel.named if known else ""
 
     def _numbers(self) -> list[str]:
         return [number for account in self.accounts for number in account.numbers]

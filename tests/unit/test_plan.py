@@ -191,7 +191,7 @@ CHANGED = (
     Row(
         "a changed template keeps the previous webhook and every URL that we wrote",
         WANT,
-        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(FORMER)),
+        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(FORMER), was_named=True),
         (SaveRecord(owing(wrote=(FORMER.url, OURS.url))), SET_IT),
         Reason.Configured,
     ),
@@ -220,7 +220,7 @@ CHANGED = (
     Row(
         "a foreign webhook is only reported also when the template changes, or the number was away for a while",
         replace(WANT, drift_policy=DriftPolicy.REPORT),
-        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(ELSEWHERE)),
+        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(ELSEWHERE), was_named=True),
         (SaveRecord(owing(wrote=(FORMER.url, OURS.url))),),
         Reason.WebhookDrifted,
         "UrlMismatch",
@@ -228,14 +228,21 @@ CHANGED = (
     Row(
         "driftPolicy Report does not keep a channel from moving over to a changed template",
         replace(WANT, drift_policy=DriftPolicy.REPORT),
-        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(FORMER)),
+        replace(SET, record=owing(wrote=(FORMER.url,)), number=at(FORMER), was_named=True),
         (SaveRecord(owing(wrote=(FORMER.url, OURS.url))), SET_IT),
         Reason.Configured,
     ),
     Row(
         "nor from taking a number over that another of our instances had",
         replace(WANT, drift_policy=DriftPolicy.REPORT),
-        replace(SET, record=owing(previous=None), number=at(ANOTHER_INSTANCE)),
+        replace(SET, record=owing(previous=None), number=at(ANOTHER_INSTANCE), was_named=True),
+        (SET_IT,),
+        Reason.Configured,
+    ),
+    Row(
+        "nor does what was changed between the record and the first configuration, which a crash came between",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, number=at(ELSEWHERE)),
         (SET_IT,),
         Reason.Configured,
     ),
@@ -490,6 +497,14 @@ NUMBER_CHANGED = (
         ),
         (SaveRecord(MOVED),),
         Reason.Configured,
+    ),
+    Row(
+        "the old number is given back also where the new one, which did work, was changed by somebody since",
+        replace(WANT, drift_policy=DriftPolicy.REPORT),
+        replace(SET, record=MOVED, number=at(ELSEWHERE), was_configured=True, debts={"PN0": at(OURS, "PN0")}),
+        (GiveBack(OLD_ENTRY, BEFORE),),
+        Reason.WebhookDrifted,
+        "UrlMismatch",
     ),
 )
 
@@ -860,6 +875,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
         rejected=draw(st.none() | st.just(DENIED)) if wanted else None,
         routing=draw(st.sampled_from((Routing(), Routing(service_sid="MG1"), Routing(unknown="Why.")))),
         was_configured=draw(st.booleans()),
+        was_named=draw(st.booleans()),
         corrections=draw(st.sampled_from((0, 2, 3))),
         debts=debts,
         grace_over=draw(st.booleans()),
