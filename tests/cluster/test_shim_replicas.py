@@ -105,12 +105,12 @@ def test_while_the_api_server_hangs_the_answer_is_503_and_nothing_is_half_done(
     control_plane = psutil.Process(stack.pids()["controlplane"])
     control_plane.suspend()
     try:
+        wait_until(lambda: impatient.get("/readyz")[0] == 503)  # threads that are at work stop a moment later
         for method, body in (("GET", None), ("POST", setup(stack, number)), ("DELETE", None)):
             start = time.monotonic()
             status, answer = impatient.rest(method, instance, body)
             assert (status, answer["detail"]) == (503, "Kubernetes takes too long. Try again.")
             assert time.monotonic() - start < 3
-        wait_until(lambda: impatient.get("/readyz")[0] == 503)
         assert impatient.get("/healthz")[0] == 200
     finally:
         control_plane.resume()
