@@ -23,7 +23,7 @@ Object = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 _PAGE = 500
-_CONNECTIONS = 64  # with one for each of 256 callers, the API server took a fifth fewer writes per second
+_CONNECTIONS = 64  # what more callers ask for waits here, and not in the API server
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
