@@ -354,24 +354,21 @@ def _release(seen: Observed, now: datetime) -> Plan:
     changes = _pay(seen, seen.record, seen.record.deletion_policy)
     if changes:
         return Plan(tuple(changes), Verdict(Reason.Releasing, "The number is being given back."))
+    let_go = (RemoveFinalizer(),) if seen.finalizer else ()
     trouble = next((debt for debt in seen.debts.values() if isinstance(debt, ChannelError)), None)
     if trouble is None:
-        gone: list[Change] = [DropRecord(_left(seen))] if seen.stored else []
-        if seen.finalizer:
-            gone.append(RemoveFinalizer())
-        return Plan(tuple(gone), Verdict(Reason.Releasing, "The number is given back."))
+        settled = (DropRecord(_left(seen)),) if seen.stored else ()
+        return Plan((*settled, *let_go), Verdict(Reason.Releasing, "The number is given back."))
     message = f"The number is not given back yet: {trouble}"
-    letting_go: list[Change] = []
     if seen.deadline_over:
-        gone = [RemoveFinalizer()] if seen.finalizer else []
-        return Plan((WriteOff(seen.record, str(trouble)), *gone), Verdict(Reason.ReleaseFailed, message))
-    if seen.grace_over:
-        if seen.record.entries and seen.record.owed_since is None:  # with the policy that the channel has now
-            letting_go.append(SaveRecord(seen.record.model_copy(update={"owed_since": now})))
-        if seen.finalizer:
-            letting_go.append(RemoveFinalizer())
+        return Plan((WriteOff(seen.record, str(trouble)), *let_go), Verdict(Reason.ReleaseFailed, message))
     reason = Reason.ReleaseFailed if isinstance(trouble, Refused | Unreadable) else Reason.Releasing
-    return Plan(tuple(letting_go), Verdict(reason, message))
+    if not seen.grace_over:
+        return Plan((), Verdict(reason, message))
+    owed: tuple[Change, ...] = ()
+    if seen.record.entries and seen.record.owed_since is None:  # with the policy that the channel has now
+        owed = (SaveRecord(seen.record.model_copy(update={"owed_since": now})),)
+    return Plan((*owed, *let_go), Verdict(reason, message))
 
 
 def _left(seen: Observed) -> tuple[str, ...]:

@@ -244,7 +244,8 @@ class Reconciler:
             turn.seen = replace(seen, number=refused, debts=await self._debts(held, want.deletion_policy))
             return
         others = [entry for entry in seen.record.entries if entry.number_sid != number.sid]
-        was_configured = _was_configured(channel, want, number)
+        was_named = channel.status.get("phoneNumberSid") == number.sid
+        was_configured = was_named and _was_configured(channel.status, want)
         max_age = 0.0 if turn.fresh else None
         turn.seen = replace(
             seen,
@@ -254,7 +255,7 @@ class Reconciler:
             rejected=rejected,
             routing=await self._accounts.routing(login, want.account_sid, number.sid, max_age=max_age),
             was_configured=was_configured,
-            was_named=channel.status.get("phoneNumberSid") == number.sid,
+            was_named=was_named,
             corrections=self._corrected(channel, was_configured and number.webhook != want.webhook),
             debts=await self._debts(others, want.deletion_policy),
         )
@@ -558,14 +559,12 @@ def secret_source(name: str, resource_version: str) -> str:
     return f"secret/{name}@{resource_version}"
 
 
-def _was_configured(channel: SmsChannel, want: Desired, number: Number) -> bool:
-    """Whether this number was pointed at this URL before, so that another one now is drift."""
-    status = channel.status
+def _was_configured(status: Mapping[str, Any], want: Desired) -> bool:
+    """Whether the number that the status names was pointed at this URL, so that another one now is drift."""
     effective = condition(status, "WebhookEffective")  # unlike Ready it outlives what has nothing to do with it
     return (
         effective is not None
         and (effective["status"] == "True" or effective["reason"] in _MISMATCHES)
-        and status.get("phoneNumberSid") == number.sid
         and status.get("webhookUrl") == want.webhook.url
     )
 
