@@ -13,6 +13,7 @@ from kubernetes import client, watch
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
+from smschannel.kube_api import MERGE_PATCH
 from tests.conftest import check_status
 
 
@@ -51,14 +52,18 @@ def api_token_secret(
     stack.apply(secret)
 
 
+def patch(stack: Stack, name: str, body: Any) -> None:
+    stack.channels.patch(name=name, namespace=CHANNELS, body=body, content_type=MERGE_PATCH)
+
+
+def take_finalizers_off(stack: Stack, name: str) -> None:
+    """By force, as somebody who is tired of waiting does."""
+    patch(stack, name, {"metadata": {"finalizers": None}})
+
+
 def check_now(stack: Stack, manifest: Any) -> None:
     annotations = {"channels.hydracore.io/check-now": uuid.uuid4().hex}
-    stack.channels.patch(
-        name=name_of(manifest),
-        namespace=CHANNELS,
-        body={"metadata": {"annotations": annotations}},
-        content_type="application/merge-patch+json",
-    )
+    patch(stack, name_of(manifest), {"metadata": {"annotations": annotations}})
 
 
 def wait_event(stack: Stack, name: str, reason: str) -> Any:

@@ -15,6 +15,7 @@ from tests.cluster.steps import (
     before,
     check_now,
     name_of,
+    take_finalizers_off,
     wait_event,
     wait_reason,
     wait_record_gone,
@@ -92,12 +93,7 @@ def test_drift_is_corrected_at_the_next_check(stack: Stack, number: str) -> None
 
 def look_by_pages(stack: Stack, manifest: Any) -> None:
     """A turn that nobody asked to look anew, as a drift check is: a finalizer that is taken off calls for one."""
-    stack.channels.patch(
-        name=name_of(manifest),
-        namespace=CHANNELS,
-        body={"metadata": {"finalizers": None}},
-        content_type="application/merge-patch+json",
-    )
+    take_finalizers_off(stack, name_of(manifest))
 
 
 def test_to_check_now_is_not_forgotten_over_an_outage(stack: Stack, account: dict[str, Any]) -> None:
@@ -359,10 +355,7 @@ def test_a_finalizer_taken_off_by_force_does_not_lose_the_number(stack: Stack, n
     channel = wait_reason(stack, name_of(manifest), "Configured")
     stack.stop_process("operator", kill=True)
     stack.delete(name_of(manifest))
-    patch = {"metadata": {"finalizers": None}}
-    stack.channels.patch(
-        name=name_of(manifest), namespace=CHANNELS, body=patch, content_type="application/merge-patch+json"
-    )
+    take_finalizers_off(stack, name_of(manifest))
     stack.wait_gone(name_of(manifest))
     stack.start_operator()
     wait_record_gone(stack, channel["metadata"]["uid"])

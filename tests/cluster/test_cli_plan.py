@@ -18,11 +18,10 @@ from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack, ready_reason
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
-from tests.cluster.steps import before, name_of
+from tests.cluster.steps import before, name_of, patch, take_finalizers_off
 from tests.manifests import INSTANCE, PHONE_NUMBER
 
 Numbers = Callable[[int], list[str]]
-MERGE_PATCH = "application/merge-patch+json"
 
 
 @pytest.fixture(autouse=True)
@@ -152,15 +151,14 @@ def test_a_channel_whose_deletion_waits_for_twilio_says_why(stack: Stack) -> Non
     manifest = stack.manifest(account["phone_numbers"][0], account=account)
     applied(stack, manifest)
     held = {"metadata": {"finalizers": [FINALIZER, "example.com/hold"]}}
-    stack.channels.patch(name=name_of(manifest), namespace=CHANNELS, body=held, content_type=MERGE_PATCH)
+    patch(stack, name_of(manifest), held)
     stack.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "suspended"})
     stack.delete(name_of(manifest))
     text = shown(plan(name_of(manifest)), 1)
     assert f"{account['phone_numbers'][0]} (PN" in text
     assert "cannot be given back: The Twilio account is suspended or closed" in text
     assert "ReleaseFailed. The number is not given back yet" in text
-    released = {"metadata": {"finalizers": None}}
-    stack.channels.patch(name=name_of(manifest), namespace=CHANNELS, body=released, content_type=MERGE_PATCH)
+    take_finalizers_off(stack, name_of(manifest))
     stack.wait_gone(name_of(manifest))
     text = shown(plan(name_of(manifest)), 1)
     assert "cannot be given back" in text, "the operator's record outlives the channel, and is told of too"

@@ -26,11 +26,10 @@ from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
 from smschannel import cli_release
 from smschannel.cli import cli
 from smschannel.resource import FINALIZER
-from tests.cluster.steps import name_of
+from tests.cluster.steps import name_of, patch, take_finalizers_off
 from tests.cluster.test_cli_plan import section
 from tests.conftest import take_number
 
-MERGE_PATCH = "application/merge-patch+json"
 PROGRAM = Path(sys.executable).with_name("kubectl-sms")
 
 Configured = Callable[..., list[Any]]
@@ -121,10 +120,6 @@ def ours(stack: Stack, manifest: Any) -> str:
 
 def finalizers(stack: Stack, manifest: Any) -> list[str]:
     return list(stack.channels.get(name=name_of(manifest), namespace=CHANNELS).metadata.finalizers or ())
-
-
-def patch(stack: Stack, manifest: Any, body: Any) -> None:
-    stack.channels.patch(name=name_of(manifest), namespace=CHANNELS, body=body, content_type=MERGE_PATCH)
 
 
 def delete_crd(stack: Stack) -> None:
@@ -261,7 +256,7 @@ def test_nothing_is_written_off_for_being_owed_long(
 ) -> None:
     """The operator gives up what is owed for too long; who runs the command decides that for themselves."""
     [manifest] = configured()
-    patch(quiet, manifest, {"metadata": {"finalizers": None}})
+    take_finalizers_off(quiet, name_of(manifest))
     quiet.delete(name_of(manifest))
     monkeypatch.setenv("SMSCHANNEL_RELEASE_DEADLINE_SECONDS", "0")
     quiet.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
@@ -275,7 +270,7 @@ def test_nothing_is_written_off_for_being_owed_long(
 
 def test_a_policy_edited_after_the_operator_stopped_is_honoured(quiet: Stack, configured: Configured) -> None:
     [manifest] = configured()
-    patch(quiet, manifest, {"spec": {"deletionPolicy": "Retain"}})
+    patch(quiet, name_of(manifest), {"spec": {"deletionPolicy": "Retain"}})
     text = done(release("--all", "--give-back", "--yes"))
     assert "is left as it is: the deletion policy is Retain" in text
     assert url_at(quiet, manifest) == ours(quiet, manifest)
@@ -326,7 +321,7 @@ def test_records_without_channels_are_found_also_without_the_crd(
 ) -> None:
     manifests = configured(2)
     for each in manifests:
-        patch(quiet, each, {"metadata": {"finalizers": None}})
+        take_finalizers_off(quiet, name_of(each))
     delete_crd(quiet)
     assert len(quiet.records()) == 2
     looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])

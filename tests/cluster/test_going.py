@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client, watch
 
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack
-from tests.cluster.steps import before, name_of, wait_reason, wait_record_gone
+from tests.cluster.steps import before, name_of, take_finalizers_off, wait_reason, wait_record_gone
 from tests.conftest import running, take_number
 
 DEMO = "https://demo.twilio.com/welcome/sms/reply"
@@ -181,8 +181,7 @@ def test_a_finalizer_taken_off_by_force_is_noticed_at_once(stack: Stack, number:
     name, uid = configured(stack, number)
     stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
     stack.delete(name)
-    patch = {"metadata": {"finalizers": None}}
-    stack.channels.patch(name=name, namespace=CHANNELS, body=patch, content_type="application/merge-patch+json")
+    take_finalizers_off(stack, name)
     stack.wait_gone(name)
     stack.twin_call("DELETE", "/faults")
     wait_record_gone(stack, uid)
@@ -204,12 +203,7 @@ def test_what_a_crd_left_owing_while_the_operator_was_away_is_paid(stack: Stack,
     stack.stop_process("operator", kill=True)
     with crd_deleted(stack):
         for each in stack.channels.get(namespace=CHANNELS).items:
-            stack.channels.patch(
-                name=each.metadata.name,
-                namespace=CHANNELS,
-                body={"metadata": {"finalizers": None}},
-                content_type="application/merge-patch+json",
-            )
+            take_finalizers_off(stack, each.metadata.name)
     stack.start_operator()
     wait_record_gone(stack, uid)
     assert stack.number(number)["sms_url"] == before(number)

@@ -158,6 +158,13 @@ async def until(client: aiohttp.ClientSession, path: str, expected: int, **optio
             await asyncio.sleep(0.02)
 
 
+async def called(kubernetes: Kubernetes, what: str, times: int) -> None:
+    """Ends when it was called so often, or fails after five seconds."""
+    async with asyncio.timeout(5):
+        while kubernetes.calls[what] < times:  # noqa: ASYNC110  (another process' event)
+            await asyncio.sleep(0.01)
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
@@ -292,9 +299,7 @@ async def test_many_wrong_tokens_at_once_are_slowed_as_well(kubernetes: Kubernet
         kubernetes.delay = 0.3
         asked = [asyncio.create_task(status(bare, "GET", CALL, headers=bearer(f"wrong-{each}"))) for each in range(20)]
         if hang_up:
-            async with asyncio.timeout(5):
-                while kubernetes.calls["POST tokenreviews"] < 5:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await called(kubernetes, "POST tokenreviews", 5)
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
@@ -363,12 +368,10 @@ async def test_a_malformed_key_is_told_once(kubernetes: Kubernetes, monkeypatch:
     kubernetes.keys["data"]["broken"] = "e30="
     with capture_logs() as logs:
         async with shim(kubernetes), asyncio.timeout(5):
-            while kubernetes.calls["GET smschannel-api-keys"] < 4:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            await called(kubernetes, "GET smschannel-api-keys", 4)
             kubernetes.keys["data"]["broken"] = "e30K"
             read = kubernetes.calls["GET smschannel-api-keys"]
-            while kubernetes.calls["GET smschannel-api-keys"] < read + 3:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            await called(kubernetes, "GET smschannel-api-keys", read + 3)
     told = [each["key_id"] for each in logs if each["event"] == "an API key cannot be used"]
     assert told == ["broken", "broken"], "once for each that was written"
 
@@ -380,9 +383,7 @@ async def test_an_answer_of_another_shape_does_not_end_the_following(
     async with shim(kubernetes) as (_, client):
         kubernetes.keys["data"] = ["no mapping"]
         read = kubernetes.calls["GET smschannel-api-keys"]
-        async with asyncio.timeout(5):
-            while kubernetes.calls["GET smschannel-api-keys"] < read + 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await called(kubernetes, "GET smschannel-api-keys", read + 2)
         assert await status(client, "GET", CALL) == 200, "what was read last counts for a while"
         kubernetes.keys["data"] = {}
         await until(client, CALL, 401)
@@ -658,8 +659,7 @@ async def test_who_hangs_up_leaves_the_place_to_another(kubernetes: Kubernetes) 
         waits = {"json": SETUP, "headers": {"Prefer": "wait=30"}}
         first = asyncio.create_task(status(client, "POST", CALL, **waits))
         async with asyncio.timeout(2):
-            while not kubernetes.calls["WATCH smschannels"]:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await called(kubernetes, "WATCH smschannels", 1)
         first.cancel()
         async with asyncio.timeout(5):
             while True:
