@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from api_shim.app import serve
 from api_shim.settings import Settings
 from api_shim.tls import TlsError
-from smschannel.errors import ChannelError
-from smschannel.health import log_to_stderr
-from smschannel.kube_api import KubeApi
-from smschannel.settings import explain, settings_help
+from smschannel.api.environment import explain, settings_help
+from smschannel.api.errors import ChannelError
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.logs import log_to_stderr
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ async def run(settings: Settings) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, lambda: (hurry if stop.is_set() else stop).set())
-    async with await KubeApi.connect() as api, serve(settings, api) as service:
+    async with await KubeClient.connect() as api, serve(settings, api) as service:
         gc.freeze()  # what is there now stays: no need to look at it again and again
         log.info("listening", host=settings.http_host, port=service.port, tls=settings.tls_cert_file is not None)
         await stop.wait()

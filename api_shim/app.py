@@ -20,7 +20,7 @@ from api_shim.schemas import Refusal
 from api_shim.settings import Settings
 from api_shim.tls import ServerTls
 from api_shim.waiting import Waiting
-from smschannel.kube_api import KubeApi
+from smschannel.api.kube_client import KubeClient
 
 _SHUTDOWN_SECONDS = 20
 _PROBE_SECONDS = 3
@@ -40,7 +40,7 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, api: KubeApi) -> AsyncIterator[Service]:
+async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     """Listens until left; then what is under way is answered. Raises `TlsError` and `OSError`."""
     tls = None
     if settings.tls_cert_file and settings.tls_key_file:

@@ -12,34 +12,27 @@ the SmsChannel what they may. Where both headers are sent, both must be right.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
-import hmac
-import json
 import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Any
 
 import structlog
 from cachetools import TTLCache
 from multidict import CIMultiDictProxy
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from api_shim.clients import FailedLogins
 from api_shim.merging import Merged
 from api_shim.schemas import Refusal
-from smschannel.errors import ChannelError, Gone
-from smschannel.kube_api import KubeApi, Object
-from smschannel.resource import GROUP, PLURAL, VERSION
+from smschannel.api.api_keys import ApiKey, Verb, find_key, read_entry
+from smschannel.api.errors import ChannelError, NotFound
+from smschannel.api.kube_client import KubeClient, Object
+from smschannel.api.names import API_KEYS_SECRET
+from smschannel.api.resource import GROUP, PLURAL, VERSION
 
-API_KEYS_SECRET = "smschannel-api-keys"  # noqa: S105  (a name)
-_NO_KEY = "0" * 64
 _REREAD_SECONDS = 30  # a watch that died without a sign is found out by then
 _STALE_SECONDS = 120  # keys that could not be read for so long may have been revoked
 _CACHE_SECONDS = 10
@@ -50,46 +43,8 @@ _CHALLENGE = {"WWW_Authenticate": 'Bearer realm="sms-channels", ApiKey realm="sm
 log = structlog.get_logger()
 
 
-class Verb(StrEnum):
-    GET = "get"
-    POST = "post"
-    DELETE = "delete"
-
-
 _REVIEWS = {"TokenReview": "authentication.k8s.io/v1", "SubjectAccessReview": "authorization.k8s.io/v1"}
 _KUBERNETES_VERBS = {Verb.GET: ("get",), Verb.POST: ("create", "update"), Verb.DELETE: ("delete",)}
-
-
-class ApiKey(BaseModel):
-    """One entry of the Secret: no key, only its hash."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    instances: tuple[Literal["*"] | UUID, ...]
-    verbs: frozenset[Verb]
-    expires: AwareDatetime | None = Field(default=None)
-
-    def may(self, verb: Verb, instance: str) -> bool:
-        return verb in self.verbs and ("*" in self.instances or UUID(instance) in self.instances)
-
-    def expired(self, now: datetime) -> bool:
-        return self.expires is not None and self.expires <= now
-
-
-Entry = ApiKey | str
-"""A key, or why what stands there is none."""
-
-
-def read_entry(encoded: str) -> Entry:
-    """From a Secret's `data`. The reason quotes nothing: somebody may have written the key itself."""
-    try:
-        return ApiKey.model_validate_json(base64.b64decode(encoded, validate=True))
-    except ValidationError as error:
-        mistakes = error.errors(include_input=False)
-        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in mistakes)
-    except binascii.Error:
-        return "not base64"
 
 
 def load_keys(entries: Mapping[str, str]) -> dict[str, ApiKey]:
@@ -104,26 +59,10 @@ def load_keys(entries: Mapping[str, str]) -> dict[str, ApiKey]:
     return keys
 
 
-def encode_key(key: ApiKey) -> str:
-    """As an entry of the Secret's `data`."""
-    entry = key.model_dump(mode="json")
-    return base64.b64encode(json.dumps({**entry, "verbs": sorted(key.verbs)}).encode()).decode()
-
-
-def find_key(keys: Mapping[str, ApiKey], presented: str, now: datetime) -> tuple[str, ApiKey] | None:
-    """The entry that `presented` opens. It takes as long for an unknown id as for a wrong secret."""
-    parts = presented.split("_", 2)
-    key_id = parts[1] if len(parts) == 3 else ""
-    key = keys.get(key_id)
-    digest = hashlib.sha256(presented.encode(errors="surrogateescape")).hexdigest()
-    right = hmac.compare_digest(digest, key.sha256 if key else _NO_KEY)
-    return (key_id, key) if key and right and not key.expired(now) else None
-
-
 class ApiKeys:
     """The Secret of hashed keys, followed by a watch: what is revoked there ends here within seconds."""
 
-    def __init__(self, api: KubeApi, namespace: str) -> None:
+    def __init__(self, api: KubeClient, namespace: str) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
         self._entries: Mapping[str, str] = {}
@@ -158,7 +97,7 @@ class ApiKeys:
     async def _read(self) -> None:
         try:
             self._take(await self._api.request("GET", f"{self._path}/{API_KEYS_SECRET}"))
-        except Gone:
+        except NotFound:
             self._take({})
 
     async def _watch(self) -> None:
@@ -191,7 +130,7 @@ class Bearer:
 class Reviews:
     """TokenReview and SubjectAccessReview; answers are kept for some seconds, by the token's hash."""
 
-    def __init__(self, api: KubeApi, *, namespace: str, audience: str, seconds: float) -> None:
+    def __init__(self, api: KubeClient, *, namespace: str, audience: str, seconds: float) -> None:
         self._api = api
         self._namespace = namespace
         self._audience = audience

@@ -15,11 +15,11 @@ from pydantic import SecretStr
 
 from api_shim.merging import Merged
 from api_shim.schemas import Refusal, Setup, being_removed
-from smschannel.errors import Conflict, Gone
-from smschannel.kube_api import APPLY_PATCH, KubeApi, KubernetesRefused, Object
-from smschannel.kube_port import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path
-from smschannel.resource import API_VERSION, FINALIZER, KIND
-from smschannel.sealing import Binding, PublicKey
+from smschannel.api.errors import Conflict, KubernetesRefused, NotFound
+from smschannel.api.kube_client import APPLY_PATCH, KubeClient, Object
+from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path
+from smschannel.api.resource import API_VERSION, FINALIZER, KIND
+from smschannel.api.sealing import Binding, PublicKey
 
 FIELD_MANAGER = "sms-api-shim"
 LABELS = {"app.kubernetes.io/created-by": FIELD_MANAGER}
@@ -44,7 +44,7 @@ class BeingRemoved(Refusal):
 class PublishedKey:
     """The operator's public sealing key. An old one still opens, so it is read anew only now and then."""
 
-    def __init__(self, api: KubeApi, namespace: str, seconds: float) -> None:
+    def __init__(self, api: KubeClient, namespace: str, seconds: float) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
         self._key: PublicKey | None = None
@@ -61,7 +61,7 @@ class PublishedKey:
         try:
             published = await self._api.request("GET", self._path)
             self._key = PublicKey.decode(published["data"][PUBLIC_KEY])
-        except Gone:
+        except NotFound:
             raise Refusal(503, "The operator has not published its sealing key yet.", Retry_After="5") from None
         except (KeyError, TypeError, ValueError):
             log.error("the ConfigMap holds no sealing key: start the operator again", path=self._path)  # noqa: TRY400
@@ -73,7 +73,7 @@ class PublishedKey:
 class Channels:
     """The channels of one namespace; `name` is an instance id."""
 
-    def __init__(self, api: KubeApi, namespace: str, sealing_key: PublishedKey) -> None:
+    def __init__(self, api: KubeClient, namespace: str, sealing_key: PublishedKey) -> None:
         self._api = api
         self.namespace = namespace
         self._sealing_key = sealing_key
@@ -81,7 +81,7 @@ class Channels:
     async def read(self, name: str) -> Object | None:
         try:
             return await self._api.request("GET", channels_path(self.namespace, name))
-        except Gone:
+        except NotFound:
             return None
 
     async def apply(self, name: str, setup: Setup, left: asyncio.Event) -> tuple[Object, bool]:
@@ -154,7 +154,7 @@ class Channels:
             options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": precondition}
             try:
                 await self._api.request("DELETE", channels_path(self.namespace, name), options)
-            except Gone:
+            except NotFound:
                 return None
             except Conflict:
                 await _stand_back(attempt)

@@ -26,8 +26,7 @@ from api_shim.auth import Caller, LoginFailed
 from api_shim.clients import Network, client_of
 from api_shim.metrics import FAILED_LOGINS, IN_HAND, count
 from api_shim.schemas import Refusal
-from smschannel.errors import Gone, Retryable
-from smschannel.kube_api import KindMissing, KubernetesRefused
+from smschannel.api.errors import KubernetesRefused, NoKindMatch, NotFound, Retryable
 
 BODY_BYTES = 64 * 1024
 _HEAD_SECONDS = 10
@@ -138,8 +137,8 @@ def _as_refusal(error: Exception, request: web.Request) -> Refusal:
         case web.HTTPException():
             allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
             return Refusal(error.status, _DETAILS.get(error.status, error.reason), **allow)
-        case KubernetesRefused() | Gone():  # a missing right, namespace or CRD, or a policy that objects
-            hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, KindMissing) else None
+        case KubernetesRefused() | NotFound():  # a missing right, namespace or CRD, or a policy that objects
+            hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NoKindMatch) else None
             log.error("Kubernetes refuses", error=str(error), hint=hint, request_id=request[_ID])
             detail = "Kubernetes refuses this; the service's log says why, under the request id."
             return Refusal(503, detail, Retry_After="30")

@@ -8,7 +8,7 @@ from typing import Any
 
 from api_shim.edge import BODY_BYTES
 from api_shim.schemas import ChannelStatus, Setup
-from smschannel.reasons import NOT_CONFIGURED, Reason
+from smschannel.api.reasons import NOT_CONFIGURED, Reason
 
 PATH = "/v1/instances/{instance_id}/channels/sms"
 
@@ -41,10 +41,10 @@ _NOTHING_ELSE = {"type": "object", "required": ["detail"], "additionalProperties
 
 def document() -> dict[str, Any]:
     """As `/openapi.json` has it."""
-    cures: dict[str, str] = {}
+    remedies: dict[str, str] = {}
     for reason in Reason:
-        cures.setdefault(reason.rest_status, reason.cure)
-    table = "\n".join(f"| {status} | {cure} |" for status, cure in cures.items())
+        remedies.setdefault(reason.rest_status, reason.remedy)
+    table = "\n".join(f"| {status} | {remedy} |" for status, remedy in remedies.items())
     return {
         "openapi": "3.1.0",
         "info": {

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from api_shim.auth import Gate, Verb
+from api_shim.auth import Gate
 from api_shim.channels import BeingRemoved, Channels
 from api_shim.edge import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, Edge
 from api_shim.schemas import ChannelStatus, Refusal, Setup, instance_id
 from api_shim.waiting import Waiting, is_settled
-from smschannel.kube_api import Object
+from smschannel.api.api_keys import Verb
+from smschannel.api.kube_client import Object
 
 PATH = "/v1/instances/{instance_id:[^/]+}/channels/sms"
 _JSON = re.compile(r"application/(json|[^;\s]+\+json)\s*(;.*)?", re.IGNORECASE)

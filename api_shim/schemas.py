@@ -25,11 +25,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from smschannel.conditions import reason_of
-from smschannel.errors import ChannelError
-from smschannel.kube_api import Object
-from smschannel.reasons import NOT_CONFIGURED, REST_STATUSES, Reason
-from smschannel.resource import AccountSid, PhoneNumber
+from smschannel.api.errors import ChannelError
+from smschannel.api.kube_client import Object
+from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Reason
+from smschannel.api.resource import AccountSid, PhoneNumber
+from smschannel.api.status import reason_of
 
 _PATTERN = "string_pattern_mismatch"
 _PUNCTUATION = str.maketrans("", "", " -.()")
@@ -176,7 +176,7 @@ class ChannelStatus(BaseModel):
 
 def _rest_status(channel: Object, status: Mapping[str, Any]) -> str:
     if being_removed(channel):
-        return Reason.Releasing.rest_status
+        return Reason.Restoring.rest_status
     if channel["spec"].get("suspend", False):
         return Reason.Suspended.rest_status
     reason = reason_of(status) if is_observed(channel) else None

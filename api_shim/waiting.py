@@ -11,10 +11,10 @@ import structlog
 
 from api_shim.channels import Channels
 from api_shim.schemas import being_removed, is_observed
-from smschannel.conditions import condition
-from smschannel.errors import ChannelError, Conflict, Retryable
-from smschannel.kube_api import KubeApi, Object
-from smschannel.kube_port import channels_path
+from smschannel.api.errors import ChannelError, Expired, Retryable
+from smschannel.api.kube_client import KubeClient, Object
+from smschannel.api.names import channels_path
+from smschannel.api.status import condition
 
 _RETRY_SECONDS = 1.0
 
@@ -36,7 +36,7 @@ class Waiting:
     So nothing is missed: the watch begins at or before what a waiter reads first, and any later change wakes it.
     """
 
-    def __init__(self, api: KubeApi, channels: Channels, *, most: int) -> None:
+    def __init__(self, api: KubeClient, channels: Channels, *, most: int) -> None:
         self._api = api
         self._channels = channels
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -101,7 +101,7 @@ class Waiting:
         while True:
             try:
                 version = await self._follow_once(version)
-            except Conflict:
+            except Expired:
                 version = ""  # too old: from now on, which begins with an event for every channel there is
             except ChannelError as error:
                 log.warning("the watch for waiting requests broke", error=str(error))

@@ -15,8 +15,8 @@ from kubernetes import client, watch
 
 from deploy.local.build import Narrator
 from deploy.local.stack import Options, Stack
-from smschannel.conditions import violations
-from smschannel.resource import GROUP, PLURAL, VERSION
+from smschannel.api.resource import GROUP, PLURAL, VERSION
+from smschannel.core.conditions import violations
 
 _FIRST_OF_ACCOUNT = itertools.count(61_490_000_000, 100)
 

@@ -121,7 +121,7 @@ class _Story:
 
     def apply_a_sealed_manifest(self) -> str:
         name, number = str(uuid.uuid4()), self.numbers[0]
-        command = [sys.executable, "-m", "smschannel.cli", "seal", name, "--namespace", CHANNELS]
+        command = [sys.executable, "-m", "smschannel.cli.main", "seal", name, "--namespace", CHANNELS]
         command += ["--account-sid", self.stack.twin["account_sid"], "--phone-number", number]
         command += ["--kubeconfig", str(self.stack.kubeconfig)]
         token = self.stack.twin["auth_token"]

@@ -26,11 +26,11 @@ from kubernetes import client, config, dynamic, watch
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from api_shim.keys import make_key, secret_of
 from deploy.local.build import Progress, ensure_controlplane
 from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
-from smschannel.resource import API_VERSION, KIND
-from smschannel.sealing import Binding, PublicKey
+from smschannel.api.api_keys import make_key, secret_of
+from smschannel.api.resource import API_VERSION, KIND
+from smschannel.api.sealing import Binding, PublicKey
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"

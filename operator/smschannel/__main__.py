@@ -15,16 +15,18 @@ from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from smschannel.api.environment import explain, settings_help
+from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch, Retryable
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.logs import log_to_stderr
+from smschannel.api.sealing import Keyring
 from smschannel.controller import Controller
-from smschannel.errors import ChannelError, Retryable
-from smschannel.health import log_to_stderr, serve
-from smschannel.kube_api import KindMissing, KubeApi, KubernetesRefused
-from smschannel.kube_port import KubePort
-from smschannel.ledger import Claims
+from smschannel.core.record import Claims
+from smschannel.health import serve
+from smschannel.kube_store import KubeStore
 from smschannel.reconcile import Key
-from smschannel.sealing import Keyring
-from smschannel.settings import Settings, explain, settings_help
-from smschannel.twilio_port import TwilioPort
+from smschannel.settings import Settings
+from smschannel.twilio.client import TwilioClient
 from smschannel.watch import watch
 from smschannel.wiring import reconciler, twilio_port
 
@@ -37,10 +39,10 @@ async def run(settings: Settings) -> None:
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
     try:
         async with (
-            await KubeApi.connect() as api,
+            await KubeClient.connect() as api,
             twilio_port(settings) as twilio,
         ):
-            kube, stop = KubePort(api, settings.operator_namespace), asyncio.Event()
+            kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
             while not stop.is_set():
                 controller = await _load(settings, kube, twilio)
                 over = asyncio.Event()
@@ -75,7 +77,7 @@ async def _serve(
             raise each
 
 
-async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Controller:
+async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Controller:
     """Everything that must be known before the first turn; waits for an API server that is not there yet.
 
     Where the CRD does not come, it was deleted: what the records say is then given back.
@@ -88,7 +90,7 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
             await _publish(settings, kube)
             try:
                 await controller.load()
-            except KindMissing:
+            except NoKindMatch:
                 if time.monotonic() < give_up:
                     raise
                 await controller.load_without_crd()
@@ -96,14 +98,14 @@ async def _load(settings: Settings, kube: KubePort, twilio: TwilioPort) -> Contr
     raise AssertionError("tenacity returns or raises")
 
 
-async def _until_crd(kube: KubePort, settings: Settings) -> None:
+async def _until_crd(kube: KubeStore, settings: Settings) -> None:
     anything = retry_if_exception_type(ChannelError)
     async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
         with attempt:
             await anext(kube.channel_metadata(settings.channel_namespaces[0]), None)
 
 
-def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring: Keyring) -> Controller:
+def _controller(settings: Settings, kube: KubeStore, twilio: TwilioClient, keyring: Keyring) -> Controller:
     claims: Claims[Key] = Claims()
     return Controller(
         kube,
@@ -120,7 +122,7 @@ def _controller(settings: Settings, kube: KubePort, twilio: TwilioPort, keyring:
     )
 
 
-async def _publish(settings: Settings, kube: KubePort) -> None:
+async def _publish(settings: Settings, kube: KubeStore) -> None:
     """A courtesy to 'kubectl sms': an operator with the Role of an older release works without."""
     try:
         await kube.publish_settings(settings.published())
@@ -130,18 +132,18 @@ async def _publish(settings: Settings, kube: KubePort) -> None:
 
 def _say_why(state: object) -> None:
     error = state.outcome.exception()  # type: ignore[attr-defined]
-    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, KindMissing) else ""
+    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NoKindMatch) else ""
     log.warning("not started yet", error=str(error), hint=hint)
 
 
 @click.command(
-    help=f"The SMS channel operator. It takes no arguments; these environment variables:\n\n{settings_help()}"
+    help=f"The SMS channel operator. It takes no arguments; these environment variables:\n\n{settings_help(Settings)}"
 )
 def main() -> None:
     try:
         settings = Settings()
     except ValidationError as error:
-        sys.exit(explain(error))
+        sys.exit(explain(error, Settings))
     log_to_stderr(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from smschannel.conditions import reason_of, was_well
-from smschannel.errors import ChannelError, Conflict, Retryable
-from smschannel.kube_api import KindMissing
-from smschannel.kube_port import KubePort
-from smschannel.ledger import Claims, Record, WebhookTemplate
+from smschannel.api.errors import ChannelError, Conflict, NoKindMatch, Retryable
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER, SmsChannel
+from smschannel.api.status import reason_of, was_well
+from smschannel.core.record import Claims, Record, WebhookTemplate
+from smschannel.kube_store import KubeStore
 from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
 from smschannel.queue import WorkQueue
-from smschannel.reasons import Reason
 from smschannel.reconcile import Key, Outcome, Reconciler, secret_source
-from smschannel.resource import CHECK_NOW_ANNOTATION, FINALIZER, SmsChannel
 
 log = structlog.get_logger()
 
@@ -76,7 +75,7 @@ class Controller:
 
     def __init__(
         self,
-        kube: KubePort,
+        kube: KubeStore,
         reconciler: Reconciler,
         claims: Claims[Key],
         *,
@@ -117,7 +116,7 @@ class Controller:
         DEBTS.set_function(lambda: sum(self._owed.values()))
 
     async def load(self) -> None:
-        """Read the records, which say who holds which number, then the channels. `KindMissing` without a CRD."""
+        """Read the records, which say who holds which number, then the channels. `NoKindMatch` without a CRD."""
         await self._load_records()
         fresh = []
         for namespace in self._namespaces:
@@ -412,7 +411,7 @@ class Controller:
             async for meta in self._kube.channel_metadata(namespace):
                 yield meta
             self._crd_missing = False
-        except KindMissing:
+        except NoKindMatch:
             if not self._crd_missing:
                 self._crd_missing = True
                 raise

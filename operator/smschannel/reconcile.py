@@ -23,11 +23,13 @@ import structlog
 from cachetools import TTLCache
 from pydantic import SecretStr
 
-from smschannel.conditions import UNREADABLE, condition, next_status, reason_of, still_trying, was_well
-from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioUnavailable, Unreadable
-from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
-from smschannel.metrics import DRIFT, WRITTEN_OFF
-from smschannel.plan import (
+from smschannel.api.errors import ChannelError, NotFound, Refused, Retryable, TwilioUnavailable, Unreadable
+from smschannel.api.reasons import Look, Reason
+from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
+from smschannel.api.sealing import Binding, Keyring
+from smschannel.api.status import condition, reason_of, was_well
+from smschannel.core.conditions import UNREADABLE, next_status, still_trying
+from smschannel.core.plan import (
     CONTESTED_AFTER,
     AddFinalizer,
     Change,
@@ -48,9 +50,8 @@ from smschannel.plan import (
     foresee,
     plan,
 )
-from smschannel.reasons import Look, Reason
-from smschannel.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
-from smschannel.sealing import Binding, Keyring
+from smschannel.core.record import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.metrics import DRIFT, WRITTEN_OFF
 
 log = structlog.get_logger()
 
@@ -100,7 +101,7 @@ class Intervals:
     drift: float
     slow: float
     deletion_grace: float
-    release_deadline: float
+    restore_deadline: float
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Reconciler:
             finalizer=turn.channel.has_finalizer if turn.channel else False,
             debts=debts,
             grace_over=meta is None or self._over(meta.deletion_timestamp, self._intervals.deletion_grace),
-            deadline_over=self._over(record.owed_since if record else None, self._intervals.release_deadline),
+            deadline_over=self._over(record.owed_since if record else None, self._intervals.restore_deadline),
         )
         if turn.channel and turn.channel.deleting:
             policy = turn.channel.spec.deletion_policy
@@ -225,8 +226,8 @@ class Reconciler:
             return
         if seen.debts:  # the record itself
             error = next(iter(seen.debts.values()))
-            cure = f"its Secret {turn.uid} must be restored, or deleted in the operator's namespace"
-            message = f"The operator's own record of this channel cannot be used ({error}): {cure}."
+            remedy = f"its Secret {turn.uid} must be restored, or deleted in the operator's namespace"
+            message = f"The operator's own record of this channel cannot be used ({error}): {remedy}."
             turn.seen = replace(seen, number=Refused(Reason.TokenUnreadable, message))
             return
         try:
@@ -421,7 +422,7 @@ class Reconciler:
             case SetWebhook(login, account_sid, number_sid, webhook):
                 try:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
-                except Gone:
+                except NotFound:
                     raise TwilioUnavailable("The number vanished while it was configured.") from None
                 turn.drifted = seen.was_configured
                 if seen.corrections:
@@ -433,7 +434,7 @@ class Reconciler:
                     debt = await self._twilio.set_webhook(entry.login, entry.account_sid, entry.number_sid, webhook)
                     if debt.webhook != webhook and entry.points_at_us(debt.webhook):  # asking again would never end
                         debt = TwilioUnavailable("Twilio does not keep the webhook that it is told.")
-                except Gone:
+                except NotFound:
                     debt = None
                 except ChannelError as error:
                     debt = error
@@ -495,7 +496,7 @@ class Reconciler:
         elif verdict.reason is Reason.WebhookDrifted and told is not verdict.reason:
             DRIFT.labels("reported").inc()
         if verdict.reason is not told and not (told is None and verdict.reason is Reason.Configured):
-            warning = verdict.reason.ready == "False" and verdict.reason is not Reason.Releasing
+            warning = verdict.reason.ready == "False" and verdict.reason is not Reason.Restoring
             warning = warning or verdict.reason is Reason.TokenRejected
             note = next(each["message"] for each in after["conditions"] if each["type"] == "Ready")
             await self._tell(channel, warning=warning, reason=verdict.reason.name, note=note)
@@ -511,7 +512,7 @@ class Reconciler:
 
     async def _write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
         if status != channel.status:
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(NotFound):
                 await self._kube.write_status(channel, status)
 
     async def _tell_left(self, turn: _Turn, left: tuple[str, ...]) -> None:

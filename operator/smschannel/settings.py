@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from smschannel.ledger import WebhookTemplate
+from smschannel.api.environment import is_loopback, plain
+from smschannel.api.resource import Namespace
+from smschannel.core.record import WebhookTemplate
 
 
 def _template(value: str) -> str:
@@ -41,13 +43,9 @@ def _checked(value: str, example: str) -> SplitResult:
         raise ValueError(f"must be a URL with a host; {example}")
     if "@" in parts.netloc:
         raise ValueError(f"must not hold a user or password; {example}")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ValueError(f"must be https (http is for loopback addresses only); {example}")
     return parts
-
-
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _words(value: object) -> object:
@@ -63,11 +61,10 @@ _PUBLISHED = (
     "twilio_messaging_url",
     "twilio_url",
     "deletion_grace_seconds",
-    "release_deadline_seconds",
+    "restore_deadline_seconds",
 )
 
 Template = Annotated[str, AfterValidator(_template)]
-Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Origin = Annotated[str, AfterValidator(_origin)]
 
@@ -113,7 +110,7 @@ class Settings(BaseSettings):
     deletion_grace_seconds: Seconds = Field(
         default=120, ge=0, description="How long a deletion waits for the number to be given back."
     )
-    release_deadline_seconds: Seconds = Field(
+    restore_deadline_seconds: Seconds = Field(
         default=604800,
         ge=0,
         description="How long a number whose channel is gone is tried to be given back, before it is written off.",
@@ -132,7 +129,7 @@ class Settings(BaseSettings):
     def published(self) -> dict[str, str]:
         """What 'kubectl sms' must know to tell what the operator would do, by the variables' names."""
         given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
-        return {variable: _plain(value) for variable, value in given.items() if value is not None}
+        return {variable: plain(value) for variable, value in given.items() if value is not None}
 
     @classmethod
     def from_published(cls, content: Mapping[str, str]) -> Self:
@@ -158,32 +155,5 @@ class Settings(BaseSettings):
         return self.twilio_url or self.twilio_messaging_url
 
 
-def settings_help(settings: type[BaseSettings] = Settings) -> str:
-    """For --help: each environment variable, what it means and its default."""
-    prefix, lines = settings.model_config["env_prefix"], []
-    for name, field in settings.model_fields.items():
-        default = "required" if field.is_required() else f"default: {_plain(field.default)}"
-        lines.append(f"\b\n{prefix}{name.upper()} ({default})\n  {field.description}")
-    return "\n\n".join(lines)
-
-
-def explain(error: ValidationError, settings: type[BaseSettings] = Settings) -> str:
-    """What is wrong with the environment, one variable a line. The values are left out: one may be a secret."""
-    prefix, lines = settings.model_config["env_prefix"], ["The settings cannot be used:"]
-    for each in error.errors():
-        what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
-        if not each["loc"]:  # about several at once
-            lines.append(f"  {what}")
-            continue
-        name = str(each["loc"][0])
-        field = settings.model_fields[name]
-        lines.append(f"  {prefix}{name.upper()}: {what}\n    {field.description}")
-    return "\n".join(lines)
-
-
 def _variable(name: str) -> str:
     return _PREFIX + name.upper()
-
-
-def _plain(default: object) -> str:
-    return " ".join(default) if isinstance(default, tuple) else str(default)

@@ -14,13 +14,13 @@ from typing import Any
 
 import kopf
 
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 from smschannel.controller import Controller
-from smschannel.kube_api import KubeApi
-from smschannel.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 
 
 async def watch(
-    api: KubeApi, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
+    api: KubeClient, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
     """Until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
     registry = kopf.OperatorRegistry()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from smschannel.gate import Gate
-from smschannel.inventory import Inventory
-from smschannel.kube_port import KubePort
-from smschannel.ledger import Claims
+from smschannel.api.sealing import Keyring
+from smschannel.core.record import Claims
+from smschannel.kube_store import KubeStore
 from smschannel.reconcile import Intervals, Key, Reconciler
-from smschannel.sealing import Keyring
 from smschannel.settings import Settings
-from smschannel.twilio_port import TwilioPort
+from smschannel.twilio.account_cache import AccountCache
+from smschannel.twilio.client import TwilioClient
+from smschannel.twilio.limits import Gate
 
 
-def twilio_port(settings: Settings) -> TwilioPort:
-    return TwilioPort(
+def twilio_port(settings: Settings) -> TwilioClient:
+    return TwilioClient(
         Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
@@ -24,12 +24,12 @@ def twilio_port(settings: Settings) -> TwilioPort:
 
 
 def reconciler(
-    settings: Settings, kube: KubePort, twilio: TwilioPort, keyring: Keyring, claims: Claims[Key]
+    settings: Settings, kube: KubeStore, twilio: TwilioClient, keyring: Keyring, claims: Claims[Key]
 ) -> Reconciler:
     return Reconciler(
         kube,
         twilio,
-        Inventory(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        AccountCache(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
         keyring=keyring,
         template=settings.template,
         claims=claims,
@@ -37,7 +37,7 @@ def reconciler(
             drift=settings.drift_interval_seconds,
             slow=settings.slow_interval_seconds,
             deletion_grace=settings.deletion_grace_seconds,
-            release_deadline=settings.release_deadline_seconds,
+            restore_deadline=settings.restore_deadline_seconds,
         ),
         clock=lambda: datetime.now(UTC),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 
 from deploy.local.stack import CHANNELS, OPERATOR
-from smschannel.resource import FINALIZER
+from smschannel.api.resource import FINALIZER
 from tests.bench.load import PATH, RECORDS, connect, events
 
 _MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}

@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
-from smschannel.sealing import Binding, Keyring
+from smschannel.api.sealing import Binding, Keyring
 
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
 URL = "https://sms.example.com/v1/instances/{}/channels/sms/webhook"

@@ -16,8 +16,8 @@ import aiohttp
 import yaml
 
 from deploy.local.stack import CHANNELS, OPERATOR
-from smschannel.kube_port import KEYRING_SECRET
-from smschannel.resource import API_VERSION, CHECK_NOW_ANNOTATION
+from smschannel.api.names import KEYRING_SECRET
+from smschannel.api.resource import API_VERSION, CHECK_NOW_ANNOTATION
 
 PATH = f"/apis/{API_VERSION}/namespaces/{CHANNELS}/smschannels"
 RECORDS = f"/api/v1/namespaces/{OPERATOR}/secrets"

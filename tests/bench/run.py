@@ -27,8 +27,8 @@ from pydantic import SecretStr
 
 from deploy.local.build import Progress
 from deploy.local.stack import CHANNELS, ROOT, Options, Stack
-from smschannel.resource import API_VERSION, KIND
-from smschannel.sealing import Binding, PublicKey
+from smschannel.api.resource import API_VERSION, KIND
+from smschannel.api.sealing import Binding, PublicKey
 from tests.bench.case import Case, Load, Run
 from tests.bench.gauges import Processes, settled_writes, twilio_calls, writes
 from tests.bench.load import PATH, Channels, LoadError, connect, sweep

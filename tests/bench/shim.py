@@ -39,8 +39,8 @@ from api_shim.channels import LABELS
 from deploy.local.build import BuildError, Narrator, Progress
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import ROOT, Options, Stack, StackError, free_port
-from smschannel.kube_api import APPLY_PATCH
-from smschannel.resource import API_VERSION, FINALIZER, KIND
+from smschannel.api.kube_client import APPLY_PATCH
+from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from tests.bench.gauges import Processes
 from tests.bench.load import PATH, LoadError, connect
 

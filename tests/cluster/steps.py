@@ -13,7 +13,7 @@ from kubernetes import client, watch
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
-from smschannel.kube_api import MERGE_PATCH
+from smschannel.api.kube_client import MERGE_PATCH
 from tests.conftest import check_status
 
 

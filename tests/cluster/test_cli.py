@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, free_port
-from smschannel.cli import cli
-from smschannel.kube_api import APPLY_PATCH, MERGE_PATCH, KubeApi, Object
-from smschannel.kube_port import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, KubePort, channels_path
-from smschannel.sealing import Binding, Keyring
+from smschannel.api.kube_client import APPLY_PATCH, MERGE_PATCH, KubeClient, Object
+from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path
+from smschannel.api.sealing import Binding, Keyring
+from smschannel.cli.main import cli
+from smschannel.kube_store import KubeStore
 from tests.manifests import ACCOUNT_SID, INSTANCE, PHONE_NUMBER, TOKEN
 
 PUBLISHED = f"/api/v1/namespaces/{OPERATOR}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
@@ -30,8 +31,8 @@ def keyring(installed: Stack) -> Keyring:
     """As the operator makes it at its first start, under the operator's own rights."""
 
     async def first_start() -> Keyring:
-        async with await KubeApi.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
-            return await KubePort(api, OPERATOR).open_keyring()
+        async with await KubeClient.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
+            return await KubeStore(api, OPERATOR).open_keyring()
 
     return asyncio.run(first_start())
 
@@ -62,7 +63,7 @@ def opened(keyring: Keyring, value: str) -> str:
 
 
 async def as_admin(stack: Stack, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
-    async with await KubeApi.connect(str(stack.cluster.kubeconfig)) as api:
+    async with await KubeClient.connect(str(stack.cluster.kubeconfig)) as api:
         return await api.request(method, path, body, **options)
 
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack, ready_reason
-from smschannel.cli import cli
-from smschannel.resource import FINALIZER
+from smschannel.api.resource import FINALIZER
+from smschannel.cli.main import cli
 from tests.cluster.steps import before, name_of, patch, take_finalizers_off
 from tests.manifests import INSTANCE, PHONE_NUMBER
 
@@ -157,7 +157,7 @@ def test_a_channel_whose_deletion_waits_for_twilio_says_why(stack: Stack) -> Non
     text = shown(plan(name_of(manifest)), 1)
     assert f"{account['phone_numbers'][0]} (PN" in text
     assert "cannot be given back: The Twilio account is suspended or closed" in text
-    assert "ReleaseFailed. The number is not given back yet" in text
+    assert "RestoreFailed. The number is not given back yet" in text
     take_finalizers_off(stack, name_of(manifest))
     stack.wait_gone(name_of(manifest))
     text = shown(plan(name_of(manifest)), 1)

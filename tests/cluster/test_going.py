@@ -30,7 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "SMSCHANNEL_RETRY_FLOOR_SECONDS": "0.2",
             "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
             "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
-            "SMSCHANNEL_RELEASE_DEADLINE_SECONDS": "12",
+            "SMSCHANNEL_RESTORE_DEADLINE_SECONDS": "12",
         },
     )
     with running(tmp_path_factory.mktemp("going"), options) as started:
@@ -72,7 +72,7 @@ def waiting_for_the_end(listing: Callable[..., Any], name: str) -> Iterator[None
 
 @contextmanager
 def crd_deleted(stack: Stack) -> Iterator[None]:
-    """Gone at the end of the block, which may help."""
+    """NotFound at the end of the block, which may help."""
     crds, name = client.ApiextensionsV1Api(stack.api.client), "smschannels.channels.hydracore.io"
     with waiting_for_the_end(crds.list_custom_resource_definition, name):
         crds.delete_custom_resource_definition(name)
@@ -109,7 +109,7 @@ def test_a_revoked_token_is_written_off_in_the_end_and_people_find_out_what_was_
     stack.twin_call("POST", f"/accounts/{sid}/tokens/secondary")
     stack.twin_call("POST", f"/accounts/{sid}/tokens/promote")
     stack.delete(name)
-    wait_reason(stack, name, "ReleaseFailed")
+    wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
     why = wait_written_off(stack, uid)
     assert number in why
@@ -125,7 +125,7 @@ def test_a_record_that_cannot_be_read_does_not_wedge_the_deletion(stack: Stack, 
     core = client.CoreV1Api(stack.api.client)
     core.patch_namespaced_secret(uid, OPERATOR, {"data": {"record": "AAAA"}})
     stack.delete(name)
-    wait_reason(stack, name, "ReleaseFailed")
+    wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
     assert core.read_namespaced_secret(uid, OPERATOR).data == {"record": "AAAA"}, "kept for whoever finds the key"
     core.delete_namespaced_secret(uid, OPERATOR)

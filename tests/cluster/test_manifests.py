@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from deploy.local.stack import Stack
-from smschannel.errors import ChannelError
-from smschannel.kube_api import MERGE_PATCH, KubeApi, KubernetesRefused, Object
-from smschannel.kube_port import channels_path
-from smschannel.resource import FINALIZER, Spec
+from smschannel.api.errors import ChannelError, KubernetesRefused
+from smschannel.api.kube_client import MERGE_PATCH, KubeClient, Object
+from smschannel.api.names import channels_path
+from smschannel.api.resource import FINALIZER, Spec
 from tests.manifests import ACCOUNT_SID, INSTANCE, NAMESPACE, PHONE_NUMBER, ROWS, SEALED, TOKEN, Row, good
 
 CHANNELS = channels_path(NAMESPACE)
@@ -20,13 +20,13 @@ TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
 @pytest.fixture
-async def api(installed: Stack) -> AsyncIterator[KubeApi]:
-    async with await KubeApi.connect(str(installed.cluster.kubeconfig)) as connected:
+async def api(installed: Stack) -> AsyncIterator[KubeClient]:
+    async with await KubeClient.connect(str(installed.cluster.kubeconfig)) as connected:
         yield connected
 
 
 @asynccontextmanager
-async def created(api: KubeApi, manifest: Object) -> AsyncIterator[Object]:
+async def created(api: KubeClient, manifest: Object) -> AsyncIterator[Object]:
     channel = await api.request("POST", CHANNELS, manifest)
     path = channels_path(NAMESPACE, channel["metadata"]["name"])
     try:
@@ -37,7 +37,7 @@ async def created(api: KubeApi, manifest: Object) -> AsyncIterator[Object]:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.why) for row in ROWS])
-async def test_the_api_server_gives_the_verdict(api: KubeApi, row: Row) -> None:
+async def test_the_api_server_gives_the_verdict(api: KubeClient, row: Row) -> None:
     if row.accepted:
         await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
         return
@@ -49,7 +49,7 @@ async def test_the_api_server_gives_the_verdict(api: KubeApi, row: Row) -> None:
 
 
 @pytest.mark.parametrize("value", [TOKEN, f"{SEALED} ", SEALED * 10])
-async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: KubeApi, value: str) -> None:
+async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: KubeClient, value: str) -> None:
     """It would stand in the status of whatever applied it."""
     manifest = good()
     manifest["spec"]["credentials"]["sealed"] = value
@@ -59,7 +59,7 @@ async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: Ku
 
 
 @pytest.mark.parametrize("field", ["authToken", "auth_token", "token"])
-async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: KubeApi, field: str) -> None:
+async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: KubeClient, field: str) -> None:
     """kubectl asks for strictness; a client that does not loses the field before anything is stored."""
     manifest = good()
     manifest["spec"]["credentials"][field] = TOKEN
@@ -70,14 +70,14 @@ async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: Ku
     assert TOKEN not in str(refused.value)
 
 
-async def test_the_api_server_fills_in_what_the_model_would(api: KubeApi) -> None:
+async def test_the_api_server_fills_in_what_the_model_would(api: KubeClient) -> None:
     channel = await api.request("POST", CHANNELS, good(), params=DRY_RUN)
     assert channel["spec"] == Spec.model_validate(good()["spec"]).model_dump(
         mode="json", by_alias=True, exclude_none=True
     )
 
 
-async def test_a_channel_is_born_with_a_finalizer_only_where_the_operator_takes_it_off(api: KubeApi) -> None:
+async def test_a_channel_is_born_with_a_finalizer_only_where_the_operator_takes_it_off(api: KubeClient) -> None:
     """Elsewhere it could never be deleted, nor its namespace."""
     for namespace, finalizers in ((NAMESPACE, [FINALIZER]), ("default", None)):
         manifest = good()
@@ -86,14 +86,14 @@ async def test_a_channel_is_born_with_a_finalizer_only_where_the_operator_takes_
         assert born["metadata"].get("finalizers") == finalizers
 
 
-async def test_a_fresh_channel_is_not_finished_whatever_status_it_came_with(api: KubeApi) -> None:
+async def test_a_fresh_channel_is_not_finished_whatever_status_it_came_with(api: KubeClient) -> None:
     """For kstatus, and so for Flux and `kubectl rollout`, a channel without observedGeneration would be ready."""
     manifest = {**good(), "status": {"observedGeneration": 1, "webhookUrl": "https://evil.example"}}
     channel = await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
     assert channel["status"] == {"observedGeneration": -1}
 
 
-async def test_status_is_written_through_its_own_door_only(api: KubeApi) -> None:
+async def test_status_is_written_through_its_own_door_only(api: KubeClient) -> None:
     path = channels_path(NAMESPACE, INSTANCE)
     async with created(api, good()):
         body = {"status": {"webhookUrl": "https://sms.example.com"}, "spec": {"suspend": True}}
@@ -104,14 +104,14 @@ async def test_status_is_written_through_its_own_door_only(api: KubeApi) -> None
         assert by_operator["metadata"]["generation"] == by_users["metadata"]["generation"] == 2
 
 
-async def test_a_change_is_judged_as_a_creation_is(api: KubeApi) -> None:
+async def test_a_change_is_judged_as_a_creation_is(api: KubeClient) -> None:
     async with created(api, good()):
         change = {"spec": {"phoneNumber": "0400 111 222"}}
         with pytest.raises(KubernetesRefused, match=r"phoneNumber is in E\.164"):
             await api.request("PATCH", channels_path(NAMESPACE, INSTANCE), change, content_type=MERGE_PATCH)
 
 
-async def test_kubectl_get_shows_number_state_and_age(api: KubeApi) -> None:
+async def test_kubectl_get_shows_number_state_and_age(api: KubeClient) -> None:
     ready = {
         "type": "Ready",
         "status": "True",
@@ -149,24 +149,24 @@ async def test_kubectl_get_shows_number_state_and_age(api: KubeApi) -> None:
         (f"spec.accountSid!={ACCOUNT_SID}", False),
     ],
 )
-async def test_channels_are_found_by_number_and_account(api: KubeApi, selector: str, found: bool) -> None:
+async def test_channels_are_found_by_number_and_account(api: KubeClient, selector: str, found: bool) -> None:
     async with created(api, good()):
         channels = await api.request("GET", CHANNELS, params={"fieldSelector": selector})
     assert [each["metadata"]["name"] for each in channels["items"]] == [INSTANCE] * found
 
 
 @pytest.mark.parametrize("metadata_only", [False, True], ids=["whole", "metadata only"])
-async def test_an_empty_list_is_one(api: KubeApi, metadata_only: bool) -> None:
+async def test_an_empty_list_is_one(api: KubeClient, metadata_only: bool) -> None:
     """The API server writes an empty list of metadata as null; an operator without channels resyncs that."""
     assert [each async for each in api.pages(channels_path("default"), metadata_only=metadata_only)] == []
 
 
-async def test_no_other_field_selects(api: KubeApi) -> None:
+async def test_no_other_field_selects(api: KubeClient) -> None:
     with pytest.raises(ChannelError, match=r"field label not supported: spec\.suspend"):
         await api.request("GET", CHANNELS, params={"fieldSelector": "spec.suspend=true"})
 
 
-async def test_it_has_its_short_name_and_category(api: KubeApi) -> None:
+async def test_it_has_its_short_name_and_category(api: KubeClient) -> None:
     resources = (await api.request("GET", "/apis/channels.hydracore.io/v1"))["resources"]
     [channels] = [each for each in resources if each["name"] == "smschannels"]
     assert channels["shortNames"] == ["smsch"]

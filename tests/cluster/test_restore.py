@@ -111,7 +111,7 @@ def test_clear_is_refused_for_a_number_with_a_fallback_and_says_so(stack: Stack,
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_fallback_url": "https://fallback.example.com/"})
     name = configured(stack, number, deletionPolicy="Clear")["metadata"]["name"]
     stack.delete(name)
-    refused = wait_reason(stack, name, "ReleaseFailed")
+    refused = wait_reason(stack, name, "RestoreFailed")
     assert "fallback" in str(refused["status"])
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_fallback_url": ""})
     stack.wait_gone(name)

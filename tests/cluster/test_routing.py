@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Stack, ready_reason
-from smschannel.conditions import condition
+from smschannel.api.status import condition
 from tests.cluster.steps import check_now, name_of, wait_reason
 
 

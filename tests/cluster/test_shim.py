@@ -147,7 +147,7 @@ def test_what_the_shim_writes(stack: Stack, rest: Rest, number: str, instance: s
     channel = resource(stack, instance)
     assert set(channel["spec"]) >= {"accountSid", "phoneNumber", "credentials"}
     assert channel["metadata"]["labels"] == {"app.kubernetes.io/created-by": "sms-api-shim"}
-    assert channel["metadata"]["finalizers"] == ["channels.hydracore.io/give-back"]
+    assert channel["metadata"]["finalizers"] == ["channels.hydracore.io/restore"]
     assert stack.twin["auth_token"] not in json.dumps(channel)
     (owner,) = [each["manager"] for each in channel["metadata"]["managedFields"] if "f:spec" in each["fieldsV1"]]
     assert owner == "sms-api-shim"

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from api_shim.auth import API_KEYS_SECRET
-from api_shim.keys import cli
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, free_port
-from smschannel.kube_api import MERGE_PATCH, KubeApi, Object
+from smschannel.api.kube_client import MERGE_PATCH, KubeClient, Object
+from smschannel.api.names import API_KEYS_SECRET
+from smschannel.cli.key import key as cli
 from tests.cluster.test_shim import wait_until
 
 SECRET = f"/api/v1/namespaces/{OPERATOR}/secrets/{API_KEYS_SECRET}"
@@ -61,7 +61,7 @@ def get(stack: Stack, api_key: str, instance: str) -> int:
 
 
 async def as_admin(stack: Stack, method: str, body: Object | None = None, path: str = SECRET) -> Object:
-    async with await KubeApi.connect(str(stack.kubeconfig)) as api:
+    async with await KubeClient.connect(str(stack.kubeconfig)) as api:
         return await api.request(method, path, body, content_type=MERGE_PATCH)
 
 

@@ -12,17 +12,18 @@ from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from api_shim.channels import FIELD_MANAGER, LABELS
 from deploy.local.stack import CHANNELS, Stack
-from smschannel.kube_api import APPLY_PATCH, MERGE_PATCH, KubeApi, KubernetesRefused, Object
-from smschannel.kube_port import channels_path
-from smschannel.resource import API_VERSION, FINALIZER, KIND
+from smschannel.api.errors import KubernetesRefused
+from smschannel.api.kube_client import APPLY_PATCH, MERGE_PATCH, KubeClient, Object
+from smschannel.api.names import channels_path
+from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 
 SEALED = "A" * 2048
 
 
 @pytest.fixture
-async def shim(installed: Stack) -> AsyncIterator[KubeApi]:
+async def shim(installed: Stack) -> AsyncIterator[KubeClient]:
     """As the shim's ServiceAccount, once the policy is in force."""
-    async with await KubeApi.connect(str(installed.home / "sms-api-shim.kubeconfig")) as api:
+    async with await KubeClient.connect(str(installed.home / "sms-api-shim.kubeconfig")) as api:
         async for attempt in AsyncRetrying(wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True):
             with attempt:
                 assert await is_refused(api), "the API server learns of a policy by a watch"
@@ -30,8 +31,8 @@ async def shim(installed: Stack) -> AsyncIterator[KubeApi]:
 
 
 @pytest.fixture
-async def admin(installed: Stack) -> AsyncIterator[KubeApi]:
-    async with await KubeApi.connect(str(installed.cluster.kubeconfig)) as api:
+async def admin(installed: Stack) -> AsyncIterator[KubeClient]:
+    async with await KubeClient.connect(str(installed.cluster.kubeconfig)) as api:
         yield api
 
 
@@ -42,14 +43,14 @@ def manifest(*, metadata: Object | None = None, **spec: Any) -> Object:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": wanted}
 
 
-async def apply(api: KubeApi, body: Object, manager: str = FIELD_MANAGER, **params: str) -> Object:
+async def apply(api: KubeClient, body: Object, manager: str = FIELD_MANAGER, **params: str) -> Object:
     path = channels_path(CHANNELS, body["metadata"]["name"])
     return await api.request(
         "PATCH", path, body, params={"fieldManager": manager, "force": "true", **params}, content_type=APPLY_PATCH
     )
 
 
-async def is_refused(api: KubeApi) -> bool:
+async def is_refused(api: KubeClient) -> bool:
     try:
         await apply(api, manifest(suspend=True), dryRun="All")
     except KubernetesRefused:
@@ -57,11 +58,11 @@ async def is_refused(api: KubeApi) -> bool:
     return False
 
 
-async def patch(api: KubeApi, name: str, body: Object) -> Object:
+async def patch(api: KubeClient, name: str, body: Object) -> Object:
     return await api.request("PATCH", channels_path(CHANNELS, name), body, content_type=MERGE_PATCH)
 
 
-async def test_what_the_shim_does_is_allowed(shim: KubeApi) -> None:
+async def test_what_the_shim_does_is_allowed(shim: KubeClient) -> None:
     wanted = manifest()
     created = await apply(shim, wanted)
     changed = copy.deepcopy(wanted)
@@ -106,7 +107,7 @@ async def test_what_the_shim_does_is_allowed(shim: KubeApi) -> None:
         ),
     ],
 )
-async def test_a_creation_beyond_that_is_refused(shim: KubeApi, wanted: Object, why: str) -> None:
+async def test_a_creation_beyond_that_is_refused(shim: KubeClient, wanted: Object, why: str) -> None:
     with pytest.raises(KubernetesRefused, match=why) as refused:
         await apply(shim, wanted)
     assert refused.value.status == 403
@@ -123,13 +124,13 @@ async def test_a_creation_beyond_that_is_refused(shim: KubeApi, wanted: Object, 
         ({"spec": {"credentials": {"sealed": None, "secretKeyRef": {"name": "a", "key": "b"}}}}, "sealed credentials"),
     ],
 )
-async def test_a_change_beyond_that_is_refused(shim: KubeApi, change: Object, why: str) -> None:
+async def test_a_change_beyond_that_is_refused(shim: KubeClient, change: Object, why: str) -> None:
     name = (await apply(shim, manifest()))["metadata"]["name"]
     with pytest.raises(KubernetesRefused, match=why):
         await patch(shim, name, change)
 
 
-async def test_labels_and_annotations_of_others_are_kept(shim: KubeApi, admin: KubeApi) -> None:
+async def test_labels_and_annotations_of_others_are_kept(shim: KubeClient, admin: KubeClient) -> None:
     wanted = manifest()
     name = wanted["metadata"]["name"]
     await apply(shim, wanted)
@@ -144,7 +145,7 @@ async def test_labels_and_annotations_of_others_are_kept(shim: KubeApi, admin: K
 
 @pytest.mark.parametrize("manager", ["kubectl", "argocd-controller"])
 async def test_what_git_or_kubectl_owns_is_neither_changed_nor_deleted(
-    shim: KubeApi, admin: KubeApi, manager: str
+    shim: KubeClient, admin: KubeClient, manager: str
 ) -> None:
     """Also when the shim's own check is passed by: whoever holds its token has no check."""
     theirs = manifest()
@@ -161,7 +162,7 @@ async def test_what_git_or_kubectl_owns_is_neither_changed_nor_deleted(
     assert "deletionTimestamp" not in (await admin.request("GET", path))["metadata"]
 
 
-async def test_it_is_about_the_shim_only(admin: KubeApi) -> None:
+async def test_it_is_about_the_shim_only(admin: KubeClient) -> None:
     wanted = manifest(suspend=True, metadata={"annotations": {"a": "b"}, "labels": {"team": "a"}})
     applied = await apply(admin, wanted, "kubectl")
     await admin.request("DELETE", channels_path(CHANNELS, applied["metadata"]["name"]))

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from deploy.local.stack import ROOT, Stack, call, free_port
-from smschannel.resource import GROUP, PLURAL
+from smschannel.api.resource import GROUP, PLURAL
 from tests.cluster.test_shim import wait_until
 from tests.contract.test_rest import NOT_CONFIGURED
 

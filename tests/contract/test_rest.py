@@ -9,7 +9,7 @@ import pytest
 
 from api_shim.schemas import ChannelStatus, ErrorItem, Refusal, Setup, instance_id
 from api_shim.waiting import is_settled
-from smschannel.reasons import REST_STATUSES, Reason
+from smschannel.api.reasons import REST_STATUSES, Reason
 
 SID = "AC" + "0a" * 16
 TOKEN = "5ecret" * 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from deploy.local.stack import CHANNELS
-from smschannel.resource import CHECK_NOW_ANNOTATION
+from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from tests.faults.rig import FLOOR, PATIENT, WATCHFUL, Case, Rig, Row
 from tests.twin.faults import Action, Match
 

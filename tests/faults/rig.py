@@ -22,10 +22,10 @@ from kubernetes import client
 from deploy.local.build import Progress
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, ready_reason
-from smschannel.conditions import violations
-from smschannel.ledger import Record
-from smschannel.resource import API_VERSION, CREDENTIALS_LABEL, FINALIZER, GROUP, KIND
-from smschannel.sealing import Keyring
+from smschannel.api.resource import API_VERSION, CREDENTIALS_LABEL, FINALIZER, GROUP, KIND
+from smschannel.api.sealing import Keyring
+from smschannel.core.conditions import violations
+from smschannel.core.record import Record
 from tests.faults.proxy import Proxy, Upstream
 from tests.twin.faults import Rule
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from smschannel.cli import cli
-from smschannel.sealing import Binding, Keyring, SealingKey
+from smschannel.api.sealing import Binding, Keyring, SealingKey
+from smschannel.cli.main import cli
 from tests.manifests import ACCOUNT_SID, INSTANCE, KEY_SID, PHONE_NUMBER, TOKEN
 
 KEY = SealingKey(bytes(range(96)))
@@ -342,7 +342,7 @@ def test_it_calls_itself_what_people_type() -> None:
 
 def test_what_needs_no_cluster_does_not_load_its_client(key_file: Path) -> None:
     program = (
-        "import sys\nfrom smschannel.cli import cli\ncli(standalone_mode=False)\n"
+        "import sys\nfrom smschannel.cli.main import cli\ncli(standalone_mode=False)\n"
         "assert not {'kubernetes', 'aiohttp', 'kopf', 'twilio'} & sys.modules.keys()"
     )
     arguments = ["seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--public-key", str(key_file)]

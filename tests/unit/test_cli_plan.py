@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from smschannel.cli import cli
+from smschannel.cli.main import cli
 from tests.manifests import INSTANCE, good
 
 OTHER = "00000000-0000-4000-8000-000000000000"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from smschannel.conditions import condition, next_status, reason_of, still_trying, violations
-from smschannel.plan import Verdict
-from smschannel.reasons import Reason
+from smschannel.api.reasons import Reason
+from smschannel.api.status import condition, reason_of
+from smschannel.core.conditions import next_status, still_trying, violations
+from smschannel.core.plan import Verdict
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -134,7 +135,7 @@ def test_a_status_says_what_the_table_of_reasons_says(reason: Reason) -> None:
     assert status["observedGeneration"] == 4
     assert {each["observedGeneration"] for each in status["conditions"]} == {4}
     assert status["webhookUrl"] == URL
-    assert (reason.cure in part(status, "Ready")["message"]) is (
+    assert (reason.remedy in part(status, "Ready")["message"]) is (
         reason.ready != "True" or reason is Reason.TokenRejected
     ), "who must do something reads what"
 
@@ -217,8 +218,8 @@ def test_what_is_known_of_credentials_and_webhook(
     [
         (of(Reason.Suspended), "a suspended channel is not looked at"),
         (of(Reason.TwilioUnavailable), "Twilio said nothing new"),
-        (of(Reason.Releasing), "a channel on its way out is not looked at"),
-        (of(Reason.ReleaseFailed), "a channel on its way out is not looked at"),
+        (of(Reason.Restoring), "a channel on its way out is not looked at"),
+        (of(Reason.RestoreFailed), "a channel on its way out is not looked at"),
     ],
 )
 def test_what_was_known_stays_where_nobody_looked(verdict: Verdict, reason: str) -> None:

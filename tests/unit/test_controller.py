@@ -9,15 +9,14 @@ from typing import Any, cast
 import pytest
 
 from smschannel.__main__ import _load
+from smschannel.api.errors import Conflict, NoKindMatch
+from smschannel.api.sealing import Keyring, SealingKey
 from smschannel.controller import Controller
-from smschannel.errors import Conflict
-from smschannel.kube_api import KindMissing
-from smschannel.kube_port import KubePort
-from smschannel.ledger import Claims, Record, WebhookTemplate
+from smschannel.core.record import Claims, Record, WebhookTemplate
+from smschannel.kube_store import KubeStore
 from smschannel.reconcile import Key, Outcome, Reconciler
-from smschannel.sealing import Keyring, SealingKey
 from smschannel.settings import Settings
-from smschannel.twilio_port import TwilioPort
+from smschannel.twilio.client import TwilioClient
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 CHANNEL: dict[str, Any] = {
@@ -46,11 +45,11 @@ class _WithoutCrd:
 
     async def channel_metadata(self, _: str) -> AsyncIterator[dict[str, Any]]:
         if self.gone:
-            raise KindMissing(404, "404 page not found")
+            raise NoKindMatch(404, "404 page not found")
         yield CHANNEL["metadata"]
 
     async def channel(self, *_: str) -> dict[str, Any]:
-        raise KindMissing(404, "404 page not found")
+        raise NoKindMatch(404, "404 page not found")
 
 
 class _Orphans:
@@ -60,13 +59,13 @@ class _Orphans:
     async def reconcile(self, key: Key, channel: object, **_: bool) -> Outcome:
         if not self.first.done():
             self.first.set_result(key)
-        raise KindMissing(404, "404 page not found")
+        raise NoKindMatch(404, "404 page not found")
 
 
 async def test_a_deleted_crd_counts_at_the_second_resync_also_where_no_watch_told_of_its_channels() -> None:
     kube, orphans = _WithoutCrd(), _Orphans()
     controller = Controller(
-        cast(KubePort, kube),
+        cast(KubeStore, kube),
         cast(Reconciler, orphans),
         Claims(),
         namespaces=("sms-channels",),
@@ -81,7 +80,7 @@ async def test_a_deleted_crd_counts_at_the_second_resync_also_where_no_watch_tol
     await controller.load()
     await controller.resync()
     kube.gone = True
-    with pytest.raises(KindMissing):
+    with pytest.raises(NoKindMatch):
         await controller.resync()  # a proxy's answer, perhaps
     await controller.resync()
     running = asyncio.create_task(controller.run())
@@ -116,5 +115,5 @@ class _Expiring:
 async def test_a_list_that_expires_at_the_start_is_begun_anew() -> None:
     kube = _Expiring()
     settings = Settings(webhook_url_template="https://sms.example.com/{instance_id}")
-    await _load(settings, cast(KubePort, kube), cast(TwilioPort, None))
+    await _load(settings, cast(KubeStore, kube), cast(TwilioClient, None))
     assert kube.lists == 2

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import pytest
 from pydantic import SecretStr
 
+from smschannel.api.errors import TwilioTimeout
 from smschannel.controller import lane_share
-from smschannel.errors import TwilioSilent
-from smschannel.gate import Gate
-from smschannel.ledger import Login
+from smschannel.core.record import Login
 from smschannel.queue import WorkQueue
+from smschannel.twilio.limits import Gate
 from tests.unit.virtual_time import now, virtually
 
 WORKERS, CONCURRENCY = 64, 4
@@ -63,7 +63,7 @@ class Operator:
             for _ in range(2):
                 await asyncio.sleep(KUBERNETES / 2)
                 await self._call(key[0])
-        except TwilioSilent:
+        except TwilioTimeout:
             self._queue.retry(key)
             return False
         self.ready[key] = now()
@@ -74,7 +74,7 @@ class Operator:
         async with self._gate.call(Login(sid=sid, token=SecretStr("token")), sid):
             if self.is_down and account in self.hanging:
                 await asyncio.sleep(TIME_OUT)
-                raise TwilioSilent("Twilio does not answer.")
+                raise TwilioTimeout("Twilio does not answer.")
             await asyncio.sleep(self.load.call)
 
     def look_at_theirs(self) -> None:

@@ -6,8 +6,15 @@ import json
 
 import pytest
 
-from smschannel.errors import ChannelError, Conflict, Gone, KubernetesUnavailable
-from smschannel.kube_api import KindMissing, KubernetesRefused, kubernetes_error
+from smschannel.api.errors import (
+    ChannelError,
+    Conflict,
+    KubernetesRefused,
+    KubernetesUnavailable,
+    NoKindMatch,
+    NotFound,
+)
+from smschannel.api.kube_client import kubernetes_error
 
 
 def status(**details: str) -> bytes:
@@ -17,9 +24,9 @@ def status(**details: str) -> bytes:
 @pytest.mark.parametrize(
     ("code", "answer", "becomes", "reason"),
     [
-        (404, status(name="x", kind="secrets"), Gone, "the API server names what is not there"),
-        (404, status(), KindMissing, "the group is served, the kind is not"),
-        (404, b"404 page not found\n", KindMissing, "a group that is not served at all"),
+        (404, status(name="x", kind="secrets"), NotFound, "the API server names what is not there"),
+        (404, status(), NoKindMatch, "the group is served, the kind is not"),
+        (404, b"404 page not found\n", NoKindMatch, "a group that is not served at all"),
         (
             404,
             b"<html>",

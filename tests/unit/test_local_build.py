@@ -87,7 +87,7 @@ def test_several_at_once_build_once(calls: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "cure"),
+    ("error", "remedy"),
     [
         ("write /tmp/go-build: no space left on device", "The disk is full"),
         ("compile: signal: killed", "memory"),
@@ -96,12 +96,12 @@ def test_several_at_once_build_once(calls: Path) -> None:
     ],
 )
 def test_a_failure_says_what_to_do_and_leaves_no_binary(
-    calls: Path, monkeypatch: pytest.MonkeyPatch, error: str, cure: str
+    calls: Path, monkeypatch: pytest.MonkeyPatch, error: str, remedy: str
 ) -> None:
     monkeypatch.setenv("FAKE_ERROR", error)
     with pytest.raises(build.BuildError, match="`go build` failed") as failure:
         build.ensure_controlplane(Listener())
-    assert cure in str(failure.value)
+    assert remedy in str(failure.value)
     assert error in str(failure.value)
 
     monkeypatch.delenv("FAKE_ERROR")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from smschannel.resource import (
+from smschannel.api.resource import (
     AccountSid,
     InstanceId,
     LoginSid,

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from smschannel.errors import ChannelError, Refused, TwilioUnavailable, Unreadable
-from smschannel.ledger import Entry, Login, Record, Webhook, WebhookTemplate
-from smschannel.plan import (
+from smschannel.api.errors import ChannelError, Refused, TwilioUnavailable, Unreadable
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
+from smschannel.core.plan import (
     AddFinalizer,
     Change,
     Debt,
@@ -34,8 +35,7 @@ from smschannel.plan import (
     foresee,
     plan,
 )
-from smschannel.reasons import Reason
-from smschannel.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
+from smschannel.core.record import Entry, Login, Record, Webhook, WebhookTemplate
 
 ACCOUNT = "AC" + "0" * 32
 OTHER_ACCOUNT = "AC" + "1" * 32
@@ -559,98 +559,98 @@ DELETED = (
         None,
         GOING,
         (GiveBack(ENTRY, BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "Clear writes an empty webhook",
         None,
         replace(GOING, record=kept(deletion_policy=DeletionPolicy.CLEAR)),
         (GiveBack(ENTRY, UNUSED),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "Retain leaves the webhook and forgets the number",
         None,
         replace(GOING, record=kept(deletion_policy=DeletionPolicy.RETAIN), debts={"PN1": None}),
         (DropRecord(), RemoveFinalizer()),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "Restore leaves a webhook whose predecessor is not known, and says which number that is",
         None,
         replace(GOING, record=owing(previous=None)),
         (DropRecord(left=(WANT.phone_number,)), RemoveFinalizer()),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a former URL of ours is given back as well",
         None,
         replace(GOING, record=owing(wrote=(FORMER.url, OURS.url)), debts={"PN1": at(FORMER)}),
         (GiveBack(ENTRY.model_copy(update={"wrote": (FORMER.url, OURS.url)}), BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "our URL with a method that somebody changed still points at us",
         None,
         replace(GOING, debts={"PN1": at(OURS_GET)}),
         (GiveBack(ENTRY, BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "what was given back, or pointed elsewhere by somebody, is left: record first, then the finalizer",
         None,
         replace(GOING, debts={"PN1": at(ELSEWHERE)}),
         (DropRecord(), RemoveFinalizer()),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a number that is gone is owed to nobody",
         None,
         replace(GOING, debts={"PN1": None}),
         (DropRecord(), RemoveFinalizer()),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "of two numbers the settled one leaves the record at once",
         None,
         replace(GOING, record=MOVED, debts={"PN0": None, "PN1": DOWN}),
         (SaveRecord(RECORD),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "while Twilio cannot be reached, the finalizer waits",
         None,
         replace(GOING, debts={"PN1": DOWN}),
         (),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a refusal is told as one, and waits as well",
         None,
         replace(GOING, debts={"PN1": DENIED}),
         (),
-        Reason.ReleaseFailed,
+        Reason.RestoreFailed,
     ),
     Row(
         "after the grace period the resource goes; the record stays, with the policy that the channel had last",
         None,
         replace(GOING, record=kept(deletion_policy=DeletionPolicy.CLEAR), debts={"PN1": DOWN}, grace_over=True),
         (SaveRecord(kept(deletion_policy=DeletionPolicy.CLEAR, owed_since=NOW)), RemoveFinalizer()),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a record whose channel went by force is owed from the moment that is seen",
         None,
         replace(GOING, finalizer=False, debts={"PN1": DOWN}, grace_over=True),
         (SaveRecord(kept(owed_since=NOW)),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a record without a channel just waits for Twilio, and the clock on it is not set back",
         None,
         replace(GOING, record=kept(owed_since=EARLIER), finalizer=False, debts={"PN1": DOWN}, grace_over=True),
         (),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "after the deadline what is owed is written off, and says why",
@@ -664,63 +664,63 @@ DELETED = (
             deadline_over=True,
         ),
         (WriteOff(kept(owed_since=EARLIER), str(DENIED)),),
-        Reason.ReleaseFailed,
+        Reason.RestoreFailed,
     ),
     Row(
         "what can be given back after the deadline is given back",
         None,
         replace(GOING, record=kept(owed_since=EARLIER), finalizer=False, grace_over=True, deadline_over=True),
         (GiveBack(ENTRY, BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "what still can be given back after the grace period is, before the resource goes",
         None,
         replace(GOING, grace_over=True),
         (GiveBack(ENTRY, BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "an unreadable record is neither dropped nor written over, and holds the finalizer for a while",
         None,
         Observed(record=EMPTY, finalizer=True, debts={"": SEALED_AWAY}),
         (),
-        Reason.ReleaseFailed,
+        Reason.RestoreFailed,
     ),
     Row(
         "an unreadable record does not wedge the deletion",
         None,
         Observed(record=EMPTY, finalizer=True, debts={"": SEALED_AWAY}, grace_over=True),
         (RemoveFinalizer(),),
-        Reason.ReleaseFailed,
+        Reason.RestoreFailed,
     ),
     Row(
         "an orphan's number is given back although nobody waits for it",
         None,
         replace(GOING, finalizer=False),
         (GiveBack(ENTRY, BEFORE),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "an orphan's record goes without a finalizer to remove",
         None,
         replace(GOING, finalizer=False, debts={"PN1": at(BEFORE)}),
         (DropRecord(),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "a channel that never took a number over goes at once",
         None,
         Observed(record=EMPTY, finalizer=True),
         (RemoveFinalizer(),),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
     Row(
         "nothing at all is left to do for a channel without record and finalizer",
         None,
         Observed(record=EMPTY),
         (),
-        Reason.Releasing,
+        Reason.Restoring,
     ),
 )
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smschannel.ledger import Entry, Record, Webhook
-from smschannel.plan import Debt, Desired, Observed, Routing, foresee
-from smschannel.plan_text import Outlook, shown
-from smschannel.resource import DeletionPolicy
+from smschannel.api.resource import DeletionPolicy
+from smschannel.cli.plan_text import Outlook, shown
+from smschannel.core.plan import Debt, Desired, Observed, Routing, foresee
+from smschannel.core.record import Entry, Record, Webhook
 from tests.unit.test_plan import (
     ACCOUNT,
     ANOTHER_INSTANCE,
@@ -78,7 +78,7 @@ def test_no_password_is_ever_shown(user: str, path: str) -> None:
 ONCE = f"record what +61400111222 (PN1) points at now: {BEFORE.url}"
 POINT = f"write +61400111222 (PN1): SmsUrl {BEFORE.url} -> {OURS.url}, SmsMethod GET -> POST"
 GIVE_BACK = f"give back +61400111222 (PN1): SmsUrl {OURS.url} -> {BEFORE.url}, SmsMethod POST -> GET"
-FINALIZER = "add the finalizer channels.hydracore.io/give-back"
+FINALIZER = "add the finalizer channels.hydracore.io/restore"
 DROP = "drop the operator's record of the channel"
 LET_GO = "remove the finalizer, so that the channel can go"
 
@@ -185,9 +185,9 @@ def test_what_is_left_as_it_is_and_why(record: Record, debt: Debt, says: str) ->
         (replace(WANT, suspend=True), SET, False, "Suspended. Twilio is left as it is: spec.suspend is true. Set"),
         (None, GOING, False, ""),
         (None, replace(GOING, finalizer=False, debts={"PN1": DOWN}, deadline_over=True), True, ""),
-        (None, replace(GOING, debts={"PN1": DOWN}), True, "Releasing. The number is not given back yet: Twilio"),
-        (None, replace(GOING, debts={"PN1": DENIED}), True, "ReleaseFailed. The number is not given back yet: Twilio"),
-        (None, replace(GOING, debts={"": SEALED_AWAY}), True, "ReleaseFailed. The number is not given back yet: the"),
+        (None, replace(GOING, debts={"PN1": DOWN}), True, "Restoring. The number is not given back yet: Twilio"),
+        (None, replace(GOING, debts={"PN1": DENIED}), True, "RestoreFailed. The number is not given back yet: Twilio"),
+        (None, replace(GOING, debts={"": SEALED_AWAY}), True, "RestoreFailed. The number is not given back yet: the"),
     ],
 )
 def test_the_end_of_it(want: Desired | None, seen: Observed, stuck: bool, verdict: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smschannel.reasons import NOT_CONFIGURED, Look, Reason
+from smschannel.api.reasons import NOT_CONFIGURED, Look, Reason
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = "## What to do for each reason"
@@ -20,10 +20,10 @@ def test_a_row_is_sound(reason: Reason) -> None:
     assert (reason.progress is None) <= (reason.ready == "True"), "what is not Ready either goes on or stands still"
     assert re.fullmatch("[A-Z][A-Za-z]+", reason.name), "Kubernetes wants reasons in CamelCase"
     assert re.fullmatch("[a-z]+(_[a-z]+)*", reason.rest_status)
-    assert reason.cure.strip() == reason.cure
-    assert reason.cure, "a reason without a cure leaves a person alone"
-    assert "|" not in reason.cure, "it stands in a markdown table"
-    assert "\n" not in reason.cure, "it stands in a markdown table"
+    assert reason.remedy.strip() == reason.remedy
+    assert reason.remedy, "a reason without a remedy leaves a person alone"
+    assert "|" not in reason.remedy, "it stands in a markdown table"
+    assert "\n" not in reason.remedy, "it stands in a markdown table"
     assert reason.look in Look
 
 
@@ -39,7 +39,7 @@ def test_not_configured_is_for_instances_without_a_channel() -> None:
             {"Pending", "TwilioUnavailable", "SecretNotFound", "SecretKeyMissing", "SecretNotLabelled"},
             "a REST client can only wait for these",
         ),
-        ("removing", {"Releasing", "ReleaseFailed"}, "whether it stands still does not matter to who removed it"),
+        ("removing", {"Restoring", "RestoreFailed"}, "whether it stands still does not matter to who removed it"),
         ("active", {"Configured"}, "only a channel without any trouble is active"),
         ("degraded", {"TokenRejected"}, "it works, and its last change failed"),
     ],
@@ -60,4 +60,4 @@ def test_readme_lists_exactly_these_reasons() -> None:
     section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
     rows = [line.strip() for line in section.splitlines() if line.startswith("|")]
     assert rows[0] == "| Reason | REST status | What to do |"
-    assert rows[2:] == [f"| {reason.name} | {reason.rest_status} | {reason.cure} |" for reason in Reason]
+    assert rows[2:] == [f"| {reason.name} | {reason.rest_status} | {reason.remedy} |" for reason in Reason]

@@ -9,13 +9,13 @@ from typing import Any, cast
 import pytest
 from pydantic import SecretStr
 
-from smschannel.errors import ChannelError, Refused, TwilioThrottled, Unreadable
-from smschannel.ledger import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
-from smschannel.plan import Number, Routing
-from smschannel.reasons import Reason
+from smschannel.api.errors import ChannelError, Refused, TwilioThrottled, Unreadable
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import CREDENTIALS_LABEL, FINALIZER, SmsChannel
+from smschannel.api.sealing import Keyring, SealingKey
+from smschannel.core.plan import Number, Routing
+from smschannel.core.record import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
 from smschannel.reconcile import Accounts, Intervals, Key, Kube, Reconciler, Twilio
-from smschannel.resource import CREDENTIALS_LABEL, FINALIZER, SmsChannel
-from smschannel.sealing import Keyring, SealingKey
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 ACCOUNT = "AC" + "0" * 32
@@ -135,7 +135,7 @@ def reconciler(kube: _Kube, twilio: _DeafTwilio, claims: Claims[Key] | None = No
         keyring=Keyring([SealingKey.generate()]),
         template=TEMPLATE,
         claims=Claims() if claims is None else claims,
-        intervals=Intervals(drift=600, slow=1800, deletion_grace=120, release_deadline=3600),
+        intervals=Intervals(drift=600, slow=1800, deletion_grace=120, restore_deadline=3600),
         clock=lambda: NOW,
     )
 
@@ -144,7 +144,7 @@ async def test_a_twilio_that_does_not_keep_what_is_given_back_does_not_wedge_the
     kube, twilio = _Kube(), _DeafTwilio()
     turns = reconciler(kube, twilio)
     outcome = await turns.reconcile(KEY, channel(deleted_at=NOW - timedelta(seconds=1)))
-    assert (outcome.verdict.reason, twilio.writes, kube.let_go) == (Reason.Releasing, 1, False), "told once in a turn"
+    assert (outcome.verdict.reason, twilio.writes, kube.let_go) == (Reason.Restoring, 1, False), "told once in a turn"
     await turns.reconcile(KEY, channel(deleted_at=NOW - timedelta(seconds=121)))
     assert kube.let_go
     assert kube.record

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from smschannel.errors import Unreadable
-from smschannel.sealing import Binding, Keyring, PublicKey, SealingKey
+from smschannel.api.errors import Unreadable
+from smschannel.api.sealing import Binding, Keyring, PublicKey, SealingKey
 
 TOKEN = SecretStr("5e5c0ffee5e5c0ffee5e5c0ffee5e5c0")
 BINDING = Binding("sms-channels", "497f6eca-6276-4993-bfeb-53cbbbba6f08", "AC0123456789abcdef0123456789abcdef")

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from smschannel.__main__ import main
-from smschannel.settings import Settings, explain
+from smschannel.api.environment import explain
+from smschannel.settings import Settings
 
 TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
 SECRET = "5e5c0ffee5e5c0ffee"
@@ -113,7 +114,7 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would never rest"),
         ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would never rest"),
         ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
-        ("RELEASE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
+        ("RESTORE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
         ("HTTP_PORT", "65536", "less than or equal to 65535", "there is no such port"),
         ("LOG_LEVEL", SECRET, "'DEBUG', 'INFO', 'WARNING' or 'ERROR'", "there is no such level"),
         ("LOG_FORMAT", SECRET, "'json' or 'console'", "there is no such format"),
@@ -138,7 +139,7 @@ def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", SECRET)
     with pytest.raises(ValidationError) as refused:
         Settings()
-    told = explain(refused.value)
+    told = explain(refused.value, Settings)
     for name in ("WEBHOOK_URL_TEMPLATE", "WORKERS", "TWILIO_URL"):
         assert f"SMSCHANNEL_{name}: " in told
     assert SECRET not in told
@@ -222,8 +223,10 @@ def test_what_is_published_is_checked_as_the_environment_is(monkeypatch: pytest.
     monkeypatch.delenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE")
     with pytest.raises(ValidationError) as refused:
         Settings.from_published({"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": f"https://{SECRET}.example.com/"})
-    assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE: must contain {instance_id} exactly once" in explain(refused.value)
-    assert SECRET not in explain(refused.value)
+    assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE: must contain {instance_id} exactly once" in explain(
+        refused.value, Settings
+    )
+    assert SECRET not in explained
 
 
 def test_what_a_newer_operator_publishes_is_no_trouble() -> None:

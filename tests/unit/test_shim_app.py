@@ -13,7 +13,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from api_shim.app import serve
 from api_shim.settings import Settings
-from smschannel.kube_api import KubeApi
+from smschannel.api.kube_client import KubeClient
 
 MALFORMED = (
     "This is no well-formed HTTP/1.1 request: look at how its body is encoded, and at its head, which may have"
@@ -28,7 +28,7 @@ async def port() -> AsyncIterator[int]:
     """A running shim whose API server refuses connections."""
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"
-    async with KubeApi(configuration) as api, serve(Settings(http_port=0), api) as service:
+    async with KubeClient(configuration) as api, serve(Settings(http_port=0), api) as service:
         yield service.port
 
 

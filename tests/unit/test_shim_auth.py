@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from api_shim.auth import Verb, find_key, load_keys
+from api_shim.auth import load_keys
+from smschannel.api.api_keys import Verb, find_key
 
 KEY = "smsch_one_" + "aB3_" * 11
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"

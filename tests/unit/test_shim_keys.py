@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from api_shim import keys
-from api_shim.auth import Verb, encode_key, find_key, load_keys, read_entry
-from api_shim.keys import cli, make_key, secret_of
+from api_shim.auth import load_keys
+from smschannel.api.api_keys import Made, Verb, encode_key, find_key, make_key, read_entry, secret_of
+from smschannel.cli import key as keys
+from smschannel.cli.key import key as cli
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[keys.Made]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Made]:
     """What would have been stored."""
-    stored: list[keys.Made] = []
+    stored: list[Made] = []
 
     class Nowhere:
-        async def add(self, made: keys.Made) -> None:
+        async def add(self, made: Made) -> None:
             stored.append(made)
 
     async def connected(*given: Any) -> Any:
@@ -61,7 +62,7 @@ def test_an_entry_reads_back_as_it_was() -> None:
     assert read_entry(encode_key(entry)) == entry
 
 
-def test_standard_output_is_the_key_alone(made: list[keys.Made]) -> None:
+def test_standard_output_is_the_key_alone(made: list[Made]) -> None:
     result = run("create", "--instances", "*", "--verbs", "get", "--expires", "90d", "--id", "reader")
     assert result.exit_code == 0
     assert result.stdout == f"{made[0].key.get_secret_value()}\n"
@@ -74,7 +75,7 @@ def test_standard_output_is_the_key_alone(made: list[keys.Made]) -> None:
     ("written", "from_now"),
     [("never", None), ("90d", timedelta(days=90)), ("12h", timedelta(hours=12))],
 )
-def test_expiry(made: list[keys.Made], written: str, from_now: timedelta | None) -> None:
+def test_expiry(made: list[Made], written: str, from_now: timedelta | None) -> None:
     assert run("create", "--instances", "*", "--expires", written).exit_code == 0
     expires = made[0].entry.expires
     if from_now is None:
@@ -84,7 +85,7 @@ def test_expiry(made: list[keys.Made], written: str, from_now: timedelta | None)
         assert abs(expires - datetime.now(UTC) - from_now) < timedelta(minutes=1)
 
 
-def test_instances_in_any_form_are_the_same(made: list[keys.Made]) -> None:
+def test_instances_in_any_form_are_the_same(made: list[Made]) -> None:
     result = run("create", "--instances", f"{INSTANCE.upper()}, {INSTANCE.replace('-', '')}")
     assert result.exit_code == 0, result.stderr
     assert [str(each) for each in made[0].entry.instances] == [INSTANCE]
@@ -108,7 +109,7 @@ def test_instances_in_any_form_are_the_same(made: list[keys.Made]) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_made(
-    made: list[keys.Made], arguments: list[str], why: str
+    made: list[Made], arguments: list[str], why: str
 ) -> None:
     result = run("create", *arguments)
     assert result.exit_code == 2

@@ -24,10 +24,10 @@ from structlog.testing import capture_logs
 
 import api_shim.auth
 from api_shim.app import Service, serve
-from api_shim.keys import make_key, secret_of
 from api_shim.settings import Settings
-from smschannel.kube_api import KubeApi
-from smschannel.sealing import SealingKey
+from smschannel.api.api_keys import make_key, secret_of
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.sealing import SealingKey
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 CALL = f"/v1/instances/{INSTANCE}/channels/sms"
@@ -138,7 +138,7 @@ async def shim(
     configuration.host = f"http://127.0.0.1:{kubernetes.port}{below}"
     defaults = {"http_port": 0, "request_seconds": 1.0}
     async with (
-        KubeApi(configuration) as api,
+        KubeClient(configuration) as api,
         serve(Settings(**{**defaults, **settings}), api) as service,
         aiohttp.ClientSession(f"http://127.0.0.1:{service.port}", headers={"X-Api-Key": key}) as client,
     ):

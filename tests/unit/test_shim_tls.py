@@ -23,7 +23,7 @@ from api_shim.__main__ import main
 from api_shim.app import serve
 from api_shim.settings import Settings
 from api_shim.tls import ServerTls, TlsError
-from smschannel.kube_api import KubeApi
+from smschannel.api.kube_client import KubeClient
 
 
 def write_pair(folder: Path, name: str, passphrase: bytes | None = None) -> tuple[Path, Path]:
@@ -81,7 +81,7 @@ async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         tls_cert_file=mounted / "mounted/tls.crt",
         tls_key_file=mounted / "mounted/tls.key",
     )
-    async with KubeApi(configuration) as api, serve(settings, api) as service:
+    async with KubeClient(configuration) as api, serve(settings, api) as service:
         yield service.port
 
 

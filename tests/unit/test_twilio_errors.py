@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from smschannel.errors import ChannelError, Gone, Refused, Retryable, TwilioThrottled, TwilioUnavailable
-from smschannel.reasons import Reason
-from smschannel.twilio_port import twilio_error
+from smschannel.api.errors import ChannelError, NotFound, Refused, Retryable, TwilioThrottled, TwilioUnavailable
+from smschannel.api.reasons import Reason
+from smschannel.twilio.client import twilio_error
 
 WORDS = "5e5c0ffee5e5c0ffee5e5c0ffee5e5c0 is not a token"
 
@@ -36,7 +36,7 @@ def body(code: object = None) -> str:
         (400, body(21403), Reason.WebhookRefused, "the method is not valid"),
         (400, body(21406), Reason.WebhookRefused, "the SMS URL is not valid"),
         (400, body("21406"), Reason.WebhookRefused, "a code in quotes is a code"),
-        (404, body(20404), Gone, "the number is not in the account"),
+        (404, body(20404), NotFound, "the number is not in the account"),
         (404, "<html>", TwilioUnavailable, "a proxy's 404 is not Twilio's: nothing may be written off for it"),
         (404, body(20005), Reason.AccountSuspended, "a suspended account hides its numbers, and nothing is gone"),
         (400, body(99999), TwilioUnavailable, "what is not known must not stop a channel for good"),

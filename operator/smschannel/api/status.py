@@ -1,0 +1,30 @@
+"""Reading `status`: what the operator reported about a channel. Written by `core.conditions` only. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smschannel.api.reasons import Reason
+
+Status = Mapping[str, Any]
+
+
+def condition(status: Status, kind: str) -> Mapping[str, Any] | None:
+    """The condition of type `kind`, if it is there."""
+    return next((each for each in status.get("conditions", ()) if each["type"] == kind), None)
+
+
+def reason_of(status: Status) -> Reason | None:
+    """The reason that `Ready` carries; None for a channel that was never reported on."""
+    ready = condition(status, "Ready")
+    return Reason.__members__.get(ready["reason"]) if ready else None
+
+
+def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
+    """Whether all was well with this generation and this URL when the channel was looked at last."""
+    return (
+        reason_of(status) is Reason.Configured
+        and status.get("observedGeneration") == generation
+        and status.get("webhookUrl") == webhook_url
+    )

@@ -1,0 +1,28 @@
+"""`kubectl sms`: the command line of the product. kubectl finds it as `kubectl-sms`; it works without kubectl, too."""
+
+from __future__ import annotations
+
+import click
+
+from smschannel.cli.detach import release
+from smschannel.cli.key import key
+from smschannel.cli.plan import plan
+from smschannel.cli.seal import public_key, seal
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sms-channel-operator", message="%(version)s")
+def cli() -> None:
+    """SMS channels of HydraCore instances on Kubernetes."""
+
+
+for command in (seal, public_key, plan, release, key):
+    cli.add_command(command)
+
+
+def main() -> None:
+    cli(prog_name="kubectl sms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What the commands of `kubectl sms` share: kinds of arguments, the cluster they speak of, and the way to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import click
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from smschannel.api.errors import ChannelError, KubernetesUnavailable
+from smschannel.api.resource import AccountSid, InstanceId, LoginSid, Namespace, PhoneNumber
+
+if TYPE_CHECKING:
+    from smschannel.api.kube_client import KubeClient
+    from smschannel.cli.admin_store import AdminStore
+    from smschannel.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Checked(click.ParamType[str]):
+    """An argument that keeps to a rule of the resource, and is refused in the rule's words."""
+
+    def __init__(self, name: str, kind: Any) -> None:
+        self.name = name
+        self.rule: TypeAdapter[str] = TypeAdapter(kind)
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return self.rule.validate_python(value)
+        except ValidationError as error:
+            self.fail(error.errors(include_input=False)[0]["msg"], param, ctx)
+
+
+class _Instance(_Checked):
+    """An instance's id as people have it: with capitals, without dashes, in braces."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        with contextlib.suppress(ValidationError):
+            value = str(TypeAdapter(UUID).validate_python(value))
+        return super().convert(value, param, ctx)
+
+
+INSTANCE = _Instance("uuid", InstanceId)
+ACCOUNT_SID = _Checked("AC...", AccountSid)
+LOGIN_SID = _Checked("SK...|AC...", LoginSid)
+PHONE_NUMBER = _Checked("E.164", PhoneNumber)
+NAMESPACE = _Checked("namespace", Namespace)
+
+
+def cluster_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--operator-namespace",
+            type=NAMESPACE,
+            envvar="SMSCHANNEL_OPERATOR_NAMESPACE",
+            default="sms-operator",
+            show_default=True,
+            help="Where the operator keeps what it publishes and remembers.",
+        ),
+        click.option("--context", help="A context of the kubeconfig; the current one by default."),
+        click.option(
+            "--kubeconfig",
+            type=click.Path(exists=True, dir_okay=False),
+            help="$KUBECONFIG or ~/.kube/config by default.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def context_namespace(kubeconfig: str | None, context: str | None) -> str | None:
+    """The namespace kubectl would use, if one is named. As kubectl has it, the first file that says something wins."""
+    files = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    try:
+        configs = [
+            yaml.safe_load(file.read_text()) or {} for file in map(Path, files.split(os.pathsep)) if file.is_file()
+        ]
+        current = context or next((each["current-context"] for each in configs if each.get("current-context")), None)
+        known = {named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()}
+        found: str | None = known.get(current, {}).get("namespace")
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, yaml.YAMLError):
+        raise click.ClickException(f"{files} is no kubeconfig: name another with --kubeconfig") from None
+    if context and context not in known:
+        raise click.ClickException(f"There is no context {context} in {files}, but: {', '.join(known) or 'none'}")
+    return found
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    kubeconfig: str | None, context: str | None, *, without: str = "", denied: str = ""
+) -> AsyncIterator[KubeClient]:
+    """The way to the API server, and what to do where it ends: `without` a cluster, or where a right is `denied`."""
+    from kubernetes.aio.config import ConfigException  # a second that --help and offline sealing need not wait for
+
+    from smschannel.api.errors import KubernetesRefused, NoKindMatch
+    from smschannel.api.kube_client import KubeClient
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            api = await stack.enter_async_context(await KubeClient.connect(kubeconfig, context))
+        except (ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+            raise _told(
+                f"The kubeconfig cannot be used: {error}. Name another with --kubeconfig or --context.", without
+            ) from None
+        where = f"The cluster at {api.configuration.host}"
+        try:
+            yield api
+        except KubernetesUnavailable as error:
+            raise _told(
+                f"{where} cannot be reached: {error}. Is it up, and this the right --context?", without
+            ) from None
+        except NoKindMatch:
+            raise _told(f"{where} knows no SmsChannels: is the CRD installed? kubectl apply -f crds/") from None
+        except KubernetesRefused as error:
+            if error.status == 401:
+                raise _told(f"{where} does not know you: log in again, or name another --context.", without) from None
+            raise _told(f"{where} does not let you: {error}.", denied) from None
+        except ChannelError as error:
+            raise _told(f"{str(error).rstrip('.')}.") from None
+
+
+async def settings_of(kube: AdminStore) -> Settings:
+    """The operator's settings: what the environment says here, else what the operator published."""
+    from smschannel.api.environment import explain
+    from smschannel.settings import Settings
+
+    content = await kube.published_settings()
+    try:
+        return Settings.from_published(content)
+    except ValidationError as error:
+        hint = (
+            f"\nThe operator has published none in namespace {kube.namespace}: has it started once? If it runs in"
+            " another namespace: --operator-namespace. Or set the variables here, as they are set for the operator."
+        )
+        raise click.ClickException(explain(error, Settings) + ("" if content else hint)) from None
+
+
+def _told(*sentences: str) -> click.ClickException:
+    return click.ClickException(" ".join(filter(None, sentences)))

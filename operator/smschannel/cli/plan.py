@@ -1,0 +1,216 @@
+"""`kubectl sms plan`: what the operator would do, without doing it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import click
+import yaml
+from pydantic import ValidationError
+
+from smschannel.api.errors import ChannelError, TwilioUnavailable
+from smschannel.api.resource import API_VERSION, KIND, SmsChannel
+from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
+
+if TYPE_CHECKING:
+    from smschannel.cli.admin_store import AdminStore
+    from smschannel.cli.plan_text import Outlook
+    from smschannel.reconcile import Key
+    from smschannel.settings import Settings
+
+_CHANGES = 2
+
+Manifest = Mapping[str, Any]
+
+
+class _Plan(click.Command):
+    """Mistakes in the arguments end with 1 here, since 2 says that there are changes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.show()
+            raise click.exceptions.Exit(1) from None
+
+
+@click.command(cls=_Plan)
+@click.argument("instance", type=INSTANCE, required=False)
+@click.option("-f", "--filename", "file", type=click.File(), help="A manifest that is not applied yet; - to read it.")
+@click.option("--delete", is_flag=True, help="What deleting the channel would do.")
+@click.option("-n", "--namespace", type=NAMESPACE, help="The channel's; the context's, else the operator's by default.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@cluster_options
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    instance: str | None,
+    file: TextIO | None,
+    delete: bool,
+    namespace: str | None,
+    output: str,
+    kubeconfig: str | None,
+    context: str | None,
+    operator_namespace: str,
+) -> None:
+    """Show what the operator would do about INSTANCE, without doing it.
+
+    It looks at the channel, at the operator's record of it and at Twilio, and decides as the operator does; nothing
+    is written. For that it reads the operator's keyring and records: with the rights of an administrator, or in the
+    operator's own pod.
+
+    Ends with 0 where there is nothing to do, 2 where there are changes, and 1 where what is asked for cannot be
+    had, or could not be looked at.
+
+    \b
+    What is about to happen, or why nothing does:
+      kubectl sms plan 497f6eca-6276-4993-bfeb-53cbbbba6f08
+
+    \b
+    Before it is applied, and before it is deleted:
+      kubectl sms plan -f channel.yaml
+      kubectl sms plan 497f6eca-6276-4993-bfeb-53cbbbba6f08 --delete
+
+    \b
+    Without the rights of an administrator:
+      kubectl -n sms-operator exec deploy/sms-channel-operator -- kubectl-sms plan 497f6eca-...
+    """
+    if file and delete:
+        raise click.ClickException("--delete is about a channel that is there: name the INSTANCE, without -f")
+    manifest = _manifest(file, instance) if file else {}
+    meta = manifest.get("metadata", {})
+    name, written = instance or meta.get("name"), meta.get("namespace")
+    if not name:
+        raise click.ClickException("name the INSTANCE, or give a manifest: -f FILE")
+    if namespace and written and namespace != written:
+        raise click.ClickException(f"the manifest is for namespace {written}, and not for {namespace}")
+    namespace = namespace or written or context_namespace(kubeconfig, context)
+    asked = _Asked(name, namespace, manifest, delete)
+    key, outlook = asyncio.run(_look(asked, kubeconfig, context, operator_namespace))
+    if output == "json":
+        click.echo(json.dumps({"namespace": key.namespace, "name": key.name, **outlook.document()}, indent=2))
+    else:
+        click.echo("\n".join(_lines(key, outlook)))
+    ctx.exit(1 if outlook.stuck else _CHANGES if outlook.plan.changes else 0)
+
+
+class _Asked(NamedTuple):
+    """What is to be looked at; a namespace of None is the operator's own choice."""
+
+    instance: str
+    namespace: str | None
+    manifest: Manifest
+    delete: bool
+
+
+def _lines(key: Key, outlook: Outlook) -> Iterator[str]:
+    changes = [f"  would {text}" for _, text in outlook.changes()]
+    left = [f"  {text}" for _, text in outlook.left()]
+    count = "nothing to do" if not changes else "1 change" if len(changes) == 1 else f"{len(changes)} changes"
+    yield f"SmsChannel {key.namespace}/{key.name}: {count}"
+    yield from changes
+    yield from left
+    if outlook.verdict:
+        yield ("Then: " if changes and not outlook.stuck else "") + outlook.verdict
+
+
+def _manifest(file: TextIO, instance: str | None) -> Manifest:
+    """The one SmsChannel of the file, or the one that is named."""
+    try:
+        documents = [each for each in yaml.safe_load_all(file) if isinstance(each, dict)]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
+        raise click.ClickException(f"{file.name} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
+    channels = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]
+    named: list[tuple[str, Manifest]] = []
+    for each in channels:
+        try:
+            meta = each["metadata"]
+            named.append((INSTANCE.rule.validate_python(meta["name"]), each))
+            NAMESPACE.rule.validate_python(meta.get("namespace", "default"))
+        except (KeyError, TypeError, AttributeError):
+            raise click.ClickException(f"{file.name} holds an {KIND} without a name") from None
+        except ValidationError as error:
+            raise click.ClickException(f"{file.name}: {error.errors(include_input=False)[0]['msg']}") from None
+    found = [each for name, each in named if instance in {None, name}]
+    if len(found) > 1:
+        names = ", ".join(name for name, _ in named)
+        raise click.ClickException(f"{file.name} holds {len(found)} of them: name one of {names}")
+    if not found:
+        which = f" that is named {instance}" if instance else ""
+        raise click.ClickException(f"{file.name} holds no {KIND} of {API_VERSION}{which}")
+    return found[0]
+
+
+async def _look(
+    asked: _Asked, kubeconfig: str | None, context: str | None, operator_namespace: str
+) -> tuple[Key, Outlook]:
+    denied = (
+        "'plan' reads the operator's keyring and records, as an administrator may; without that right, in the"
+        f" operator's own pod: kubectl -n {operator_namespace} exec deploy/sms-channel-operator -- kubectl-sms plan ..."
+    )
+    async with cluster(kubeconfig, context, denied=denied) as api:
+        from smschannel.cli.admin_store import AdminStore
+        from smschannel.wiring import twilio_port
+
+        kube = AdminStore(api, operator_namespace)
+        settings = await settings_of(kube)
+        async with twilio_port(settings) as twilio:
+            try:
+                return await _preview(asked, kube, twilio, settings)
+            except TwilioUnavailable as error:
+                raise click.ClickException(f"{error} Nothing can be told of the number now: try again.") from None
+
+
+async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Settings) -> tuple[Key, Outlook]:
+    from smschannel.cli.plan_text import Outlook
+    from smschannel.core.record import Claims
+    from smschannel.reconcile import Key
+    from smschannel.wiring import reconciler
+
+    namespace = asked.namespace or settings.channel_namespaces[0]
+    keyring = await kube.read_keyring()
+    claims: Claims[Key] = Claims()
+    orphan = None
+    async for record in kube.records():
+        if isinstance(record, ChannelError):
+            click.echo(f"Warning: {record}: whether it holds the number cannot be told.", err=True)
+            continue
+        claims.hold_only(record.uid, record)
+        if (record.namespace, record.name) == (namespace, asked.instance):
+            orphan = record
+    channel = await _channel(asked, kube, namespace)
+    if channel is None and orphan is None:
+        raise click.ClickException(
+            f"There is no channel {asked.instance} in namespace {namespace}, nor a record of one. To see what a"
+            " manifest would do before it is applied: -f FILE"
+        )
+    if channel and namespace not in settings.channel_namespaces:
+        looked_after = ", ".join(settings.channel_namespaces)
+        raise click.ClickException(f"The operator looks after the channels of {looked_after} only, not of {namespace}.")
+    key = Key(namespace, asked.instance, "" if channel else orphan.uid if orphan else "")
+    seen, foreseen = await reconciler(settings, kube, twilio, keyring, claims).preview(key, channel)
+    policy = channel.spec.deletion_policy if channel else seen.record.deletion_policy
+    return key, Outlook(seen, foreseen, policy)
+
+
+async def _channel(asked: _Asked, kube: AdminStore, namespace: str) -> SmsChannel | None:
+    """The channel as it is, or would be with the manifest applied, or deleted."""
+    body = await kube.channel(namespace, asked.instance)
+    now = datetime.now(UTC)
+    if asked.manifest:
+        fresh = {"name": asked.instance, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
+        body = {"metadata": fresh, **(body or {}), "spec": asked.manifest.get("spec")}
+    if body is None:
+        return None
+    try:
+        channel = SmsChannel.model_validate(body)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise click.ClickException(f"This is no valid {KIND}: {wrong}") from None
+    return channel.as_deleted(now) if asked.delete and not channel.deleting else channel
