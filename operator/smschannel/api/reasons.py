@@ -39,7 +39,7 @@ class Reason(Row, Enum):
         "Reconciling",
         "pending",
         Recheck.BACKOFF,
-        "Nothing to do: the operator retries. If it lasts, check Twilio's status page and the operator's network access.",
+        "Nothing to do: the operator retries. If it lasts, check Twilio's status page and the operator's network.",
     )
     SecretNotFound = Row(
         "False",
@@ -134,9 +134,7 @@ class Reason(Row, Enum):
         Recheck.SLOW,
         "Twilio refuses the webhook URL: the operator's webhook URL template must be a public https URL.",
     )
-    Suspended = Row(
-        "True", None, "suspended", Recheck.SLOW, "Set spec.suspend to false to resume."
-    )
+    Suspended = Row("True", None, "suspended", Recheck.SLOW, "Set spec.suspend to false to resume.")
     Restoring = Row("False", "Reconciling", "removing", Recheck.BACKOFF, "Nothing to do: the number is being restored.")
     RestoreFailed = Row(
         "False",
