@@ -149,54 +149,48 @@ def _manifest(file: TextIO, instance: str | None) -> Manifest:
 
 async def _look(
     asked: _Asked, kubeconfig: str | None, context: str | None, operator_namespace: str
-) -> tuple[Key, Outlook]:
+) -> tuple[Key, list[Outlook]]:
     denied = (
         "'plan' reads the operator's keyring and records, as an administrator may; without that right, in the"
         f" operator's own pod: kubectl -n {operator_namespace} exec deploy/sms-channel-operator -- kubectl-sms plan ..."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
         from smschannel.cli.admin_store import AdminStore
-        from smschannel.wiring import twilio_port
+        from smschannel.wiring import twilio_client
 
         kube = AdminStore(api, operator_namespace)
         settings = await settings_of(kube)
-        async with twilio_port(settings) as twilio:
+        async with twilio_client(settings) as twilio:
             try:
                 return await _preview(asked, kube, twilio, settings)
             except TwilioUnavailable as error:
-                raise click.ClickException(f"{error} Nothing can be told of the number now: try again.") from None
+                raise click.ClickException(f"{error} The number cannot be read now: try again.") from None
 
 
-async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Settings) -> tuple[Key, Outlook]:
+async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Settings) -> tuple[Key, list[Outlook]]:
+    import time
+
+    from smschannel.channel_cache import ChannelCache
     from smschannel.cli.plan_text import Outlook
-    from smschannel.core.record import Claims
-    from smschannel.reconcile import Key
+    from smschannel.core.record import Key
+    from smschannel.orphans import Orphans
     from smschannel.wiring import reconciler
 
-    namespace = asked.namespace or settings.channel_namespaces[0]
+    key = Key(asked.namespace or settings.channel_namespaces[0], asked.instance)
     keyring = await kube.read_keyring()
-    claims: Claims[Key] = Claims()
-    orphan = None
-    async for record in kube.records():
-        if isinstance(record, ChannelError):
-            click.echo(f"Warning: {record}: whether it holds the number cannot be told.", err=True)
-            continue
-        claims.hold_only(record.uid, record)
-        if (record.namespace, record.name) == (namespace, asked.instance):
-            orphan = record
-    channel = await _channel(asked, kube, namespace)
-    if channel is None and orphan is None:
+    await kube.load_claims()
+    channel = await _channel(asked, kube, key.namespace)
+    if channel is None and not kube.claims.of(key):
         raise click.ClickException(
-            f"There is no channel {asked.instance} in namespace {namespace}, nor a record of one. To see what a"
-            " manifest would do before it is applied: -f FILE"
+            f"There is no channel {key.name} in namespace {key.namespace}, nor a record of one. To see what a manifest"
+            " would do before it is applied: -f FILE"
         )
-    if channel and namespace not in settings.channel_namespaces:
-        looked_after = ", ".join(settings.channel_namespaces)
-        raise click.ClickException(f"The operator looks after the channels of {looked_after} only, not of {namespace}.")
-    key = Key(namespace, asked.instance, "" if channel else orphan.uid if orphan else "")
-    seen, foreseen = await reconciler(settings, kube, twilio, keyring, claims).preview(key, channel)
-    policy = channel.spec.deletion_policy if channel else seen.record.deletion_policy
-    return key, Outlook(seen, foreseen, policy)
+    if channel and key.namespace not in settings.channel_namespaces:
+        watched = ", ".join(settings.channel_namespaces)
+        raise click.ClickException(f"The operator watches the namespaces {watched} only, not {key.namespace}.")
+    channels, orphans = ChannelCache(kube.claims), Orphans(kube, time.monotonic)
+    passes = await reconciler(settings, kube, twilio, keyring, channels, orphans).preview(key, channel)
+    return key, [Outlook(observed, plan) for observed, plan in passes]
 
 
 async def _channel(asked: _Asked, kube: AdminStore, namespace: str) -> SmsChannel | None:
