@@ -644,6 +644,30 @@ RECORD_UNREADABLE = (
     ),
 )
 
+CONTENTS_NOT_READ = (
+    Row(
+        "no webhook is set while the record that should name it cannot be opened",
+        DESIRED,
+        replace(CONFIGURED, records=by_number(UNREADABLE), number=at(ELSEWHERE), was_configured=True),
+        (),
+        Reason.RecordUnreadable,
+    ),
+    Row(
+        "a record that was not opened is not taken for restored, even if its number left the account",
+        None,
+        replace(LATE, records=by_number(UNREADABLE), to_restore={"PN1": None}),
+        (UpdateRecord(replace(UNREADABLE, restore_since=NOW)), RemoveFinalizer()),
+        Reason.RestoreFailed,
+    ),
+    Row(
+        "nor if it points at us",
+        None,
+        replace(DELETING, records=by_number(UNREADABLE)),
+        (),
+        Reason.RestoreFailed,
+    ),
+)
+
 NUMBER_CHANGED = (
     Row(
         "the new number is claimed before the old one is restored",
@@ -1047,7 +1071,16 @@ DELETED = (
     ),
 )
 
-TABLE = (*CREATED, *CHANGED, *POLICY_EDITED, *RECORD_UNREADABLE, *NUMBER_CHANGED, *SWAPPED, *DELETED)
+TABLE = (
+    *CREATED,
+    *CHANGED,
+    *POLICY_EDITED,
+    *RECORD_UNREADABLE,
+    *CONTENTS_NOT_READ,
+    *NUMBER_CHANGED,
+    *SWAPPED,
+    *DELETED,
+)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.why)
@@ -1217,7 +1250,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
         if number_sid == found or (isinstance(number, Refused) and not is_swap):
             continue
         if record.contents is None:
-            to_restore[number_sid] = DAMAGED
+            to_restore[number_sid] = draw(st.sampled_from((DAMAGED, None)))
         else:
             to_restore[number_sid] = draw(st.none() | ERRORS | st.builds(at, WEBHOOKS, st.just(number_sid)))
     deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if want is None else None

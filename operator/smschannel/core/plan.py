@@ -301,6 +301,9 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
 def _refusal(desired: Desired, observed: Observed, number: Number, template: WebhookTemplate) -> Verdict | None:
     """Why the webhook of a number that the channel could have, or has, is left as it is."""
     record = observed.records.get(number.sid)
+    if record and record.contents is None:
+        message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened."
+        return Verdict(Reason.RecordUnreadable, message, number.sid)
     if not number.receives_sms:
         return Verdict(Reason.NumberLacksSms, f"{number.phone_number} cannot receive SMS.", number.sid)
     if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
@@ -410,9 +413,7 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     if changes:
         return Plan(changes, Verdict(Reason.Restoring, "The number is being restored."))
     finish: tuple[Change, ...] = (RemoveFinalizer(),) if observed.finalizer else ()
-    pending = {
-        number_sid: current for number_sid, current in observed.to_restore.items() if isinstance(current, ChannelError)
-    }
+    pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
     trouble = next(iter(pending.values()))
@@ -428,6 +429,17 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
         elif now - record.restore_since >= rules.restore_deadline:
             late.append(WriteOff(record, str(why)))
     return Plan((*late, *finish), verdict)
+
+
+def _pending(observed: Observed) -> dict[str, ChannelError]:
+    """The numbers that are not restored, and why. One whose record cannot be opened is not, whatever it points at."""
+    pending: dict[str, ChannelError] = {}
+    for number_sid, current in observed.to_restore.items():
+        if isinstance(current, ChannelError):
+            pending[number_sid] = current
+        elif observed.records[number_sid].contents is None:
+            pending[number_sid] = Unreadable("its record cannot be opened")
+    return pending
 
 
 def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change, ...]:
