@@ -425,6 +425,21 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "the same for its former numbers: a later deletion gives each of them its whole deadline",
+        DESIRED,
+        replace(
+            MOVED,
+            records=by_number(
+                replace(OLD_UNREADABLE, restore_since=DEADLINE_OVER),
+                replace(OLDER_RECORD, restore_since=DEADLINE_OVER),
+                RECORD,
+            ),
+            to_restore={"PN0": DAMAGED, "PN9": DOWN},
+        ),
+        (UpdateRecord(OLD_UNREADABLE), UpdateRecord(OLDER_RECORD)),
+        Reason.Configured,
+    ),
+    Row(
         "a number without SMS is neither claimed nor written",
         DESIRED,
         replace(NEW, number=replace(NUMBER, receives_sms=False)),

@@ -360,14 +360,14 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
     A newly accepted login is kept for all numbers of its account: the login before may be revoked at any time.
     """
-    record = replace(record, deletion_policy=desired.deletion_policy)
+    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
     contents = record.contents
     if contents is None:
         return record
     assert isinstance(observed.number, Number)
     if record.number_sid == observed.number.sid:
         # A number keeps its SID when Twilio moves it to another account: it is restored where it is now.
-        record = replace(record, account_sid=desired.account_sid, restore_since=None)
+        record = replace(record, account_sid=desired.account_sid)
         if desired.webhook.url not in contents.wrote:
             record = record.with_contents(wrote=(*contents.wrote, desired.webhook.url))
     if record.account_sid == desired.account_sid:
