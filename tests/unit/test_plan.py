@@ -1113,6 +1113,13 @@ def test_grace_period_is_judged_when_the_plan_is_made() -> None:
     assert RemoveFinalizer() in plan(None, observed, RULES, NOW + GRACE).changes
 
 
+def test_deadline_is_recorded_in_whole_seconds() -> None:
+    """As the annotation has it: otherwise the record that is known here differs from the one that a list returns."""
+    observed = replace(GONE, to_restore={"PN1": DOWN})
+    (change,) = plan(None, observed, RULES, NOW + timedelta(microseconds=7)).changes
+    assert change == UpdateRecord(replace(RECORD, restore_since=NOW))
+
+
 def test_verdict_names_the_number_that_it_is_about() -> None:
     assert plan(DESIRED, CONFIGURED, RULES, NOW).verdict.number_sid == "PN1"
     assert plan(DESIRED, NEW, RULES, NOW).verdict.number_sid == "PN1"

@@ -425,7 +425,7 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     for number_sid, why in pending.items():
         record = observed.records[number_sid]
         if record.restore_since is None:
-            late.append(UpdateRecord(replace(record, restore_since=now)))
+            late.append(UpdateRecord(replace(record, restore_since=now.replace(microsecond=0))))
         elif now - record.restore_since >= rules.restore_deadline:
             late.append(WriteOff(record, str(why)))
     return Plan((*late, *finish), verdict)
