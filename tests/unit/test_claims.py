@@ -154,6 +154,15 @@ def test_number_that_is_not_listed_is_freed(claims: Claims, freed: Freed) -> Non
     assert freed == ["PN1"]
 
 
+def test_channels_are_reported_that_gained_or_lost_a_number(claims: Claims, freed: Freed) -> None:
+    """The channel that lost it believes that it is configured."""
+    claims.put(record("PN1"))
+    claims.put(record("PN2", C))
+    assert claims.update_from_list([record("PN1", B), record("PN2", C)], tuple(claims)) == {A, B}
+    assert claims.holder("PN1") == record("PN1", B)
+    assert freed == []
+
+
 def test_record_created_during_the_list_stays(claims: Claims, freed: Freed) -> None:
     before = tuple(claims)
     claims.put(record("PN1"))

@@ -53,7 +53,7 @@ class Claims:
             known = unlisted.pop(record.number_sid, None)
             if self._by_number.get(record.number_sid) == known and record != known:
                 self.put(record)
-                changed.add(record.key)
+                changed |= {each.key for each in (known, record) if each}
         for number_sid, known in unlisted.items():
             if self._by_number.get(number_sid) == known:
                 self.remove(number_sid)
