@@ -261,6 +261,7 @@ HELD = {"PN1": A, "PN2": B, "PN3": C}
     [
         pytest.param(World(HELD, {}), "", id="no channel waits"),
         pytest.param(World(HELD, {"PN2": [A]}), "", id="the holder waits for nothing"),
+        pytest.param(World(HELD, {"PN1": [A]}), "", id="an earlier channel of the same name holds the number"),
         pytest.param(World(HELD, {"PN2": [A], "PN1": [B]}), "ab", id="two wait for each other's number"),
         pytest.param(World(HELD, {"PN2": [A], "PN3": [B], "PN1": [C]}), "abc", id="three in a circle"),
         pytest.param(World(HELD, {"PN2": [A], "PN3": [B]}), "", id="a chain without a circle"),

@@ -89,4 +89,5 @@ def is_swap(
         if after is None or after in path:
             return False
         path.append(after)
-    return bool(number) and all(first_waiter(awaited(each) or "") == each for each in path)
+    # A single channel waits for what an earlier one of its name left: restoring other numbers does not free that.
+    return bool(number) and len(path) > 1 and all(first_waiter(awaited(each) or "") == each for each in path)
