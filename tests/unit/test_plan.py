@@ -114,7 +114,9 @@ NO_RECORD = Refused(Reason.RecordUnreadable, "The operator's record of the numbe
 
 def at(webhook: Webhook, number_sid: str = "PN1") -> Number:
     """The number, pointing at `webhook`."""
-    return replace(NUMBER, sid=number_sid, webhook=webhook)
+    former = {record.number_sid: record.phone_number for record in (OLD_RECORD, OLDER_RECORD)}
+    phone_number = former.get(number_sid, NUMBER.phone_number)
+    return replace(NUMBER, sid=number_sid, phone_number=phone_number, webhook=webhook)
 
 
 def by_number(*records: Record) -> Mapping[str, Record]:
