@@ -53,7 +53,7 @@ class Claims:
             known = unlisted.pop(record.number_sid, None)
             if self._by_number.get(record.number_sid) == known and record != known:
                 self.put(record)
-                changed.add(record.key)
+                changed |= {each.key for each in (known, record) if each}
         for number_sid, known in unlisted.items():
             if self._by_number.get(number_sid) == known:
                 self.remove(number_sid)
@@ -89,4 +89,5 @@ def is_swap(
         if after is None or after in path:
             return False
         path.append(after)
-    return bool(number) and all(first_waiter(awaited(each) or "") == each for each in path)
+    # A single channel waits for what an earlier one of its name left: restoring other numbers does not free that.
+    return bool(number) and len(path) > 1 and all(first_waiter(awaited(each) or "") == each for each in path)

@@ -301,6 +301,9 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
 def _refusal(desired: Desired, observed: Observed, number: Number, template: WebhookTemplate) -> Verdict | None:
     """Why the webhook of a number that the channel could have, or has, is left as it is."""
     record = observed.records.get(number.sid)
+    if record and record.contents is None:
+        message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened."
+        return Verdict(Reason.RecordUnreadable, message, number.sid)
     if not number.receives_sms:
         return Verdict(Reason.NumberLacksSms, f"{number.phone_number} cannot receive SMS.", number.sid)
     if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
@@ -357,14 +360,14 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
     A newly accepted login is kept for all numbers of its account: the login before may be revoked at any time.
     """
-    record = replace(record, deletion_policy=desired.deletion_policy)
+    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
     contents = record.contents
     if contents is None:
         return record
     assert isinstance(observed.number, Number)
     if record.number_sid == observed.number.sid:
         # A number keeps its SID when Twilio moves it to another account: it is restored where it is now.
-        record = replace(record, account_sid=desired.account_sid, restore_since=None)
+        record = replace(record, account_sid=desired.account_sid)
         if desired.webhook.url not in contents.wrote:
             record = record.with_contents(wrote=(*contents.wrote, desired.webhook.url))
     if record.account_sid == desired.account_sid:
@@ -410,9 +413,7 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     if changes:
         return Plan(changes, Verdict(Reason.Restoring, "The number is being restored."))
     finish: tuple[Change, ...] = (RemoveFinalizer(),) if observed.finalizer else ()
-    pending = {
-        number_sid: current for number_sid, current in observed.to_restore.items() if isinstance(current, ChannelError)
-    }
+    pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
     trouble = next(iter(pending.values()))
@@ -424,10 +425,21 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     for number_sid, why in pending.items():
         record = observed.records[number_sid]
         if record.restore_since is None:
-            late.append(UpdateRecord(replace(record, restore_since=now)))
+            late.append(UpdateRecord(replace(record, restore_since=now.replace(microsecond=0))))
         elif now - record.restore_since >= rules.restore_deadline:
             late.append(WriteOff(record, str(why)))
     return Plan((*late, *finish), verdict)
+
+
+def _pending(observed: Observed) -> dict[str, ChannelError]:
+    """The numbers that are not restored, and why. One whose record cannot be opened is not, whatever it points at."""
+    pending: dict[str, ChannelError] = {}
+    for number_sid, current in observed.to_restore.items():
+        if isinstance(current, ChannelError):
+            pending[number_sid] = current
+        elif observed.records[number_sid].contents is None:
+            pending[number_sid] = Unreadable("its record cannot be opened")
+    return pending
 
 
 def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change, ...]:
