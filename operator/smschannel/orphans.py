@@ -80,7 +80,7 @@ class Orphans:
         return confirmed
 
     async def look_for_crd(self) -> bool:
-        """After an answer that there is no such kind: whether it is proven that the CRD was deleted."""
+        """Ask API discovery once more; whether it is proven by now that the CRD was deleted."""
         self._absent_looks = self._absent_looks + 1 if await self._kube.is_crd_absent() else 0
         return self.is_crd_gone
 

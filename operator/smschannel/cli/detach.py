@@ -1,4 +1,4 @@
-"""`kubectl sms detach`: before the operator is removed for good, so that nothing waits for it and nothing is left behind."""
+"""`kubectl sms detach`: frees channels and numbers before the operator is removed for good."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def detach(
     CRD can be deleted without it. No number leaves its Twilio account. Stop the operator first, or it configures the
     channels again.
 
-    --restore does what deleting each channel would do. A number that cannot be restored stays in the operator's records,
-    and its channel keeps the finalizer; the command says why, and ends with 1. It may be interrupted and repeated.
+    --restore does what deleting each channel would do. A number that cannot be restored stays in the operator's
+    records, and its channel keeps the finalizer; the command says why, and ends with 1. It may be interrupted and
+    repeated.
 
     --orphan leaves Twilio as it is: the numbers go on pointing at the instances' webhooks. It needs neither Twilio nor
     the operator's keyring.
@@ -168,11 +169,11 @@ async def _detach(
 
 
 async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
+    from smschannel.core.record import Key
+
     await kube.load_claims()
     targets = {key: _Target(key, kube.claims.of(key)) for key in {each.key for each in kube.claims} if key in selection}
     async for body in kube.all_channels(selection.namespace):
-        from smschannel.core.record import Key
-
         key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
         target = replace(targets.get(key) or _Target(key), body=body)
         if key in selection and (target.records or target.has_finalizer):
@@ -182,7 +183,8 @@ async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
 
 def _question(targets: list[_Target], restore: bool) -> str:
     channels = sum(each.body is not None for each in targets)
-    what = f"{_count(channels, 'channel')}, and the records of {_count(len(targets) - channels, 'channel')} that are gone."
+    gone = _count(len(targets) - channels, "channel")
+    what = f"{_count(channels, 'channel')}, and the records of {gone} no longer there."
     consequence = (
         "Their numbers are restored as their deletion policies say."
         if restore
@@ -246,8 +248,9 @@ async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
             f"{error}. Without it no record can be opened: restore it from its backup; or --orphan"
         ) from None
     orphans = Orphans(kube, time.monotonic)
-    if await orphans.look_for_crd_twice():
-        click.echo("The CRD is not installed: all channels are gone.", err=True)
+    await orphans.look_for_crd()
+    if await orphans.look_for_crd():
+        click.echo("The CRD is not installed, so all channels are gone.", err=True)
     async with twilio_client(settings) as twilio:
         patient = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
         work = reconciler(patient, kube, twilio, keyring, ChannelCache(kube.claims), orphans)
