@@ -23,7 +23,7 @@ from smschannel.api.status import reason_of, was_well
 from smschannel.core.record import Claims, Record, WebhookTemplate
 from smschannel.kube_store import KubeStore
 from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
-from smschannel.queue import WorkQueue
+from smschannel.queue import WorkQueue, flow_limit
 from smschannel.reconcile import Key, Outcome, Reconciler, secret_source
 
 log = structlog.get_logger()
@@ -63,13 +63,6 @@ class _Known:
     reason: Reason | None = None
 
 
-def lane_share(workers: int, concurrency: int) -> int:
-    """How many workers an account may have, whose login may have so many calls to Twilio in flight. As many again are
-    at Kubernetes; more would only wait for the others, and be missed elsewhere while the account hangs.
-    """
-    return max(1, min(workers // 2, 2 * concurrency))
-
-
 class Controller:
     """For one event loop: `load`, then `run` until it is cancelled; events may come at any time after `load`."""
 
@@ -106,8 +99,8 @@ class Controller:
         self._crd_missing = False  # at the last resync
         self._turning: set[str] = set()  # uids of the channels whose turn is under way
         self._queue: WorkQueue[Key] = WorkQueue(
-            lane_of=self._lane_of,
-            lane_share=lane_share(workers, concurrency),
+            flow_of=self._flow_of,
+            flow_limit=flow_limit(workers, concurrency),
             retry_floor=retry_floor,
             retry_ceiling=retry_ceiling,
         )
@@ -147,7 +140,7 @@ class Controller:
             else:  # whether its channel lives cannot be seen from here: its numbers stay claimed
                 log.warning("record of another namespace", namespace=record.namespace, channel=record.name)
 
-    def _lane_of(self, key: Key) -> object:
+    def _flow_of(self, key: Key) -> object:
         """Channels whose credentials were never verified are kept apart, by namespace: anyone may name any account."""
         known, uid = self._known.get(key), key.uid
         if known:
@@ -241,7 +234,7 @@ class Controller:
             self._uses_secret(key, known, "")
             self._count(known, None)
             del self._known[key]
-            self._queue.drop(key)
+            self._queue.cancel(key)
             self._claims.leave(uid)
         if uid in self._records or self._claims.holds(uid):
             self._queue.add(Key(key.namespace, key.name, uid))
@@ -279,7 +272,7 @@ class Controller:
                 await asyncio.wait({turn}, timeout=10)  # what has begun may end: less to do for the next process
                 raise
             finally:
-                self._queue.done(key, well=well)
+                self._queue.done(key, succeeded=well)
                 RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
     async def _turn(self, key: Key) -> bool:
@@ -288,12 +281,14 @@ class Controller:
             outcome = await (self._orphan_turn(key) if key.uid else self._channel_turn(key))
         except ChannelError as error:
             RECONCILES.labels(type(error).__name__).inc()
-            delay = self._queue.retry(key, error.retry_after if isinstance(error, Retryable) else None)
+            delay = self._queue.add_rate_limited(key, error.retry_after if isinstance(error, Retryable) else None)
             if not isinstance(error, Conflict):
                 log.warning("reconcile failed", channel=key.name, error=str(error), retry_seconds=round(delay, 1))
         except Exception:
             RECONCILES.labels("Bug").inc()
-            log.exception("reconcile failed", channel=key.name, retry_seconds=round(self._queue.retry(key), 1))
+            log.exception(
+                "reconcile failed", channel=key.name, retry_seconds=round(self._queue.add_rate_limited(key), 1)
+            )
         else:
             if outcome:
                 self._conclude(key, outcome)
@@ -312,7 +307,7 @@ class Controller:
             return None
         body, forced = known.latest, known.forced
         known.latest, known.forced = None, False
-        if body and not forced and known.attended == _face(body) and self._queue.planned(key):
+        if body and not forced and known.attended == _face(body) and self._queue.is_scheduled(key):
             return None  # the echo of our own write
         if body is None or self._kube.is_outdated(body):
             body = await self._kube.channel(key.namespace, key.name)
@@ -365,11 +360,11 @@ class Controller:
         if known and known.uid == uid:
             self._count(known, ready)
         if outcome.gone:
-            self._queue.drop(key)
+            self._queue.cancel(key)
         elif outcome.again is None:
-            self._queue.retry(key, outcome.at_least, outcome.at_most)
+            self._queue.add_rate_limited(key, outcome.at_least, outcome.at_most)
         else:
-            self._queue.forgive(key)
+            self._queue.forget(key)
             self._queue.add_after(key, outcome.again)
 
     # Resync
