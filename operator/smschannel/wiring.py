@@ -11,12 +11,12 @@ from smschannel.reconcile import Intervals, Key, Reconciler
 from smschannel.settings import Settings
 from smschannel.twilio.account_cache import AccountCache
 from smschannel.twilio.client import TwilioClient
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter
 
 
 def twilio_port(settings: Settings) -> TwilioClient:
     return TwilioClient(
-        Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
+        Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,

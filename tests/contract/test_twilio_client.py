@@ -16,7 +16,7 @@ from smschannel.api.reasons import Reason
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.twilio.client import TwilioClient
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter
 from tests.twin import DEMO_URL, Account, Action, Match
 from tests.twin.sdk import Stage, open_stage, until
 
@@ -35,8 +35,8 @@ async def port(stage: Stage) -> AsyncIterator[TwilioClient]:
 
 @asynccontextmanager
 async def open_port(api: str, messaging: str | None = None, patience: float = 10) -> AsyncIterator[TwilioClient]:
-    gate = Gate(concurrency=4, refusal_memory=60)
-    async with TwilioClient(gate, api_origin=api, messaging_origin=messaging or api, timeout=patience) as port:
+    limiter = Limiter(concurrency=4, refusal_memory=60)
+    async with TwilioClient(limiter, api_origin=api, messaging_origin=messaging or api, timeout=patience) as port:
         yield port
 
 
@@ -115,8 +115,8 @@ async def test_an_account_out_of_reach_has_no_pages_as_it_has_no_numbers(stage: 
 async def test_pages_are_read_one_call_at_a_time_with_room_for_others_between(stage: Stage) -> None:
     """A login's only place is free while nobody waits for the next page."""
     [account] = stage.twin.seed(accounts=1, numbers=1001)
-    gate = Gate(concurrency=1, refusal_memory=60)
-    async with TwilioClient(gate, api_origin=stage.url, messaging_origin=stage.url, timeout=10) as port:
+    limiter = Limiter(concurrency=1, refusal_memory=60)
+    async with TwilioClient(limiter, api_origin=stage.url, messaging_origin=stage.url, timeout=10) as port:
         reading = port.number_pages(login_of(account), account.sid)
         first = await anext(reading)
         async with asyncio.timeout(5):

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from smschannel.api.errors import TwilioTimeout
 from smschannel.core.record import Login
 from smschannel.queue import WorkQueue, flow_limit
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter
 from tests.unit.virtual_time import now, virtually
 
 WORKERS, CONCURRENCY = 64, 4
@@ -51,7 +51,7 @@ class Operator:
             retry_floor=1,
             retry_ceiling=300,
         )
-        self._gate = Gate(concurrency=CONCURRENCY, refusal_memory=450, clock=now)
+        self._limiter = Limiter(concurrency=CONCURRENCY, refusal_memory=450, clock=now)
         self.workers = [asyncio.ensure_future(self._work()) for _ in range(WORKERS)]
 
     async def _work(self) -> None:
@@ -72,7 +72,7 @@ class Operator:
 
     async def _call(self, account: int) -> None:
         sid = f"AC{account}"
-        async with self._gate.call(Login(sid=sid, token=SecretStr("token")), sid):
+        async with self._limiter.call(Login(sid=sid, token=SecretStr("token")), sid):
             if self.is_down and account in self.hanging:
                 await asyncio.sleep(TIMEOUT)
                 raise TwilioTimeout("Twilio does not answer.")
