@@ -245,4 +245,4 @@ class _OriginBreaker:
 def _credential_key(login: Login, account_sid: str, origin: Origin) -> bytes:
     """Return a digest, so that no token is kept here."""
     content = "\0".join((login.sid, login.token.get_secret_value(), account_sid, origin))
-    return hashlib.sha256(content.encode()).digest()
+    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()
