@@ -29,7 +29,7 @@ def reconciler(
     return Reconciler(
         kube,
         twilio,
-        AccountCache(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2),
         keyring=keyring,
         template=settings.template,
         claims=claims,
