@@ -106,10 +106,10 @@ async def test_parent_account_reads_pages_of_its_subaccount(stage: Stage, client
 
 async def test_account_that_the_login_cannot_see_has_no_pages(stage: Stage, client: TwilioClient) -> None:
     """Twilio answers 404 for the whole account, as for a number: a single read finds nothing either."""
-    [stranger] = stage.twin.seed(accounts=1, numbers=1)
+    [other] = stage.twin.seed(accounts=1, numbers=1)
     login = login_of(stage.account)
-    assert await client.find_number(login, stranger.sid, next(iter(stranger.numbers)).phone_number) is None
-    assert await pages(client, login, stranger.sid) == []
+    assert await client.find_number(login, other.sid, next(iter(other.numbers)).phone_number) is None
+    assert await pages(client, login, other.sid) == []
 
 
 async def test_slot_is_free_between_two_pages(stage: Stage) -> None:
