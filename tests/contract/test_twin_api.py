@@ -268,7 +268,7 @@ def _main_key(stage: Stage) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("who", "whose", "resource", "outcome", "reason"),
+    ("credentials", "owner", "resource", "outcome", "reason"),
     [
         (_of_account, "own", "account", (200, None), "its own account"),
         (_of_account, "sub", "account", (200, None), "a parent reads its subaccounts"),
@@ -286,7 +286,7 @@ def _main_key(stage: Stage) -> tuple[str, str]:
     ],
 )
 async def test_credentials_reach_the_accounts_of_the_table(
-    stage: Stage, who: Credentials, whose: str, resource: str, outcome: tuple[int, int | None], reason: str
+    stage: Stage, credentials: Credentials, owner: str, resource: str, outcome: tuple[int, int | None], reason: str
 ) -> None:
     twin = stage.twin
     sids = {
@@ -295,10 +295,10 @@ async def test_credentials_reach_the_accounts_of_the_table(
         "unrelated": twin.add_account().sid,
         "unknown": twin.new_sid("AC"),
     }
-    username, password = who(stage)
+    username, password = credentials(stage)
     sids["sibling"] = twin.add_account(parent=stage.account).sid
     suffix = ".json" if resource == "account" else "/IncomingPhoneNumbers.json"
-    path = f"/2010-04-01/Accounts/{sids[whose]}{suffix}"
+    path = f"/2010-04-01/Accounts/{sids[owner]}{suffix}"
     reply = await stage.call("GET", path, auth=(username, password))
     assert (reply.status, reply.document.get("code")) == outcome, reason
 

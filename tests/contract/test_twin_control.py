@@ -71,8 +71,8 @@ async def test_account_is_created_changed_and_closed(stage: Stage) -> None:
 
 async def test_number_is_changed_outside_the_product(stage: Stage) -> None:
     of_account = f"/accounts/{stage.account.sid}"
-    fresh = (await stage.control("POST", f"{of_account}/numbers", {"phone_number": "+61499000111"})).document
-    assert (fresh["sms_url"], fresh["route"]["via"]) == (DEMO_URL, "number")
+    new = (await stage.control("POST", f"{of_account}/numbers", {"phone_number": "+61499000111"})).document
+    assert (new["sms_url"], new["route"]["via"]) == (DEMO_URL, "number")
     application = (
         await stage.control("POST", f"{of_account}/applications", {"sms_url": "https://app.example/"})
     ).document
@@ -84,7 +84,7 @@ async def test_number_is_changed_outside_the_product(stage: Stage) -> None:
     }  # fmt: skip
     of_application = f"{of_account}/applications/{application['sid']}"
     await stage.control("PUT", of_application, {"sms_url": "https://new.example/", "sms_method": "GET"})
-    assert (await stage.control("GET", f"/numbers/{fresh['sid']}")).document["route"]["method"] == "GET"
+    assert (await stage.control("GET", f"/numbers/{new['sid']}")).document["route"]["method"] == "GET"
 
     service = (await stage.control("POST", f"{of_account}/services", {"friendly_name": "pool"})).document
     of_service = f"/services/{service['sid']}"
@@ -114,15 +114,15 @@ async def test_service_loses_a_number_that_is_released_or_moved(stage: Stage) ->
 
 
 async def test_faults_are_added_listed_and_removed(stage: Stage) -> None:
-    wanted = {"match": {"method": "GET", "count": 1}, "action": {"kind": "status", "status": 500}}
-    rule = (await stage.control("POST", "/faults", wanted)).document
+    fault = {"match": {"method": "GET", "count": 1}, "action": {"kind": "status", "status": 500}}
+    rule = (await stage.control("POST", "/faults", fault)).document
     assert (await stage.call("GET", f"{stage.path}.json")).status == 500
     assert (await stage.call("GET", f"{stage.path}.json")).status == 200
     [listed] = (await stage.control("GET", "/faults")).document["faults"]
     assert (listed["id"], listed["seen"], listed["hit"]) == (rule["id"], 2, 1)
     assert (await stage.control("DELETE", f"/faults/{rule['id']}")).status == 204
     assert (await stage.control("DELETE", f"/faults/{rule['id']}")).status == 404
-    await stage.control("POST", "/faults", wanted)
+    await stage.control("POST", "/faults", fault)
     await stage.control("DELETE", "/faults")
     assert (await stage.control("GET", "/faults")).document == {"faults": []}
 
@@ -234,11 +234,11 @@ async def test_no_token_in_any_repr_log_or_other_answer(stage: Stage, caplog: py
             *(f"/accounts/{account.sid}", f"/services/{service.sid}", "/numbers/+61400111222"),
         )
     ]
-    said = " ".join(
+    seen = " ".join(
         (repr([twin, account, key, service, stage]), caplog.text, json.dumps([a.document for a in answers]))
     )
-    assert "release of a number" in said
-    assert not [secret for secret in secrets if secret in said]
+    assert "release of a number" in seen
+    assert not [secret for secret in secrets if secret in seen]
 
 
 def test_seed_makes_sids_and_tokens_repeatable() -> None:
