@@ -87,7 +87,7 @@ class WorkQueue(Generic[Key]):
         self._idle: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
-        """Count the keys that wait for a worker. Keys of paused flows, scheduled and running keys do not count."""
+        """Count the keys that wait for a worker, without those of paused flows. Scheduled keys do not wait yet."""
         return sum(len(self._flows[name].keys) for name in self._ready)
 
     def add(self, key: Key) -> None:
@@ -173,7 +173,7 @@ class WorkQueue(Generic[Key]):
         return taken
 
     def done(self, key: Key, *, succeeded: bool = True) -> None:
-        """Mark a key as done. `succeeded` says whether the flow's other side did its part, and moves its limit."""
+        """Mark a key as done. Pass `succeeded=False` when its flow is to blame (its account hangs): the limit drops."""
         name = self._running.pop(key)
         self._limits[name] = min(self._limit(name) + 1, self._flow_limit) if succeeded else 1
         self._flows[name].running -= 1
@@ -244,7 +244,7 @@ class WorkQueue(Generic[Key]):
             self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """Keep one timer of the event loop for the earliest of ours."""
+        """Set the event loop's timer to the earliest entry."""
         if self._alarm:
             self._alarm.cancel()
         delay = max(0.0, self._timers[0][0] - self._clock())

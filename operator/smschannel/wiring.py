@@ -13,12 +13,12 @@ from smschannel.reconcile import Intervals, Reconciler
 from smschannel.settings import Settings
 from smschannel.twilio.account_cache import AccountCache
 from smschannel.twilio.client import TwilioClient
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter
 
 
 def twilio_client(settings: Settings) -> TwilioClient:
     return TwilioClient(
-        Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
+        Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,
@@ -36,7 +36,7 @@ def reconciler(
     return Reconciler(
         kube,
         twilio,
-        AccountCache(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2),
         orphans,
         channels,
         keyring=keyring,
