@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -101,13 +102,30 @@ class Controller:
                         self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
                     else:
                         due.append((cached.created, cached.uid, key))
-        for _, _, key in sorted(due):  # the oldest first: of those that want the same number, it gets it
-            self._queue.add(key)
+        self._add_oldest_first(key for _, _, key in sorted(due))
         orphans = self._orphaned_keys()
         self._orphans.require_two_looks(record.uid for key in orphans for record in self._claims.of(key))
         for key in self._orphans.confirm(orphans, len(self._claims)):
             self._queue.add(key)
         log.info("channels loaded", channels=len(self._channels), records=len(self._claims), orphans=len(orphans))
+
+    def _add_oldest_first(self, keys: Iterable[Key]) -> None:
+        """Of new channels that want the same number the oldest goes first: the first verified claim wins."""
+        rivals: Counter[tuple[str, str]] = Counter()
+        for key in keys:
+            cached = self._channels.get(key)
+            if cached is None or cached.deleting or any(own.uid == cached.uid for own in self._claims.of(key)):
+                self._queue.add(key)
+                continue
+            number = cached.account_sid, cached.phone_number
+            self._add_staggered(key, rivals[number])
+            rivals[number] += 1
+
+    def _add_staggered(self, key: Key, position: int) -> None:
+        if position == 0:
+            self._queue.add(key)
+        else:
+            self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
     def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
         """Whether a channel's status and record agree, so that it needs no reconcile before its next drift check."""
@@ -158,10 +176,7 @@ class Controller:
     def _wake_waiters(self, number_sid: str) -> None:
         """A number is free: the channels that wait for it are reconciled one after the other, the oldest first."""
         for position, key in enumerate(self._channels.waiters(number_sid)):
-            if position == 0:
-                self._queue.add(key)
-            else:
-                self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
+            self._add_staggered(key, position)
 
     def _flow_of(self, key: Key) -> object:
         """Twilio accounts take turns. Deletions do not wait for a pause that Twilio asks an account for.

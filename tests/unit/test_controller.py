@@ -146,6 +146,20 @@ async def test_freed_number_goes_to_the_oldest_waiter_and_the_next_one_keeps_wai
 
 
 @virtually
+async def test_oldest_channel_found_at_start_gets_the_number_although_twilio_answers_it_late() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    for n in (2, 1, 3):
+        api.apply(n, N, day=n)
+    twilio.on_call = held = Held("find")
+    async with running(api, twilio):
+        await held.arrived.wait()
+        await asyncio.sleep(1)
+        held.let_through.set()
+        await asyncio.sleep(10)
+        assert [api.reason(n) for n in (1, 2, 3)] == ["Configured", "NumberInUse", "NumberInUse"]
+
+
+@virtually
 async def test_deleted_waiter_does_not_keep_a_living_one_waiting() -> None:
     """C1: a channel without finalizer is deleted during its own reconcile, and must not go on waiting as a ghost."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
