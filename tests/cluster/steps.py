@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
 from smschannel.api.kube_client import MERGE_PATCH
-from smschannel.core.record import Record
+from smschannel.api.sealing import Keyring
+from smschannel.core.record import Contents, Record
 from tests.conftest import check_status
 
 _RECORDS = "channels.hydracore.io/record=true"
@@ -107,6 +109,34 @@ def check_now(stack: Stack, manifest: Any) -> None:
     patch(stack, name_of(manifest), {"metadata": {"annotations": annotations}})
 
 
+def wait_checked(stack: Stack, manifest: Any) -> dict[str, Any]:
+    """Ask for a check and wait until a reconcile has taken care of it; returns the channel as it is then."""
+    name, asked = name_of(manifest), uuid.uuid4().hex
+    patch(stack, name, {"metadata": {"annotations": {"channels.hydracore.io/check-now": asked}}})
+    return stack.wait_until(lambda each: each["status"].get("lastHandledCheckNow") == asked, name)[name]
+
+
+def wait_for(check: Callable[[], bool], what: str) -> None:
+    """Wait for something that cannot be watched."""
+    give_up = time.monotonic() + _PATIENCE
+    while not check():
+        if time.monotonic() > give_up:
+            raise AssertionError(f"not within {_PATIENCE} s: {what}")
+        time.sleep(0.05)
+
+
+def delay_twilio(stack: Stack, account: dict[str, Any], seconds: float) -> Callable[[], bool]:
+    """Delay the next call with an account; returns whether the call has arrived."""
+    rule = {"match": {"account": account["account_sid"], "count": 1}, "action": {"kind": "delay", "seconds": seconds}}
+    added = stack.twin_call("POST", "/faults", rule)["id"]
+
+    def arrived() -> bool:
+        rules = stack.twin_call("GET", "/faults")["faults"]
+        return any(each["id"] == added and each["hit"] for each in rules)
+
+    return arrived
+
+
 # Events
 
 
@@ -155,6 +185,17 @@ def damage_record(stack: Stack, number: str) -> str:
 
 def repair_record(stack: Stack, number: str, sealed: str) -> None:
     _write_record(stack, number, sealed)
+
+
+def contents_of(stack: Stack, secret: Any) -> Contents:
+    """What a record holds, or what is kept of one that was written off: opened with the operator's keyring."""
+    core = client.CoreV1Api(stack.api.client)
+    keyring = core.read_namespaced_secret("smschannel-keyring", OPERATOR).data["keyring"]
+    notes = secret.metadata.annotations
+    sid = "PN" + secret.metadata.name.removeprefix("written-off-")[2:34]
+    binding = f"{sid}/{notes['channels.hydracore.io/channel-uid']}"
+    sealed = base64.b64decode(secret.data["record"])
+    return Contents.decode(Keyring.load(base64.b64decode(keyring).decode()).unwrap(sealed, binding))
 
 
 def _write_record(stack: Stack, number: str, sealed: str) -> None:
