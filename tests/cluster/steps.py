@@ -254,9 +254,10 @@ def _record_of(secret: Any) -> Record:
 # Metrics
 
 
-def metric(stack: Stack, name: str, **labels: str) -> float:
-    """A figure of the operator's /metrics, summed over other labels; 0 for what was never counted."""
-    with urllib.request.urlopen(f"{stack.operator_url}/metrics", timeout=10) as answer:  # noqa: S310  (a loopback URL of ours)
+def metric(operator: Stack | str, name: str, **labels: str) -> float:
+    """A figure of an operator's /metrics, summed over other labels; 0 for what was never counted."""
+    url = operator if isinstance(operator, str) else operator.operator_url
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310  (a loopback URL of ours)
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = (sample for family in families for sample in family.samples)
     return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
