@@ -17,6 +17,7 @@ from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options
 
 if TYPE_CHECKING:
     from smschannel.cli.admin_store import AdminStore
+    from smschannel.cli.plan_text import Outlook
     from smschannel.core.record import Key, Record
     from smschannel.reconcile import Reconciler
 
@@ -104,7 +105,7 @@ class _Target:
     body: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.key.namespace}/{self.key.name}"
+        return f"{self.key.namespace}/{self.key.name}" if self.key.name else "records without a channel"
 
     @property
     def has_finalizer(self) -> bool:
@@ -247,7 +248,15 @@ async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
         raise click.ClickException(
             f"{error}. Without it no record can be opened: restore it from its backup; or --orphan"
         ) from None
-    orphans = Orphans(kube, time.monotonic)
+    invalid = frozenset(each.body["metadata"]["uid"] for each in targets if each.body and not _as_deleted(each.body))
+
+    class Gone(Orphans):
+        """Takes channels that the current rules refuse for gone: their records say all that is needed."""
+
+        async def is_gone(self, record: Record) -> bool:
+            return record.uid in invalid or await super().is_gone(record)
+
+    orphans = Gone(kube, time.monotonic)
     await orphans.look_for_crd()
     if await orphans.look_for_crd():
         click.echo("The CRD is not installed, so all channels are gone.", err=True)
@@ -277,8 +286,9 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
     texts = [text for outlook in outlooks for text in _done(outlook, still)]
     if not pending:
         return _Result("; ".join(texts) or "no number was taken")
-    numbers = ", ".join(f"{record.phone_number} ({record.number_sid})" for record in pending)
-    texts.append(f"NOT restored: {numbers}: {outcome.verdict.message}")
+    for record in pending:
+        why = _why_pending(record, outlooks) or outcome.verdict.message
+        texts.append(f"NOT restored: {record.phone_number} ({record.number_sid}): {why}")
     pause = None
     if outcome.twilio_failed:
         asked = outcome.requeue.at_least if isinstance(outcome.requeue, RequeueRateLimited) else None
@@ -296,6 +306,14 @@ def _done(outlook: Any, still: set[str]) -> Iterator[str]:
     for record, text in outlook.not_restored():
         if record.number_sid not in still:
             yield text
+
+
+def _why_pending(record: Record, outlooks: list[Outlook]) -> str:
+    """Why a number could not be restored, as far as that was known before it was tried; else empty."""
+    if not record.uid:
+        return f"the metadata of its record is damaged: restore Secret {record.secret_name} from its backup"
+    currents = [outlook.observed.to_restore.get(record.number_sid) for outlook in outlooks]
+    return next((str(each) for each in currents if isinstance(each, ChannelError)), "")
 
 
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
