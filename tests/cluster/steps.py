@@ -153,7 +153,7 @@ def expect_event(stack: Stack, name: str, reason: str) -> Iterator[None]:
     _watch_event(stack, name, reason, CHANNELS, since=listed and listed.resource_version)
 
 
-def _watch_event(stack: Stack, name: str, reason: str, namespace: str, *, since: str | None) -> Any:
+def _watch_event(stack: Stack, name: str, reason: str, namespace: str, *, since: Any) -> Any:
     events = client.EventsV1Api(stack.api.client)
     begin = {"resource_version": since} if since else {}
     for event in watch.Watch().stream(events.list_namespaced_event, namespace, timeout_seconds=_PATIENCE, **begin):
@@ -189,13 +189,12 @@ def repair_record(stack: Stack, number: str, sealed: str) -> None:
 
 def contents_of(stack: Stack, secret: Any) -> Contents:
     """What a record holds, or what is kept of one that was written off: opened with the operator's keyring."""
-    core = client.CoreV1Api(stack.api.client)
-    keyring = core.read_namespaced_secret("smschannel-keyring", OPERATOR).data["keyring"]
+    keyring: Any = client.CoreV1Api(stack.api.client).read_namespaced_secret("smschannel-keyring", OPERATOR)
     notes = secret.metadata.annotations
     sid = "PN" + secret.metadata.name.removeprefix("written-off-")[2:34]
     binding = f"{sid}/{notes['channels.hydracore.io/channel-uid']}"
     sealed = base64.b64decode(secret.data["record"])
-    return Contents.decode(Keyring.load(base64.b64decode(keyring).decode()).unwrap(sealed, binding))
+    return Contents.decode(Keyring.load(base64.b64decode(keyring.data["keyring"]).decode()).unwrap(sealed, binding))
 
 
 def _write_record(stack: Stack, number: str, sealed: str) -> None:
@@ -205,7 +204,7 @@ def _write_record(stack: Stack, number: str, sealed: str) -> None:
 
 def wait_record_gone(stack: Stack, uid: str) -> None:
     """Wait until no record belongs to the channel of this uid."""
-    listed = client.CoreV1Api(stack.api.client).list_namespaced_secret(OPERATOR, label_selector=_RECORDS)
+    listed: Any = client.CoreV1Api(stack.api.client).list_namespaced_secret(OPERATOR, label_selector=_RECORDS)
     held = {each.metadata.name for each in listed.items if _record_of(each).uid == uid}
 
     def gone(event: Any) -> bool:
