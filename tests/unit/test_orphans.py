@@ -212,8 +212,8 @@ class _Starting:
         return False
 
     async def records(self) -> AsyncIterator[Any]:
-        for each in ():
-            yield each
+        return
+        yield
 
     async def channels(self, _: str) -> AsyncIterator[Any]:
         if len(self.answers) < 3:
@@ -224,8 +224,8 @@ class _Starting:
             self.answers.append("404")
             raise NO_KIND
         self.answers.append("list")
-        for each in ():
-            yield each
+        return
+        yield
 
 
 def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.MonkeyPatch) -> None:

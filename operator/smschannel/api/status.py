@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION
 
 Status = Mapping[str, Any]
+
+_LONGEST_CHECK_NOW = 256
 
 
 def condition(status: Status, kind: str) -> Mapping[str, Any] | None:
@@ -28,3 +31,14 @@ def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
         and status.get("observedGeneration") == generation
         and status.get("webhookUrl") == webhook_url
     )
+
+
+def check_now(annotations: Mapping[str, str]) -> str:
+    """The value of the check-now annotation, as `status.lastHandledCheckNow` keeps it; empty if there is none."""
+    return annotations.get(CHECK_NOW_ANNOTATION, "")[:_LONGEST_CHECK_NOW]
+
+
+def wants_check(annotations: Mapping[str, str], status: Status) -> bool:
+    """Whether the check-now annotation asks for a check that no reconcile has taken care of yet."""
+    asked = check_now(annotations)
+    return bool(asked) and asked != status.get("lastHandledCheckNow")
