@@ -34,6 +34,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 _PAGE = 500
 _CONNECTIONS = 64  # what more callers ask for waits here, and not in the API server
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class KubeClient:
