@@ -501,7 +501,7 @@ def _kubectl(stack: Stack, line: str) -> None:
     words = shlex.split(line)
     match words:
         case ["kubectl", "sms", "detach", *arguments]:
-            assert "3 of 3 released." in done(release(*arguments, stdin="y\n"))
+            assert "3 of 3 detached." in done(release(*arguments, stdin="y\n"))
         case ["kubectl", "-n", namespace, "scale", "deployment", *names, "--replicas=0"]:
             for name in names:
                 apps = client.AppsV1Api(stack.api.client)

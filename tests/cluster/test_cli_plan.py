@@ -274,7 +274,7 @@ def test_the_documents_tell_the_truth(
         shlex.split(line.replace(INSTANCE, name_of(manifest)), comments=True) for line in commands.splitlines()
     )
     assert now[:3] == ["kubectl", "sms", "plan"]
-    assert "would write" in shown(plan(*before_it_is_applied[3:]), 2)
+    assert "would set the webhook" in shown(plan(*before_it_is_applied[3:]), 2)
     url = applied(stack, manifest)["status"]["webhookUrl"]
     assert "nothing to do" in shown(plan(*now[3:]), 0)
     text = shown(plan(*before_it_is_deleted[3:]), 2)
