@@ -19,7 +19,7 @@ test: $(INSTALLED) ## Run every test (T="-k word" selects some)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m pytest -n 3 --dist loadfile $(T)
 
-faults: $(INSTALLED) ## Inject a fault at every call that the operator makes and print a table (10 minutes; `make test` runs a sample)
+faults: $(INSTALLED) ## Inject faults at every call of the operator and print a table (10 minutes; `make test` runs a sample)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@FAULTS=all $(BIN)/python -m pytest tests/faults -n 0 $(T)
 
@@ -46,7 +46,7 @@ bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
-lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all) from pyproject.toml; UPGRADE=1: newest versions
+lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all); UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
