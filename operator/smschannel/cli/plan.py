@@ -21,7 +21,7 @@ from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options
 if TYPE_CHECKING:
     from smschannel.cli.admin_store import AdminStore
     from smschannel.cli.plan_text import Outlook
-    from smschannel.reconcile import Key
+    from smschannel.core.record import Key
     from smschannel.settings import Settings
 
 _CHANGES = 2
