@@ -1,4 +1,4 @@
-"""The product's story, told by doing it. Each step checks what it claims; the first that does not hold ends it."""
+"""The product's story, run for real. Each step checks what it claims, and the first that fails ends the demo."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from deploy.local.stack import CHANNELS, ROOT, Options, Stack, ready_reason, wip
 
 
 class StoryError(Exception):
-    """What was seen is not what the story says."""
+    """A step did not do what the story claims."""
 
 
 class Receiver:
-    """A small webhook server: what a HydraCore instance would be. It checks Twilio's signature."""
+    """A small webhook server in place of a HydraCore instance; it keeps what Twilio sends."""
 
     def __init__(self) -> None:
         received: Queue[tuple[str, str, dict[str, str]]] = Queue()
@@ -59,7 +59,7 @@ class Receiver:
 
 
 def tell(home: Path, say: Progress) -> None:
-    """Raises `StoryError`, or ends with everything stopped and a table of what was seen."""
+    """Run the story, stop everything and print a table of the steps. Raises `StoryError`."""
     wipe(home)
     receiver = Receiver()
     options = Options(
@@ -69,12 +69,12 @@ def tell(home: Path, say: Progress) -> None:
     started = time.monotonic()
     try:
         with Stack(home, options, say) as stack:
-            seen = [("everything started, under the RBAC of deploy/", time.monotonic() - started)]
+            seen = [("everything started, with the RBAC of deploy/", time.monotonic() - started)]
             story = _Story(stack, receiver, say, seen)
             story.from_beginning_to_end()
     finally:
         receiver.close()
-    table = Table("", "what was seen", "seconds", title="The demo's story")
+    table = Table("", "step", "seconds", title="The demo")
     for number, (what, seconds) in enumerate(seen):
         table.add_row(str(number), what, f"{seconds:.1f}")
     Console().print(table)
@@ -96,15 +96,15 @@ class _Story:
             first = self.apply_a_sealed_manifest()
         with self.step("a second instance is configured by REST and is active"):
             second = self.configure_by_rest()
-        with self.step("an inbound SMS reaches the webhook in force, and its signature verifies"):
+        with self.step("an inbound SMS reaches the webhook, and its signature verifies"):
             self.receive(first)
-        with self.step("a webhook changed behind our back is put right"):
+        with self.step("a webhook that somebody changed at Twilio is corrected"):
             self.put_right(second)
-        with self.step("killed (-9) while configuring 20 channels, started again: all 20 Ready"):
+        with self.step("killed (-9) while configuring 20 channels and started again: all 20 are Ready"):
             many = self.kill_in_the_middle()
-        with self.step("deleted both ways: webhooks as before, no record and no channel left"):
+        with self.step("deleted both ways: previous webhooks restored, no record and no channel left"):
             self.delete(first, second, many)
-        with self.step("no token in the API server's database, nor in any log"):
+        with self.step("no token in the API server's database or in any log"):
             self.search_for_tokens()
 
     @contextmanager
@@ -116,7 +116,7 @@ class _Story:
 
     def check(self, holds: bool, what: str) -> None:
         if not holds:
-            raise StoryError(f"The story does not hold: {what}. Logs: {self.stack.logs}")
+            raise StoryError(f"This step failed: {what}. Logs: {self.stack.logs}")
         self.say(f"   {what}")
 
     def apply_a_sealed_manifest(self) -> str:

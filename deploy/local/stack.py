@@ -40,21 +40,21 @@ _YEAR = 365 * 24 * 3600
 
 
 class StackError(Exception):
-    """Something did not start; the text says what, and where its log is."""
+    """A program did not start; the text says which, and where its log is."""
 
 
 def _until_served() -> Retrying:
-    """A new kind is not served at first (404), then admission policies do not know it for a while (503), each from the
-    moment that it is loaded itself.
-    """
+    """Retry while a new kind is not served yet (404), or admission policies do not know it yet (503)."""
     not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
     return Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio.
-    `more_namespaces` have channels, too.
+    """What differs between uses.
+
+    `twilio_url` is a server that already runs; "real" is the real Twilio, and None starts the twin. The channels of
+    `more_namespaces` are managed too.
     """
 
     twilio_url: str | None = None
@@ -73,7 +73,7 @@ def _silently(text: str, fraction: float | None = None, /) -> None:
 
 
 class Stack:
-    """`start` returns when everything is ready; `stop` stops exactly what was started."""
+    """The running programs. `start` returns when all are ready; `stop` stops exactly what was started."""
 
     def __init__(self, home: Path, options: Options = Options(), say: Progress = _silently) -> None:
         self.home = home
@@ -139,14 +139,14 @@ class Stack:
         self._say(f"control plane  {self.cluster.url}")
 
     def restart_control_plane(self, meanwhile: Callable[[Path], object] = lambda etcd_dir: None) -> None:
-        """`meanwhile` has the database to itself."""
+        """Stop the control plane, call `meanwhile` with the directory of its database, and start it again."""
         assert self._control_plane
         self._control_plane.stop()
         meanwhile(self.cluster.etcd_dir)
         self._control_plane.start()
 
     def install(self) -> None:
-        """The CRD, namespaces, RBAC and the admission policy; and who may log in to the shim."""
+        """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
         names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
         if self.options.finalizer_policy:
@@ -176,7 +176,7 @@ class Stack:
             self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
-        """A namespace that the operator may work in: with the RoleBinding that `deploy/` has for the first one."""
+        """Add a namespace for channels, with a copy of the RoleBinding that `deploy/` has for the first one."""
         rbac = yaml.safe_load_all((ROOT / "deploy/operator-rbac.yaml").read_text())
         [binding] = [
             each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
@@ -185,7 +185,7 @@ class Stack:
         self._apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, binding])
 
     def make_api_key(self, instances: list[str], verbs: list[str], key_id: str | None = None) -> str:
-        """As `kubectl sms key create` makes it."""
+        """Make an API key as `kubectl sms key create` does, and return it."""
         made = make_key(instances, verbs, key_id=key_id)
         self._apply([secret_of(made, OPERATOR)], field_manager=f"key-{made.key_id}")
         return made.key.get_secret_value()
@@ -236,7 +236,7 @@ class Stack:
             self._control_plane = None
 
     def stop_process(self, name: str, *, kill: bool = False) -> int:
-        """SIGTERM, or SIGKILL; returns the exit status."""
+        """Send SIGTERM (SIGKILL if `kill`) and return the exit status."""
         process = self._processes.pop(name)
         process.kill() if kill else process.terminate()
         try:
@@ -253,7 +253,7 @@ class Stack:
         return {name: each.pid for name, each in self._processes.items()} | {"controlplane": self._control_plane.pid}
 
     def environment(self) -> dict[str, str]:
-        """What `.local/env` holds."""
+        """Return the variables of `.local/env`."""
         known = {
             "KUBECONFIG": str(self.kubeconfig),
             "CHANNEL_NAMESPACE": CHANNELS,
@@ -298,7 +298,7 @@ class Stack:
         account: Mapping[str, Any] | None = None,
         **spec: Any,
     ) -> Any:
-        """A manifest with the account's token, sealed for it; `spec` replaces what else would be in there."""
+        """Return a manifest with the account's token, sealed for it; `spec` replaces or adds fields."""
         account = account or self.twin
         name = name or str(uuid.uuid4())
         binding = Binding(namespace, name, account["account_sid"])
@@ -331,7 +331,7 @@ class Stack:
         timeout: int = 60,
         enough: int | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Watches until all of `names` (or `enough` of them) fulfil the condition; returns them as they were then."""
+        """Watch until all of `names` (or `enough` of them) fulfil the condition; return them as they were then."""
         fulfilled: dict[str, dict[str, Any]] = {}
         latest: dict[str, dict[str, Any]] = {}
         for event in self.channels.watch(namespace=namespace, timeout=timeout):
@@ -344,7 +344,7 @@ class Stack:
                 if len(fulfilled) >= (enough or len(names)):
                     return fulfilled
         raise StackError(
-            f"waited {timeout} s in vain; the others are: { {n: latest.get(n) for n in names if n not in fulfilled} }"
+            f"waited {timeout} s; still missing: { {n: latest.get(n) for n in names if n not in fulfilled} }"
         )
 
     def wait_ready(
@@ -368,7 +368,7 @@ class Stack:
                 left.discard(event["raw_object"]["metadata"]["name"])
             if not left:
                 return
-        raise StackError(f"waited {timeout} s in vain for the end of {sorted(left)}")
+        raise StackError(f"waited {timeout} s; still there: {sorted(left)}")
 
     def records(self) -> list[str]:
         """The uids of the channels that the operator remembers."""
@@ -377,12 +377,12 @@ class Stack:
         return [str(each.metadata.name) for each in found.items if each.metadata]
 
     def rest(self, method: str, instance: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """A call of the REST API as its clients make it."""
+        """Call the REST API as its clients do."""
         url = f"{self.api_url}/v1/instances/{instance}/channels/sms"
         return call(method, url, body, {"X-Api-Key": self.api_key, **headers})
 
     def twin_call(self, method: str, path: str, body: Any = None) -> Any:
-        """A call of the twin's control API; `path` as in `/numbers/+61400111222`."""
+        """Call the twin's control API; `path` is for example `/numbers/+61400111222`."""
         status, answer = call(method, f"{self.twilio_url}/_twin{path}", body)
         if status >= 400:
             raise StackError(f"the twin answers {status}: {answer}")
@@ -450,7 +450,7 @@ class Stack:
         self.api.resources.invalidate_cache()
 
     def _wait_for_admission(self) -> None:
-        """For all who are not as patient as `_apply`."""
+        """Wait until a channel can be created, for callers that do not retry as `_apply` does."""
         credentials = {"sealed": "A" * 2048}
         probe = {
             "apiVersion": API_VERSION,
@@ -482,7 +482,7 @@ class Stack:
 
 
 def ready_reason(channel: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Status, reason and message of `Ready` for the channel's present generation; all empty where it has none."""
+    """Return status, reason and message of `Ready` for the channel's current generation; all empty if it has none."""
     status = channel.get("status") or {}
     if status.get("observedGeneration") != channel["metadata"]["generation"]:
         return "", "", ""
@@ -491,7 +491,7 @@ def ready_reason(channel: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """Status and JSON answer (None where there is none), whatever the status is."""
+    """Return the status and the JSON answer (None for an empty body), whatever the status is."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(  # noqa: S310  (loopback URLs of ours)
         url, content, {"Content-Type": "application/json", **(headers or {})}, method=method
@@ -518,13 +518,13 @@ def free_port() -> int:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Ours without what would change the programs' minds: their own settings, proxies and Twilio's variables."""
+    """Return our environment without settings of the programs, of Twilio and of Kubernetes."""
     strange = ("SMSCHANNEL_", "SMSSHIM_", "TWILIO_", "KUBERNETES_", "KUBECONFIG")
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(strange)}
 
 
 def _api_user() -> list[dict[str, Any]]:
-    """A ServiceAccount that may use channels: its tokens show how RBAC decides for bearers."""
+    """Return a ServiceAccount that may use channels, with its RBAC: for bearer tokens."""
     name = "sms-api-user"
     rbac = "rbac.authorization.k8s.io"
     return [

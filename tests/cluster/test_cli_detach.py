@@ -27,8 +27,8 @@ from smschannel.api.resource import FINALIZER
 from smschannel.cli import detach
 from smschannel.cli.main import cli
 from tests.cluster.steps import name_of, patch, take_finalizers_off
-from tests.cluster.test_cli_plan import section
 from tests.conftest import take_number
+from tests.documents import section
 
 PROGRAM = Path(sys.executable).with_name("kubectl-sms")
 
@@ -478,7 +478,7 @@ def test_help_says_what_to_stop_first() -> None:
     assert os.linesep + "  --let-go" in shown
 
 
-def test_the_readmes_way_to_uninstall_leaves_nothing(quiet: Stack, configured: Configured) -> None:
+def test_the_documented_way_to_uninstall_leaves_nothing(quiet: Stack, configured: Configured) -> None:
     """Each command as printed, in its order; kubectl itself need not be installed."""
     [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
     manifests = configured(3)
@@ -500,8 +500,8 @@ def _kubectl(stack: Stack, line: str) -> None:
     """What kubectl does for the few commands of the section; a deletion ends when all is gone."""
     words = shlex.split(line)
     match words:
-        case ["kubectl", "sms", "release", *arguments]:
-            assert "3 of 3 released." in done(release(*arguments, stdin="y\n"))
+        case ["kubectl", "sms", "detach", *arguments]:
+            assert "3 of 3 detached." in done(release(*arguments, stdin="y\n"))
         case ["kubectl", "-n", namespace, "scale", "deployment", *names, "--replicas=0"]:
             for name in names:
                 apps = client.AppsV1Api(stack.api.client)

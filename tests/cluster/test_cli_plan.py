@@ -15,10 +15,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from deploy.local.cluster import write_kubeconfig
-from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack, ready_reason
+from deploy.local.stack import CHANNELS, OPERATOR, Stack, ready_reason
 from smschannel.api.resource import FINALIZER
 from smschannel.cli.main import cli
 from tests.cluster.steps import before, name_of, patch, take_finalizers_off
+from tests.documents import section
 from tests.manifests import INSTANCE, PHONE_NUMBER
 
 Numbers = Callable[[int], list[str]]
@@ -258,12 +259,9 @@ def test_a_stale_login_is_told(stack: Stack, tmp_path: Path) -> None:
     assert "does not know you: log in again" in refusal(plan(str(uuid.uuid4()), "--kubeconfig", str(stale)))
 
 
-def section(title: str) -> str:
-    """What the README says under a heading."""
-    return (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def test_the_readme_tells_the_truth(stack: Stack, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documents_tell_the_truth(
+    stack: Stack, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its commands work as printed, and its example is what is printed then."""
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://user:pw@before.example.com/sms"})
     manifest = stack.manifest(number)
@@ -276,7 +274,7 @@ def test_the_readme_tells_the_truth(stack: Stack, number: str, tmp_path: Path, m
         shlex.split(line.replace(INSTANCE, name_of(manifest)), comments=True) for line in commands.splitlines()
     )
     assert now[:3] == ["kubectl", "sms", "plan"]
-    assert "would write" in shown(plan(*before_it_is_applied[3:]), 2)
+    assert "would set the webhook" in shown(plan(*before_it_is_applied[3:]), 2)
     url = applied(stack, manifest)["status"]["webhookUrl"]
     assert "nothing to do" in shown(plan(*now[3:]), 0)
     text = shown(plan(*before_it_is_deleted[3:]), 2)
