@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -119,7 +120,7 @@ class Observer:
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
         """What is there of records whose channel is gone; `successor` is the channel that has its name now."""
         opened, unreadable = await self._open(records, bypass_cache=False)
-        return await self._to_restore(opened, unreadable, await self._login_or_none(successor))
+        return await self._to_restore(opened, unreadable, successor)
 
     async def login(self, channel: SmsChannel) -> tuple[Login, str]:
         """The channel's login, and which version of its credentials it was read from.
@@ -197,38 +198,46 @@ class Observer:
         """The channel's policy as it is now counts; it is written down if a record outlives the channel."""
         policy = channel.spec.deletion_policy
         records = {number_sid: replace(record, deletion_policy=policy) for number_sid, record in records.items()}
-        observed = await self._to_restore(records, unreadable, await self._login_or_none(channel))
+        observed = await self._to_restore(records, unreadable, channel)
         return replace(observed, finalizer=channel.has_finalizer, deleted_at=channel.metadata.deletion_timestamp)
 
     async def _to_restore(
-        self, records: dict[str, Record], unreadable: dict[str, Unreadable], fallback: tuple[str, Login] | None
+        self, records: dict[str, Record], unreadable: dict[str, Unreadable], channel: SmsChannel | None
     ) -> Observed:
         to_restore: dict[str, Current] = dict(unreadable)
         for number_sid, record in list(records.items()):
             if number_sid not in unreadable:
-                records[number_sid], to_restore[number_sid] = await self._read_with_fallback(record, fallback)
+                records[number_sid], to_restore[number_sid] = await self._read_with_fallback(record, channel)
         return Observed(records=records, to_restore=to_restore)
 
     # Numbers to restore
 
-    async def _read_with_fallback(self, record: Record, fallback: tuple[str, Login] | None) -> tuple[Record, Current]:
-        """A number to restore, and its record with the login that reads it.
-
-        The recorded token may have been rotated since. Then `fallback` (an account and a login for it) is tried, and
-        the login of a channel that waits for this number.
-        """
+    async def _read_with_fallback(self, record: Record, channel: SmsChannel | None) -> tuple[Record, Current]:
+        """A number to restore, and its record with the login that reads it."""
         current = await self._read(record, record.deletion_policy)
-        logins = [login for account_sid, login in [fallback] if account_sid == record.account_sid] if fallback else []
+        if _is_login_refused(current):
+            for login in await self._fallback_logins(record, channel):
+                tried = record.with_contents(login=login)
+                answer = await self._read(tried, record.deletion_policy)
+                if not _is_login_refused(answer):
+                    return tried, answer
+        return record, current
+
+    async def _fallback_logins(self, record: Record, channel: SmsChannel | None) -> list[Login]:
+        """Logins to try if Twilio refuses the recorded one, whose token may have been rotated since.
+
+        That is the login of the channel that has the name now, and that of a channel that waits for this number.
+        """
+        logins = []
+        if channel and channel.spec.account_sid == record.account_sid:
+            with contextlib.suppress(
+                ChannelError
+            ):  # with a namespace that is going, the right to read its Secrets goes
+                login, _ = await self.login(channel)
+                logins.append(login)
         if waiting := self._waiting_logins.get((record.account_sid, record.number_sid)):
             logins.append(waiting)
-        for login in logins:
-            if not _is_login_refused(current):
-                break
-            tried = record.with_contents(login=login)
-            answer = await self._read(tried, record.deletion_policy)
-            if not _is_login_refused(answer):
-                record, current = tried, answer
-        return record, current
+        return logins
 
     async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
         return {each.number_sid: await self._read(each, policy) for each in records if each.contents}
@@ -242,16 +251,6 @@ class Observer:
             return await self._twilio.fetch_number(record.contents.login, record.account_sid, record.number_sid)
         except ChannelError as error:
             return error
-
-    async def _login_or_none(self, channel: SmsChannel | None) -> tuple[str, Login] | None:
-        """The channel's account and login; None also if its namespace, and the right to read its Secrets, is going."""
-        if channel is None:
-            return None
-        try:
-            login, _ = await self.login(channel)
-        except ChannelError:
-            return None
-        return channel.spec.account_sid, login
 
     # The desired number
 
