@@ -78,7 +78,7 @@ def instance() -> str:
 
 
 @pytest.fixture
-def stuck(stack: Stack) -> Iterator[None]:
+def twilio_unavailable(stack: Stack) -> Iterator[None]:
     """Make Twilio unavailable, so that no new channel settles."""
     stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
     yield
@@ -176,8 +176,8 @@ def test_post_changes_the_number(stack: Stack, rest: Rest, numbers: Numbers, ins
 
 
 def test_wrong_token_is_a_status_and_not_an_error(rest: Rest, number: str, instance: str) -> None:
-    wrong = {**rest.setup(number), "auth_token": "0" * 32}
-    answer = rest("POST", instance, wrong, Prefer="wait=30")
+    setup = {**rest.setup(number), "auth_token": "0" * 32}
+    answer = rest("POST", instance, setup, Prefer="wait=30")
     assert (answer.status, answer.body["status"], answer.body["enabled"]) == (201, "authentication_failed", True)
     assert rest("POST", instance, rest.setup(number), Prefer="wait=30").body["status"] == "active"
 
@@ -187,7 +187,7 @@ def test_unknown_number_is_a_status_and_not_an_error(rest: Rest, instance: str) 
     assert (answer.status, answer.body["status"]) == (201, "number_not_found")
 
 
-@pytest.mark.usefixtures("stuck")
+@pytest.mark.usefixtures("twilio_unavailable")
 def test_wait_ends_after_its_seconds(rest: Rest, number: str, instance: str) -> None:
     start = time.monotonic()
     answer = rest("POST", instance, rest.setup(number), Prefer="respond-async, wait=1")
@@ -230,7 +230,7 @@ def test_many_requests_wait_at_once(stack: Stack, rest: Rest, numbers: Numbers) 
 
 
 @pytest.fixture
-def held(stack: Stack, rest: Rest, number: str, instance: str) -> Iterator[None]:
+def removal_blocked(stack: Stack, rest: Rest, number: str, instance: str) -> Iterator[None]:
     """A channel with a foreign finalizer, so that its removal waits for `remove_foreign_finalizer`."""
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
     finalizers = resource(stack, instance)["metadata"]["finalizers"]
@@ -247,14 +247,14 @@ def remove_foreign_finalizer(stack: Stack, instance: str) -> None:
         assert error.status == 404  # noqa: PT017
 
 
-@pytest.mark.usefixtures("held")
+@pytest.mark.usefixtures("removal_blocked")
 def test_calls_during_removal(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     assert rest("DELETE", instance, Prefer="wait=1").status == 202
     shown = rest("GET", instance).body
     assert (shown["status"], shown["enabled"], shown["phone_number"]) == ("removing", False, number)
-    refused = rest("POST", instance, rest.setup(number))
-    assert (refused.status, refused.headers["Retry-After"]) == (409, "5")
-    assert "being removed" in refused.body["detail"]
+    answer = rest("POST", instance, rest.setup(number))
+    assert (answer.status, answer.headers["Retry-After"]) == (409, "5")
+    assert "being removed" in answer.body["detail"]
     assert rest("DELETE", instance).status == 204
 
     with ThreadPoolExecutor(1) as pool:
@@ -276,10 +276,10 @@ def test_channel_of_kubectl_can_be_read_and_not_written(stack: Stack, rest: Rest
     assert rest("GET", instance).body["status"] == "active"
     version = resource(stack, instance)["metadata"]["resourceVersion"]
     for method, body in (("POST", rest.setup(number)), ("DELETE", None)):
-        refused = rest(method, instance, body)
-        assert refused.status == 409
-        assert "managed in Kubernetes, by kubectl:" in refused.body["detail"]
-        assert f"kubectl -n {CHANNELS} delete smschannel {instance}" in refused.body["detail"]
+        answer = rest(method, instance, body)
+        assert answer.status == 409
+        assert "managed in Kubernetes, by kubectl:" in answer.body["detail"]
+        assert f"kubectl -n {CHANNELS} delete smschannel {instance}" in answer.body["detail"]
     assert resource(stack, instance)["metadata"]["resourceVersion"] == version
 
 
@@ -400,9 +400,9 @@ def test_kubernetes_rbac_authorizes_bearer_tokens(stack: Stack, rest: Rest, numb
     time.sleep(1)  # the API server's authorizer follows bindings with a watch
     assert rest("GET", instance, **headers).status == 200
     assert rest("GET", str(uuid.uuid4()), **headers).status == 403
-    refused = rest("POST", instance, rest.setup(number), **headers)
-    assert refused.status == 403
-    assert "create and update smschannels" in refused.body["detail"]
+    answer = rest("POST", instance, rest.setup(number), **headers)
+    assert answer.status == 403
+    assert "create and update smschannels" in answer.body["detail"]
     assert rest("DELETE", instance, **headers).status == 403
 
 
@@ -431,7 +431,7 @@ def test_every_write_is_logged_with_its_caller_and_without_secrets(
         assert secret not in log
 
 
-@pytest.mark.usefixtures("stuck")
+@pytest.mark.usefixtures("twilio_unavailable")
 def test_sigterm_answers_waiting_requests(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     try:
         with ThreadPoolExecutor(1) as pool:

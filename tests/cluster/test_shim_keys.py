@@ -92,8 +92,8 @@ def test_kubectl_runs_the_plugin(stack: Stack) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "KUBECONFIG": str(stack.kubeconfig)}
     command = ["kubectl", "sms", "key", "create", "--instances", "*", "--id", "by-kubectl"]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert made.startswith("smsch_by-kubectl_")
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("smsch_by-kubectl_")
     revoke = ["kubectl", "sms", "key", "revoke", "by-kubectl"]
     assert subprocess.run(revoke, env=environment, capture_output=True, text=True, check=True).stdout == ""
 
@@ -101,9 +101,9 @@ def test_kubectl_runs_the_plugin(stack: Stack) -> None:
 def test_first_key_creates_the_secret(installed: Stack) -> None:
     asyncio.run(as_admin(installed, "DELETE"))
     assert rows(installed) == {}
-    made = key(run(installed, "create", "--instances", "*", "--id", "first"))
+    printed = key(run(installed, "create", "--instances", "*", "--id", "first"))
     assert list(rows(installed)) == ["first"]
-    assert made.split("_", 2)[2] not in str(asyncio.run(as_admin(installed, "GET")))
+    assert printed.split("_", 2)[2] not in str(asyncio.run(as_admin(installed, "GET")))
 
 
 def test_existing_key_is_never_overwritten(installed: Stack) -> None:

@@ -34,7 +34,7 @@ def answered(stack: Stack) -> set[tuple[str, int]]:
 
 
 @pytest.fixture
-def swept(stack: Stack) -> Iterator[None]:
+def generated_channels_deleted(stack: Stack) -> Iterator[None]:
     """Delete the channels with generated accounts that a test created."""
     yield
     for channel in stack.channels.get(namespace=CHANNELS).items:
@@ -42,7 +42,7 @@ def swept(stack: Stack) -> Iterator[None]:
             stack.delete(channel.metadata.name)
 
 
-@pytest.mark.usefixtures("swept")
+@pytest.mark.usefixtures("generated_channels_deleted")
 def test_server_conforms_to_its_openapi_document(stack: Stack, tmp_path: Path) -> None:
     """schemathesis sends valid and invalid requests, and compares each answer with the document."""
     config = tmp_path / "schemathesis.toml"
@@ -75,7 +75,7 @@ def test_generated_client_makes_the_three_calls(
         "--config",
         "config.yaml",
     ]
-    made = subprocess.run(
+    generation = subprocess.run(
         [*generate, "--fail-on-warning", "--meta", "none", "--output-path", "made_client"],
         cwd=tmp_path,
         capture_output=True,
@@ -83,7 +83,7 @@ def test_generated_client_makes_the_three_calls(
         timeout=60,
         check=False,
     )
-    assert made.returncode == 0, made.stdout + made.stderr
+    assert generation.returncode == 0, generation.stdout + generation.stderr
     monkeypatch.syspath_prepend(tmp_path)
     client = importlib.import_module("made_client")
     models = importlib.import_module("made_client.models")
@@ -97,10 +97,10 @@ def test_generated_client_makes_the_three_calls(
         setup = models.Setup(stack.twin["account_sid"], stack.twin["auth_token"], number)
         created = calls["setup_sms"].sync_detailed(instance, client=api, body=setup, prefer="wait=30")
         assert (created.status_code, created.parsed.status) == (201, models.ChannelStatusStatus.ACTIVE)
-        wrong = models.Setup(stack.twin["account_sid"], stack.twin["auth_token"], "400")
-        refused = calls["setup_sms"].sync(instance, client=api, body=wrong)
-        assert isinstance(refused, models.HTTPValidationError)
-        assert refused.detail[0].loc == ["body", "phone_number"]
+        setup_without_plus = models.Setup(stack.twin["account_sid"], stack.twin["auth_token"], "400")
+        answer = calls["setup_sms"].sync(instance, client=api, body=setup_without_plus)
+        assert isinstance(answer, models.HTTPValidationError)
+        assert answer.detail[0].loc == ["body", "phone_number"]
         removed = calls["teardown_sms"].sync_detailed(instance, client=api, prefer="wait=30")
         assert removed.status_code == 204
 

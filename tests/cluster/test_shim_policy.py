@@ -26,7 +26,7 @@ async def shim(installed: Stack) -> AsyncIterator[KubeClient]:
     async with await KubeClient.connect(str(installed.home / "sms-api-shim.kubeconfig")) as api:
         async for attempt in AsyncRetrying(wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True):
             with attempt:
-                assert await is_refused(api), "the API server follows policies with a watch"
+                assert await is_denied(api), "the API server follows policies with a watch"
         yield api
 
 
@@ -50,7 +50,7 @@ async def apply(api: KubeClient, body: Object, manager: str = FIELD_MANAGER, **p
     )
 
 
-async def is_refused(api: KubeClient) -> bool:
+async def is_denied(api: KubeClient) -> bool:
     try:
         await apply(api, manifest(suspend=True), dryRun="All")
     except KubernetesRefused:
@@ -110,9 +110,9 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
     ],
 )
 async def test_other_creations_are_denied(shim: KubeClient, body: Object, why: str) -> None:
-    with pytest.raises(KubernetesRefused, match=why) as refused:
+    with pytest.raises(KubernetesRefused, match=why) as caught:
         await apply(shim, body)
-    assert refused.value.status == 403
+    assert caught.value.status == 403
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def replica(stack: Stack, **settings: str) -> Iterator[Replica]:
     with (stack.logs / f"shim-{port}.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "api_shim"], cwd=ROOT, env=environment, stderr=log)
     try:
-        made = Replica(stack, port)
-        wait_until(lambda: made.get("/healthz")[0] == 200, seconds=30)
-        yield made
+        new = Replica(stack, port)
+        wait_until(lambda: new.get("/healthz")[0] == 200, seconds=30)
+        yield new
     finally:
         process.terminate()
         process.wait(20)
@@ -64,9 +64,9 @@ def replica(stack: Stack, **settings: str) -> Iterator[Replica]:
 @pytest.fixture(scope="module")
 def impatient(stack: Stack) -> Iterator[Replica]:
     """A second shim, with a time limit of one second."""
-    with replica(stack, request_seconds="1") as made:
-        wait_until(lambda: made.get("/readyz")[0] == 200)
-        yield made
+    with replica(stack, request_seconds="1") as new:
+        wait_until(lambda: new.get("/readyz")[0] == 200)
+        yield new
 
 
 def setup(stack: Stack, phone_number: str) -> dict[str, str]:

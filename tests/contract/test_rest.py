@@ -56,10 +56,10 @@ def answer(given: Any) -> dict[str, Any]:
 
 def errors(body: Any) -> list[ErrorItem]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with pytest.raises(HttpError) as refused:
+    with pytest.raises(HttpError) as caught:
         Setup.parse(content)
-    assert refused.value.status == 422
-    detail = refused.value.detail
+    assert caught.value.status == 422
+    detail = caught.value.detail
     assert not isinstance(detail, str)
     assert all(set(each) == {"loc", "msg", "type"} for each in detail)
     return list(detail)
@@ -146,11 +146,11 @@ def test_every_form_of_a_uuid_is_the_same_instance(written: str) -> None:
 
 @pytest.mark.parametrize("written", ["nope", "497f6eca-6276-4993-bfeb-53cbbbba6f0", " ", "..", "497f6eca_6276"])
 def test_invalid_uuid_is_422(written: str) -> None:
-    with pytest.raises(HttpError) as refused:
+    with pytest.raises(HttpError) as caught:
         instance_id(written)
     message = "Input should be a valid UUID, such as 497f6eca-6276-4993-bfeb-53cbbbba6f08"
-    assert refused.value.status == 422
-    assert refused.value.detail == [{"loc": ["path", "instance_id"], "msg": message, "type": "uuid_parsing"}]
+    assert caught.value.status == 422
+    assert caught.value.detail == [{"loc": ["path", "instance_id"], "msg": message, "type": "uuid_parsing"}]
 
 
 # -- body ----------------------------------------------------------------------------------------------------

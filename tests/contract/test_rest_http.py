@@ -212,13 +212,13 @@ async def test_invalid_fields_are_422(
 async def test_prefer_wait_is_parsed(kubernetes: Kubernetes, prefer: str, applied: str | None) -> None:
     """An invalid preference is ignored and is not an error: RFC 7240."""
     async with shim(kubernetes, wait_limit_seconds=2) as (_, client):
-        asked = asyncio.create_task(ask(client, "POST", CALL, json=GOOD, headers={"Prefer": prefer}))
+        request = asyncio.create_task(ask(client, "POST", CALL, json=GOOD, headers={"Prefer": prefer}))
         await kubernetes.applied.wait()
         assert kubernetes.channel
         kubernetes.channel["metadata"]["deletionTimestamp"] = (
             "2026-01-01T00:00:00Z"  # so that there is nothing to wait for
         )
-        status, _, headers = await asked
+        status, _, headers = await request
     assert (status, headers.get("Preference-Applied")) == (201, applied)
 
 

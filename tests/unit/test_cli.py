@@ -132,10 +132,10 @@ def test_instance_may_be_any_form_of_a_uuid(seal: Run, spelling: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", f" {INSTANCE}", INSTANCE.replace("-", "")[:-2] + "_8"]
+    "invalid", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", f" {INSTANCE}", INSTANCE.replace("-", "")[:-2] + "_8"]
 )
-def test_invalid_instance_is_explained(seal: Run, wrong: str) -> None:
-    assert f"a lower-case UUID with dashes, such as {INSTANCE}" in error_of(seal(instance=wrong))
+def test_invalid_instance_is_explained(seal: Run, invalid: str) -> None:
+    assert f"a lower-case UUID with dashes, such as {INSTANCE}" in error_of(seal(instance=invalid))
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_invalid_option_is_explained(seal: Run, options: list[str], expected: st
     assert options[0] in message
 
 
-@pytest.mark.parametrize("wrong", ["", "AC1", ACCOUNT_SID.upper(), KEY_SID])
-def test_invalid_account_gets_the_message_of_the_crd(seal: Run, wrong: str) -> None:
-    message = error_of(seal(account=wrong))
+@pytest.mark.parametrize("invalid", ["", "AC1", ACCOUNT_SID.upper(), KEY_SID])
+def test_invalid_account_gets_the_message_of_the_crd(seal: Run, invalid: str) -> None:
+    message = error_of(seal(account=invalid))
     assert 'accountSid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it' in message
 
 
@@ -228,9 +228,11 @@ def test_prompt_does_not_echo_the_token(key_file: Path) -> None:
     deadline.start()
     try:
         assert process.stderr
-        asked = b""
-        while not asked.endswith(b": ") and (more := process.stderr.read(1)):  # what is typed before is thrown away
-            asked += more
+        prompt = b""
+        while not prompt.endswith(b": ") and (
+            more := process.stderr.read(1)
+        ):  # input typed before the prompt is discarded
+            prompt += more
         os.write(terminal, f"{TOKEN}\n".encode())
         stdout, stderr = process.communicate()
         echoed = os.read(terminal, 10_000) if select.select([terminal], [], [], 0)[0] else b""
@@ -240,7 +242,7 @@ def test_prompt_does_not_echo_the_token(key_file: Path) -> None:
         os.close(keyboard)
         os.close(terminal)
     assert process.returncode == 0, stderr
-    assert asked.decode() == f"Token of {ACCOUNT_SID} (not shown): "
+    assert prompt.decode() == f"Token of {ACCOUNT_SID} (not shown): "
     assert opened(stdout.decode().removesuffix("\n")) == TOKEN
     assert TOKEN.encode() not in stderr + echoed
 

@@ -71,10 +71,10 @@ def test_sealing_is_randomised() -> None:
     ],
 )
 def test_copy_in_another_place_is_unreadable(elsewhere: Binding) -> None:
-    with pytest.raises(Unreadable, match="sealed for another place than namespace") as refused:
+    with pytest.raises(Unreadable, match="sealed for another place than namespace") as caught:
         RING.unseal(SEALED, elsewhere)
     for part in elsewhere:
-        assert part in str(refused.value)
+        assert part in str(caught.value)
 
 
 def test_binding_parts_are_delimited() -> None:
@@ -139,9 +139,9 @@ def test_error_never_contains_the_input() -> None:
     """A user may have written the token itself where the sealed value belongs."""
     plain = TOKEN.get_secret_value()
     for given_text in (plain, plain + "!", base64.b64encode(plain.encode()).decode(), SEALED[:-4]):
-        with pytest.raises(Unreadable) as refused:
+        with pytest.raises(Unreadable) as caught:
             RING.unseal(given_text, BINDING)
-        shown = "".join(traceback.format_exception(refused.value))
+        shown = "".join(traceback.format_exception(caught.value))
         assert given_text not in shown
         assert plain not in shown
 
@@ -209,9 +209,9 @@ SEED = base64.b64encode(KEY.seed).decode()
     ],
 )
 def test_damaged_keyring_is_rejected_and_not_shown(damaged: str) -> None:
-    with pytest.raises(ValueError, match=r"^not a keyring of this product, or a damaged one$") as refused:
+    with pytest.raises(ValueError, match=r"^not a keyring of this product, or a damaged one$") as caught:
         Keyring.load(damaged)
-    shown = "".join(traceback.format_exception(refused.value))
+    shown = "".join(traceback.format_exception(caught.value))
     assert SEED[4:32] not in shown
 
 

@@ -54,9 +54,9 @@ class Kubernetes:
         self.port = 0
 
     def make_key(self, **options: Any) -> str:
-        made = make_key(options.pop("instances", ["*"]), options.pop("verbs", ["get", "post", "delete"]), **options)
-        self.keys["data"] |= secret_of(made, "sms-operator")["data"]
-        return made.key.get_secret_value()
+        new = make_key(options.pop("instances", ["*"]), options.pop("verbs", ["get", "post", "delete"]), **options)
+        self.keys["data"] |= secret_of(new, "sms-operator")["data"]
+        return new.key.get_secret_value()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -233,7 +233,7 @@ async def test_token_reviewed_for_another_audience_is_rejected(kubernetes: Kuber
 
     async def status_for(*audiences: str) -> int:
         async def review(_: web.Request) -> web.StreamResponse:
-            found = {"authenticated": True, "user": {"username": "somebody"}}
+            found = {"authenticated": True, "user": {"username": "alice"}}
             return web.json_response({"status": {**found, "audiences": audiences} if audiences else found})
 
         kubernetes.faults["POST tokenreviews"] = review
@@ -263,13 +263,13 @@ async def test_client_with_too_many_failures_gets_429(kubernetes: Kubernetes) ->
     async with shim(kubernetes, authentication_failures_per_minute=5) as (_, client), without_key(client) as bare:
         for number in range(5):
             assert await status(bare, "GET", CALL, headers=bearer(f"invalid-{number}")) == 401
-        asked = kubernetes.calls["POST tokenreviews"]
+        sent = kubernetes.calls["POST tokenreviews"]
         for headers in (bearer("another"), bearer("valid"), {"X-Api-Key": "smsch_no_no"}):
             async with bare.get(CALL, headers=headers) as response:
                 assert response.status == 429
                 assert 0 < int(response.headers["Retry-After"]) <= 12, "five per minute are one every 12 seconds"
                 assert list(await response.json()) == ["detail"]
-        assert kubernetes.calls["POST tokenreviews"] == asked, "no TokenReview is sent"
+        assert kubernetes.calls["POST tokenreviews"] == sent, "no TokenReview is sent"
         assert await status(client, "GET", CALL) == 200, "a valid key is never limited"
 
 
@@ -303,24 +303,24 @@ async def test_token_valid_within_the_hour_is_never_rate_limited(
 async def test_concurrent_wrong_tokens_are_rate_limited(kubernetes: Kubernetes, disconnect: bool) -> None:
     async with shim(kubernetes, authentication_failures_per_minute=5) as (_, client), without_key(client) as bare:
         kubernetes.delay = 0.3
-        asked = [
+        requests = [
             asyncio.create_task(status(bare, "GET", CALL, headers=bearer(f"invalid-{each}"))) for each in range(20)
         ]
         if disconnect:
             await called(kubernetes, "POST tokenreviews", 5)
-            for each in asked:
+            for each in requests:
                 each.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*requests, return_exceptions=True)
             assert await status(bare, "GET", CALL, headers=bearer("one-more")) == 429
         else:
-            assert sorted(await asyncio.gather(*asked)) == [401] * 5 + [429] * 15
+            assert sorted(await asyncio.gather(*requests)) == [401] * 5 + [429] * 15
         assert kubernetes.calls["POST tokenreviews"] == 5
 
 
 async def test_valid_tokens_and_kubernetes_errors_are_not_failures(kubernetes: Kubernetes) -> None:
     kubernetes.valid_tokens = {f"valid-{each}" for each in range(10)}
     async with shim(kubernetes, authentication_failures_per_minute=2) as (_, client), without_key(client) as bare:
-        kubernetes.faults["POST tokenreviews"] = says(500)
+        kubernetes.faults["POST tokenreviews"] = answering(500)
         for token in kubernetes.valid_tokens:
             assert await status(bare, "GET", CALL, headers=bearer(token)) == 503
         kubernetes.faults.clear()
@@ -422,7 +422,7 @@ async def test_stale_keys_are_rejected(kubernetes: Kubernetes, monkeypatch: pyte
     monkeypatch.setattr(api_shim.auth, "_RELIST_SECONDS", 0.2)
     monkeypatch.setattr(api_shim.auth, "_STALE_SECONDS", 1)
     async with shim(kubernetes) as (_, client):
-        kubernetes.faults["GET smschannel-api-keys"] = says(500)
+        kubernetes.faults["GET smschannel-api-keys"] = answering(500)
         await until(client, CALL, 503)
         assert await status(client, "GET", "/readyz") == 503
         kubernetes.faults.clear()
@@ -443,7 +443,7 @@ async def cut(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-def says(code: int, **headers: str) -> Fault:
+def answering(code: int, **headers: str) -> Fault:
     async def fault(_: web.Request) -> web.StreamResponse:
         body = {"kind": "Status", "message": "5ecret"}
         return web.json_response(body, status=code, headers={name.replace("_", "-"): headers[name] for name in headers})
@@ -461,12 +461,12 @@ async def half_an_answer(_: web.Request) -> web.StreamResponse:
 
 FAULTS = {
     "hangs": (hang, "5"),
-    "429": (says(429, Retry_After="7"), "7"),
-    "429 without a time": (says(429), "5"),
-    "a mistaken time": (says(503, Retry_After="999999"), "900"),
-    "500": (says(500), "5"),
-    "503": (says(503), "5"),
-    "403, a right is missing": (says(403), "30"),
+    "429": (answering(429, Retry_After="7"), "7"),
+    "429 without a time": (answering(429), "5"),
+    "an excessive Retry-After": (answering(503, Retry_After="999999"), "900"),
+    "500": (answering(500), "5"),
+    "503": (answering(503), "5"),
+    "403, a right is missing": (answering(403), "30"),
     "404, the CRD is missing": (no_such_kind, "30"),
     "cuts the connection": (cut, "5"),
     "half an answer": (half_an_answer, "5"),
@@ -506,7 +506,7 @@ async def test_kubernetes_fault_is_503_in_bounded_time(
 async def test_kubernetes_fault_during_authentication_is_503(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, request_seconds=0.4) as (_, client), without_key(client) as bare:
         for broken in ("POST tokenreviews", "POST subjectaccessreviews"):
-            for fault in (hang, says(429), says(500), cut):
+            for fault in (hang, answering(429), answering(500), cut):
                 kubernetes.faults = {broken: fault}
                 assert await status(bare, "GET", CALL, headers=bearer("valid")) == 503
         kubernetes.faults = {}
@@ -646,7 +646,7 @@ async def test_expired_watch_is_restarted(kubernetes: Kubernetes, in_the_stream:
 
 async def test_waiting_request_survives_kubernetes_faults(kubernetes: Kubernetes) -> None:
     """The write was made, so the answer is not 503."""
-    read = iter([not_found(INSTANCE), says(500), says(429), None])
+    read = iter([not_found(INSTANCE), answering(500), answering(429), None])
 
     async def sometimes(request: web.Request) -> web.StreamResponse:
         answer = next(read)
@@ -680,9 +680,9 @@ async def test_write_is_completed_after_the_client_disconnects(kubernetes: Kuber
     kubernetes.delay = 0.2
     async with shim(kubernetes, request_seconds=5) as (_, client):
         with capture_logs() as logs:
-            asked = asyncio.create_task(status(client, "POST", CALL, json=SETUP))
+            request_task = asyncio.create_task(status(client, "POST", CALL, json=SETUP))
             await asyncio.sleep(0.1)  # the shim is reading the channel
-            asked.cancel()
+            request_task.cancel()
             async with asyncio.timeout(5):
                 await kubernetes.applied.wait()
     (line,) = [each for each in logs if each["event"] == "handled write request"]
@@ -707,12 +707,12 @@ async def test_abandoned_write_is_not_retried_over_a_later_one(
     async with shim(kubernetes, request_seconds=20 if disconnects else 1) as (_, client):
         assert await status(client, "POST", CALL, json=SETUP) == 201
         kubernetes.faults[f"{verb} {INSTANCE}"] = slow_conflict
-        asked = asyncio.create_task(status(client, method, CALL, json=SETUP if method == "POST" else None))
+        request_task = asyncio.create_task(status(client, method, CALL, json=SETUP if method == "POST" else None))
         await reached.wait()
         if disconnects:
-            asked.cancel()
+            request_task.cancel()
         else:
-            assert await asked == 503
+            assert await request_task == 503
         later = {**SETUP, "phone_number": "+61400111333"}
         assert await status(client, "POST", CALL, json=later) == 200
         before = kubernetes.calls.copy()

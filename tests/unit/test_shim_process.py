@@ -73,10 +73,10 @@ async def test_sigterm_drains_before_exit(kubernetes: Kubernetes, tmp_path: Path
 async def test_requests_in_flight_at_exit_are_answered(kubernetes: Kubernetes, tmp_path: Path) -> None:
     async with started(kubernetes, tmp_path, "0.2") as (process, client):
         kubernetes.delay = 1
-        asked = asyncio.create_task(status(client, "GET", CALL))
+        request_task = asyncio.create_task(status(client, "GET", CALL))
         await asyncio.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert await asked == 200
+        assert await request_task == 200
         assert await process.wait() == 0
 
 

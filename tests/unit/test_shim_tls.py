@@ -95,7 +95,7 @@ async def test_renewed_certificate_is_served_without_restart(port: int, mounted:
 
 async def test_unusable_certificate_keeps_the_previous_one(port: int, mounted: Path) -> None:
     broken = mounted / "mounted/tls.crt"
-    right = broken.read_bytes()
+    content = broken.read_bytes()
     with capture_logs() as logs:
         broken.write_bytes(b"not PEM")
         async with asyncio.timeout(5):
@@ -106,7 +106,7 @@ async def test_unusable_certificate_keeps_the_previous_one(port: int, mounted: P
         "logged once"
     )
     assert await served_name(port) == "first"
-    broken.write_bytes(right)
+    broken.write_bytes(content)
     assert await served_name(port) == "first"
 
 
@@ -160,9 +160,9 @@ def test_unusable_pair_is_explained(mounted: Path, certificate: str, key: str, e
     for name, passphrase in (("other", None), ("locked", b"x")):
         (mounted / name).mkdir()
         write_pair(mounted / name, name, passphrase)
-    with pytest.raises(TlsError) as refused:
+    with pytest.raises(TlsError) as caught:
         ServerTls(mounted / certificate, mounted / key)
-    assert error in str(refused.value)
+    assert error in str(caught.value)
 
 
 def test_shim_does_not_start_with_an_unusable_pair(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
