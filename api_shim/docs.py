@@ -8,13 +8,11 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cache
 from html import escape
-from typing import Any
 
 from aiohttp import web
 
 from api_shim.openapi import document
-
-Object = dict[str, Any]
+from smschannel.api.kube_client import Object
 
 _STYLE = """
 :root { color-scheme: light dark; }
