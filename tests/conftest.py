@@ -36,6 +36,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     options = Options(
         numbers=400,
         more_namespaces=("team-b", "team-c"),
+        webhook_url_template="https://sms.example.com/{namespace}/instances/{instance_id}/channels/sms/webhook",
         operator_settings={
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "3600",
             "SMSCHANNEL_SLOW_INTERVAL_SECONDS": "3600",

@@ -13,34 +13,33 @@ import structlog
 import uvloop
 from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from smschannel.api.environment import explain, settings_help
 from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch, Retryable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
-from smschannel.api.sealing import Keyring
+from smschannel.channel_cache import ChannelCache
 from smschannel.controller import Controller
-from smschannel.core.record import Claims
 from smschannel.health import serve
 from smschannel.kube_store import KubeStore
-from smschannel.reconcile import Key
+from smschannel.orphans import Orphans
 from smschannel.settings import Settings
 from smschannel.twilio.client import TwilioClient
 from smschannel.watch import watch
-from smschannel.wiring import reconciler, twilio_port
+from smschannel.wiring import reconciler, twilio_client
 
 log = structlog.get_logger()
 
 
 async def run(settings: Settings) -> None:
-    """Until SIGTERM. Raises `ChannelError` for what a person must mend first."""
+    """Run until SIGTERM. Raises `ChannelError` for what a person must fix first."""
     ready = asyncio.Event()
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
     try:
         async with (
             await KubeClient.connect() as api,
-            twilio_port(settings) as twilio,
+            twilio_client(settings) as twilio,
         ):
             kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
             while not stop.is_set():
@@ -62,7 +61,7 @@ async def _serve(
     stop: asyncio.Event,
     over: asyncio.Event,
 ) -> None:
-    """Until `stop` is set or `watching` ends; turns that have begun are let finish."""
+    """Run until `stop` is set or `watching` ends; reconciles that have begun may finish."""
     work, watcher = asyncio.create_task(controller.run()), asyncio.create_task(watching)
     stopping = asyncio.create_task(stop.wait())
     ready.set()
@@ -70,7 +69,7 @@ async def _serve(
     ready.clear()
     work.cancel()
     ended = await asyncio.gather(work, return_exceptions=True)
-    over.set()  # kopf would cancel them
+    over.set()  # not before: kopf would cancel them
     stopping.cancel()
     for each in [*ended, *await asyncio.gather(watcher, return_exceptions=True)]:
         if isinstance(each, Exception):
@@ -78,22 +77,40 @@ async def _serve(
 
 
 async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Controller:
-    """Everything that must be known before the first turn; waits for an API server that is not there yet.
+    """Load everything that must be known before the first reconcile; wait for an API server that is not there yet.
 
-    Where the CRD does not come, it was deleted: what the records say is then given back.
+    Waits for the CRD, too. If it does not come within a resync interval, and API discovery says that it is not there,
+    it was deleted, and its channels with it: then what the records say is restored.
     """
+    orphans = Orphans(kube, time.monotonic)
     transient = retry_if_exception_type((Retryable, KubernetesRefused))
     give_up = time.monotonic() + settings.resync_interval_seconds
-    async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_say_why):
+    async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_log_retry):
         with attempt:
-            controller = _controller(settings, kube, twilio, await kube.open_keyring())
+            keyring = await kube.open_keyring()
             await _publish(settings, kube)
+            channels = ChannelCache(kube.claims)
+            controller = Controller(
+                kube,
+                reconciler(settings, kube, twilio, keyring, channels, orphans),
+                channels,
+                orphans,
+                namespaces=settings.channel_namespaces,
+                template=settings.template,
+                workers=settings.workers,
+                concurrency=settings.twilio_concurrency,
+                retry_floor=settings.retry_floor_seconds,
+                retry_ceiling=settings.retry_ceiling_seconds,
+                resync_interval=settings.resync_interval_seconds,
+                drift_interval=settings.drift_interval_seconds,
+            )
             try:
                 await controller.load()
             except NoKindMatch:
-                if time.monotonic() < give_up:
+                if time.monotonic() < give_up or not await orphans.look_for_crd():
                     raise
-                await controller.load_without_crd()
+                log.warning("no CRD, restoring what the records say")
+                await controller.load()
             return controller
     raise AssertionError("tenacity returns or raises")
 
@@ -105,35 +122,18 @@ async def _until_crd(kube: KubeStore, settings: Settings) -> None:
             await anext(kube.channel_metadata(settings.channel_namespaces[0]), None)
 
 
-def _controller(settings: Settings, kube: KubeStore, twilio: TwilioClient, keyring: Keyring) -> Controller:
-    claims: Claims[Key] = Claims()
-    return Controller(
-        kube,
-        reconciler(settings, kube, twilio, keyring, claims),
-        claims,
-        namespaces=settings.channel_namespaces,
-        template=settings.template,
-        workers=settings.workers,
-        concurrency=settings.twilio_concurrency,
-        retry_floor=settings.retry_floor_seconds,
-        retry_ceiling=settings.retry_ceiling_seconds,
-        resync_interval=settings.resync_interval_seconds,
-        drift_interval=settings.drift_interval_seconds,
-    )
-
-
 async def _publish(settings: Settings, kube: KubeStore) -> None:
-    """A courtesy to 'kubectl sms': an operator with the Role of an older release works without."""
+    """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without."""
     try:
         await kube.publish_settings(settings.published())
     except KubernetesRefused as error:
-        log.warning("settings not published: kubectl sms plan needs them", error=str(error))
+        log.warning("cannot publish settings, kubectl sms plan needs them", error=str(error))
 
 
-def _say_why(state: object) -> None:
-    error = state.outcome.exception()  # type: ignore[attr-defined]
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
     hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NoKindMatch) else ""
-    log.warning("not started yet", error=str(error), hint=hint)
+    log.warning("cannot start yet", error=str(error), hint=hint)
 
 
 @click.command(

@@ -1,7 +1,7 @@
-"""What is looked at, and when: watch events, Secrets, resync and later looks become turns of the work queue.
+"""Decides which channels to reconcile, and when: events, resyncs and scheduled requeues add keys to the work queue.
 
-Level-triggered: an event only says where to look. What is remembered of a channel here is for leaving out turns
-that could not find anything new; losing all of it costs one look at each channel.
+Level-triggered: whatever happened, the key of a name is added, and its reconcile reads what is there. Losing an event
+costs time until the next resync, nothing else.
 """
 
 from __future__ import annotations
@@ -9,75 +9,42 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
+from smschannel import metrics
 from smschannel.api.errors import ChannelError, Conflict, NoKindMatch, Retryable
-from smschannel.api.reasons import Reason
-from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER, SmsChannel
-from smschannel.api.status import reason_of, was_well
-from smschannel.core.record import Claims, Record, WebhookTemplate
+from smschannel.api.resource import FINALIZER, SmsChannel
+from smschannel.api.status import was_well
+from smschannel.channel_cache import ChannelCache, Trigger, secret_name
+from smschannel.core.record import Key, WebhookTemplate, secret_source
 from smschannel.kube_store import KubeStore
-from smschannel.metrics import CHANNELS, CLAIMS, DEBTS, QUEUE_DEPTH, QUEUE_WAIT_SECONDS, RECONCILE_SECONDS, RECONCILES
-from smschannel.queue import WorkQueue
-from smschannel.reconcile import Key, Outcome, Reconciler, secret_source
+from smschannel.orphans import Orphans
+from smschannel.queue import WorkQueue, flow_limit
+from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited, wants_check
 
 log = structlog.get_logger()
 
-Body = Mapping[str, Any]
-
-
-class _Face(NamedTuple):
-    """What of a channel calls for a turn when it changes. Our own writes change none of it."""
-
-    generation: int
-    deleting: bool
-    check_now: str | None
-
-
-class _Remembered(NamedTuple):
-    """What is remembered of a record."""
-
-    key: Key
-    source: str
-    account_sid: str
-
-
-@dataclass
-class _Known:
-    """What is remembered of a channel; a body only between an event and its turn."""
-
-    uid: str
-    version: str = ""
-    account_sid: str = ""
-    secret: str = ""
-    finalizer: bool = False
-    attended: _Face | None = None  # the face that a turn has seen: what is due since then is in the queue
-    latest: Body | None = None
-    forced: bool = False  # a turn was asked for whatever the face
-    fresh: bool = False  # somebody asked for Twilio to be looked at now
-    reason: Reason | None = None
-
-
-def lane_share(workers: int, concurrency: int) -> int:
-    """How many workers an account may have, whose login may have so many calls to Twilio in flight. As many again are
-    at Kubernetes; more would only wait for the others, and be missed elsewhere while the account hangs.
-    """
-    return max(1, min(workers // 2, 2 * concurrency))
+_SHUTDOWN_SECONDS = 10
+_STAGGER_SECONDS = 2.0
+_LONGEST_STAGGER = 60.0
 
 
 class Controller:
-    """For one event loop: `load`, then `run` until it is cancelled; events may come at any time after `load`."""
+    """For one event loop: `load`, then `run` until it is cancelled. Events may come at any time after `load`.
+
+    Times are seconds. `concurrency` is how many calls to Twilio one login may have in flight.
+    """
 
     def __init__(
         self,
         kube: KubeStore,
         reconciler: Reconciler,
-        claims: Claims[Key],
+        channels: ChannelCache,
+        orphans: Orphans,
         *,
         namespaces: tuple[str, ...],
         template: WebhookTemplate,
@@ -89,292 +56,227 @@ class Controller:
         drift_interval: float,
     ) -> None:
         self._kube = kube
+        self._claims = kube.claims
         self._reconciler = reconciler
-        self._claims = claims
-        claims.on_free = self.look
+        self._channels = channels
+        self._orphans = orphans
         self._namespaces = namespaces
         self._template = template
         self._workers = workers
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
-        self._known: dict[Key, _Known] = {}
-        self._secret_users: dict[tuple[str, str], set[Key]] = {}
-        self._secret_versions: dict[tuple[str, str], str] = {}
-        self._records: dict[str, _Remembered] = {}  # of these namespaces, by uid
-        self._owed: dict[str, int] = {}  # by uid
-        self.has_crd = True
-        self._crd_missing = False  # at the last resync
-        self._turning: set[str] = set()  # uids of the channels whose turn is under way
+        self._secret_versions: dict[Key, str] = {}
         self._queue: WorkQueue[Key] = WorkQueue(
-            lane_of=self._lane_of,
-            lane_share=lane_share(workers, concurrency),
+            flow_of=self._flow_of,
+            flow_limit=flow_limit(workers, concurrency),
             retry_floor=retry_floor,
             retry_ceiling=retry_ceiling,
         )
-        QUEUE_DEPTH.set_function(lambda: len(self._queue))
-        CLAIMS.set_function(lambda: len(claims))
-        DEBTS.set_function(lambda: sum(self._owed.values()))
+        kube.claims.on_free = self._wake_waiters
+        kube.on_written = channels.written
+        metrics.follow(
+            queue_depth=lambda: len(self._queue),
+            claims=lambda: len(self._claims),
+            pending_restores=channels.pending_restores,
+            channels=channels.reasons,
+        )
+
+    @property
+    def has_crd(self) -> bool:
+        return not self._orphans.is_crd_gone
+
+    # Start
 
     async def load(self) -> None:
-        """Read the records, which say who holds which number, then the channels. `NoKindMatch` without a CRD."""
-        await self._load_records()
-        fresh = []
-        for namespace in self._namespaces:
-            async for body in self._kube.channels(namespace):
-                if self._take_in(body):
-                    meta = body["metadata"]
-                    fresh.append((meta["creationTimestamp"], meta["uid"], Key(namespace, meta["name"])))
-        for _, _, key in sorted(fresh):  # the eldest first: of those that want the same number, they get it
+        """List all records and channels. Raises `NoKindMatch` if there is no CRD, unless it is proven to be deleted."""
+        await self._list_records()
+        due: list[tuple[str, str, Key]] = []
+        if self.has_crd:
+            for namespace in self._namespaces:
+                async for body in self._kube.channels(namespace):
+                    cached = self._channels.put(body)
+                    key = Key(namespace, body["metadata"]["name"])
+                    if self._is_fine(key, body):
+                        cached.last_reconciled = Trigger.of(body)
+                        self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
+                    else:
+                        due.append((cached.created, cached.uid, key))
+        for _, _, key in sorted(due):  # the oldest first: of those that want the same number, it gets it
             self._queue.add(key)
-        self._find_orphans(frozenset(self._records), {known.uid for known in self._known.values()})
-        log.info("loaded", channels=len(self._known), records=len(self._records))
-
-    async def load_without_crd(self) -> None:
-        """For a CRD that is gone for good: only what is owed is left to do."""
-        self.has_crd = False
-        await self._load_records()
-        self._find_orphans(frozenset(self._records), set())
-        log.warning("no CRD: giving back what the records say", records=len(self._records))
-
-    async def _load_records(self) -> None:
-        async for record in self._kube.records():
-            if isinstance(record, ChannelError):
-                log.error("record cannot be read", error=str(record))
-                continue
-            self._claims.hold_only(record.uid, record)
-            if record.namespace in self._namespaces:
-                self._remember(record)
-            else:  # whether its channel lives cannot be seen from here: its numbers stay claimed
-                log.warning("record of another namespace", namespace=record.namespace, channel=record.name)
-
-    def _lane_of(self, key: Key) -> object:
-        """Channels whose credentials were never verified are kept apart, by namespace: anyone may name any account."""
-        known, uid = self._known.get(key), key.uid
-        if known:
-            if known.uid not in self._records:
-                return key.namespace, known.account_sid
-            uid = known.uid
-        return self._records[uid].account_sid if uid in self._records else ""
-
-    # What calls for a turn
-
-    def look(self, key: Key) -> None:
-        """A turn, whatever is remembered."""
-        if known := self._known.get(key):
-            known.forced = True
+        orphans = self._orphaned_keys()
+        self._orphans.require_two_looks(record.uid for key in orphans for record in self._claims.of(key))
+        for key in self._orphans.confirm(orphans, len(self._claims)):
             self._queue.add(key)
+        log.info("channels loaded", channels=len(self._channels), records=len(self._claims), orphans=len(orphans))
 
-    def on_channel(self, kind: str | None, body: Body) -> None:
-        """A channel as the watch, a list or a read shows it; `kind` is the watch event's type."""
-        meta = body["metadata"]
-        key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
-        if kind == "DELETED":
-            self._forget(key, uid)
-        elif self._take_in(body):
-            self._queue.add(key)
-
-    def _take_in(self, body: Body) -> bool:
-        """Remember a channel as it is now; whether that calls for a turn."""
-        meta = body["metadata"]
-        key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
-        known = self._known.get(key)
-        if known is None or known.uid != uid:
-            if known:
-                self._forget(key, known.uid)
-            known = self._known[key] = _Known(uid)
-            self._attended_before(key, known, body)
-        finalizer = FINALIZER in meta.get("finalizers", ())
-        if known.finalizer and not finalizer:
-            known.attended = None  # somebody took it off
-        known.finalizer = finalizer
-        known.version = meta["resourceVersion"]
-        known.account_sid = str(body["spec"].get("accountSid"))
-        self._uses_secret(key, known, _secret_name(body))
-        if known.attended == _face(body):
+    def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
+        """Whether a channel's status and record agree, so that it needs no reconcile before its next drift check."""
+        meta, status = body["metadata"], body.get("status") or {}
+        sources = {record.source for record in self._claims.of(key) if record.uid == meta["uid"]}
+        secret = secret_name(body)
+        version = self._secret_versions.get(Key(key.namespace, secret))
+        if version is not None and secret_source(secret, version) not in sources:
             return False
-        known.latest = body
-        return True
+        return (
+            bool(sources)
+            and FINALIZER in meta.get("finalizers", ())
+            and "deletionTimestamp" not in meta
+            and not wants_check(meta.get("annotations") or {}, status)
+            and was_well(status, generation=meta["generation"], webhook_url=self._template.url(*key))
+        )
 
-    def on_secret(self, kind: str | None, body: Body) -> None:
-        """A labelled Secret, or one that lost its label (which a watch with a selector shows as DELETED)."""
+    # What calls for a reconcile
+
+    def on_channel(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        """Handle a watch event: `kind` is its type, None for an object that was listed."""
         meta = body["metadata"]
-        secret, version = (meta["namespace"], meta["name"]), meta["resourceVersion"]
+        key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
+        if kind != "DELETED":
+            if self._channels.observe(body):
+                self._queue.add(key)
+            return
+        cached = self._channels.get(key)
+        if cached and cached.uid == uid:
+            self._channels.remove(key)
+            self._queue.cancel(key)
+        if any(record.uid == uid for record in self._claims.of(key)):
+            self._queue.add(key)
+
+    def on_secret(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        """Handle an event of a labelled Secret, or of one that lost its label: the watch shows that as DELETED."""
+        meta = body["metadata"]
+        secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
         if kind == "DELETED":
             self._secret_versions.pop(secret, None)
         else:
             self._secret_versions[secret] = version
-        for key in self._secret_users.get(secret, ()):
-            if kind == "DELETED" or self._source(self._known[key].uid) != secret_source(meta["name"], version):
-                self.look(key)
+        for key in self._channels.users_of(secret):
+            known = {record.source for record in self._claims.of(key)}
+            if kind == "DELETED" or secret_source(meta["name"], version) not in known:
+                self._queue.add(key)
 
-    def _attended_before(self, key: Key, known: _Known, body: Body) -> None:
-        """After a restart: a channel whose status and record agree needs no turn, only its next drift check."""
-        meta, status = body["metadata"], body.get("status") or {}
-        self._count(known, reason_of(status))
-        source, secret = self._source(known.uid), _secret_name(body)
-        version = self._secret_versions.get((key.namespace, secret))
-        changed = version is not None and source != secret_source(secret, version)
-        if (
-            was_well(status, generation=meta["generation"], webhook_url=self._template.url(meta["name"]))
-            and source
-            and not changed
-            and FINALIZER in meta.get("finalizers", ())
-            and "deletionTimestamp" not in meta
-        ):
-            known.attended = _face(body)
-            self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
+    def _wake_waiters(self, number_sid: str) -> None:
+        """A number is free: the channels that wait for it are reconciled one after the other, the oldest first."""
+        for position, key in enumerate(self._channels.waiters(number_sid)):
+            if position == 0:
+                self._queue.add(key)
+            else:
+                self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
-    def _uses_secret(self, key: Key, known: _Known, secret: str) -> None:
-        if secret == known.secret:
-            return
-        users = self._secret_users.get((key.namespace, known.secret), set())
-        users.discard(key)
-        if not users:
-            self._secret_users.pop((key.namespace, known.secret), None)
-        known.secret = secret
-        if secret:
-            self._secret_users.setdefault((key.namespace, secret), set()).add(key)
+    def _flow_of(self, key: Key) -> object:
+        """Twilio accounts take turns. Deletions do not wait for a pause that Twilio asks an account for.
 
-    def _forget(self, key: Key, uid: str) -> None:
-        known = self._known.get(key)
-        if known and known.uid == uid:
-            self._uses_secret(key, known, "")
-            self._count(known, None)
-            del self._known[key]
-            self._queue.drop(key)
-            self._claims.leave(uid)
-        if uid in self._records or self._claims.holds(uid):
-            self._queue.add(Key(key.namespace, key.name, uid))
+        Channels whose credentials were never verified are kept apart, by namespace: anybody may name any account.
+        """
+        cached, records = self._channels.get(key), self._claims.of(key)
+        if cached is None:
+            return records[0].account_sid if records else "", "deletion"
+        purpose = "deletion" if cached.deleting else "channel"
+        own = next((record for record in records if record.uid == cached.uid), None)
+        return (own.account_sid, purpose) if own else (key.namespace, cached.account_sid, purpose)
 
-    def _remember(self, record: Record) -> None:
-        account_sid = record.entries[-1].account_sid if record.entries else ""
-        self._records[record.uid] = _Remembered(Key(record.namespace, record.name), record.source, account_sid)
-
-    def _source(self, uid: str) -> str:
-        return self._records[uid].source if uid in self._records else ""
-
-    def _count(self, known: _Known, reason: Reason | None) -> None:
-        for each, step in ((known.reason, -1), (reason, 1)):
-            if each:
-                CHANNELS.labels(each.name).inc(step)
-        known.reason = reason
-
-    # Turns
+    # Reconciles
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._resync_for_ever())
+            tasks.create_task(self._resync_periodically())
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 
     async def _work(self) -> None:
         while True:
             key, waited = await self._queue.get()
-            QUEUE_WAIT_SECONDS.observe(waited)
+            metrics.QUEUE_WAIT_SECONDS.observe(waited)
             started = time.perf_counter()
-            turn, well = asyncio.ensure_future(self._turn(key)), True
+            reconcile, succeeded = asyncio.ensure_future(self._reconcile_or_retry(key)), True
             try:
-                well = await asyncio.shield(turn)
+                succeeded = await asyncio.shield(reconcile)
             except asyncio.CancelledError:
-                await asyncio.wait({turn}, timeout=10)  # what has begun may end: less to do for the next process
+                await asyncio.wait({reconcile}, timeout=_SHUTDOWN_SECONDS)  # less to do for the next process
                 raise
             finally:
-                self._queue.done(key, well=well)
-                RECONCILE_SECONDS.observe(time.perf_counter() - started)
+                self._queue.done(key, succeeded=succeeded)
+                metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
-    async def _turn(self, key: Key) -> bool:
+    async def _reconcile_or_retry(self, key: Key) -> bool:
         """Whether Twilio did its part."""
+        succeeded = True
         try:
-            outcome = await (self._orphan_turn(key) if key.uid else self._channel_turn(key))
+            outcome = await self._reconcile(key)
         except ChannelError as error:
-            RECONCILES.labels(type(error).__name__).inc()
-            delay = self._queue.retry(key, error.retry_after if isinstance(error, Retryable) else None)
+            metrics.RECONCILES.labels(type(error).__name__).inc()
+            delay = self._queue.add_rate_limited(key, error.retry_after if isinstance(error, Retryable) else None)
             if not isinstance(error, Conflict):
-                log.warning("reconcile failed", channel=key.name, error=str(error), retry_seconds=round(delay, 1))
+                log.warning("reconcile failed", **_named(key), error=str(error), retry_seconds=round(delay, 1))
         except Exception:
-            RECONCILES.labels("Bug").inc()
-            log.exception("reconcile failed", channel=key.name, retry_seconds=round(self._queue.retry(key), 1))
+            metrics.RECONCILES.labels("Bug").inc()
+            log.exception("reconcile failed", **_named(key), retry_seconds=round(self._queue.add_rate_limited(key), 1))
         else:
-            if outcome:
-                self._conclude(key, outcome)
-                return not outcome.unreachable
-        return True
+            self._conclude(key, outcome)
+            succeeded = not outcome.twilio_failed
+        return succeeded
 
-    async def _orphan_turn(self, key: Key) -> Outcome | None:
-        """A record whose channel is gone: its numbers are given back all the same."""
-        if key.uid in self._turning:
-            return None  # the channel's own turn calls again when it ends
-        return await self._reconciler.reconcile(key, None)
-
-    async def _channel_turn(self, key: Key) -> Outcome | None:
-        known = self._known.get(key)
-        if known is None:
-            return None
-        body, forced = known.latest, known.forced
-        known.latest, known.forced = None, False
-        if body and not forced and known.attended == _face(body) and self._queue.planned(key):
-            return None  # the echo of our own write
-        if body is None or self._kube.is_outdated(body):
-            body = await self._kube.channel(key.namespace, key.name)
-            if body is None:
-                self._forget(key, known.uid)
-                return None
-            if body["metadata"]["uid"] != known.uid:
-                self.on_channel("ADDED", body)
-                return None
-        face = _face(body)
-        known.fresh |= known.attended is not None and known.attended.check_now != face.check_now
-        known.attended = face
+    async def _reconcile(self, key: Key) -> Outcome:
+        body = await self._newest(key)
+        self._channels.set_awaited(key, "")
+        if body is None:
+            return await self._reconciler.reconcile(key, None)
         try:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
             # The CRD refuses such objects; this one is older than its rules.
-            if "deletionTimestamp" in body["metadata"] and known.finalizer:
-                await self._kube.take_finalizer_off(body)  # what is owed is in its record, which outlives it
-                return None
+            if "deletionTimestamp" in body["metadata"] and FINALIZER in body["metadata"].get("finalizers", ()):
+                await self._kube.remove_finalizer_from(body)  # its records outlive it, and are restored after it
             wrong = "; ".join(each["msg"] for each in error.errors())
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
-        self._turning.add(known.uid)
-        try:
-            outcome = await self._reconciler.reconcile(key, channel, fresh=known.fresh)
-            known.fresh &= outcome.verdict.reason is Reason.TwilioUnavailable  # then it was not looked at yet
-            return outcome
-        finally:
-            self._turning.discard(known.uid)
-            if self._known.get(key) is not known:
-                self._forget(key, known.uid)  # deleted during its turn: what it took meanwhile is owed
+        return await self._reconciler.reconcile(key, channel)
+
+    async def _newest(self, key: Key) -> Mapping[str, Any] | None:
+        """The channel as it is now; None if the API server says that there is none."""
+        cached = self._channels.get(key)
+        body = cached.body if cached else None
+        if body is None:
+            try:
+                body = await self._kube.channel(*key)
+            except NoKindMatch:
+                if self.has_crd:
+                    raise
+            if body is None:
+                self._channels.remove(key)
+                return None
+            cached = self._channels.put(body)
+        assert cached
+        cached.body = None
+        cached.last_reconciled = Trigger.of(body)
+        return body
 
     def _conclude(self, key: Key, outcome: Outcome) -> None:
-        RECONCILES.labels(outcome.verdict.reason.name).inc()
-        uid = outcome.record.uid
-        self._owed.pop(uid, None)
-        if outcome.owed:
-            self._owed[uid] = outcome.owed
-        if outcome.stored:
-            self._remember(outcome.record)
-        else:
-            self._records.pop(uid, None)
-        known = self._known.get(key)
-        if outcome.stored and not key.uid and (known is None or known.uid != uid):
-            self._queue.add(Key(key.namespace, key.name, uid))  # it was deleted by force during its turn
-        ready, message = outcome.kept or outcome.verdict.reason, outcome.verdict.message
-        if outcome.kept:
-            log.warning("the channel is left as it works", channel=key.name, error=message)
-        elif known and known.uid == uid and known.reason is not ready:
-            log.info("channel", channel=key.name, reason=ready.name, message=message)
-        if known and known.uid == uid:
-            self._count(known, ready)
-        if outcome.gone:
-            self._queue.drop(key)
-        elif outcome.again is None:
-            self._queue.retry(key, outcome.at_least, outcome.at_most)
-        else:
-            self._queue.forgive(key)
-            self._queue.add_after(key, outcome.again)
+        verdict = outcome.verdict
+        metrics.RECONCILES.labels(verdict.reason.name).inc()
+        cached = self._channels.get(key)
+        if outcome.ready and cached is None:  # deleted during the reconcile: what it claimed meanwhile is restored
+            self._queue.add(key)
+            return
+        if outcome.ready:
+            if outcome.ready is not verdict.reason:
+                log.warning("twilio unavailable, channel left as it is", **_named(key), error=verdict.message)
+            elif cached and cached.reason is not outcome.ready:
+                log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
+            self._channels.set_reason(key, outcome.ready)
+        if outcome.pause:
+            self._queue.pause(self._flow_of(key), outcome.pause)
+        match outcome.requeue:
+            case None:
+                self._queue.cancel(key)
+            case RequeueAfter(seconds):
+                self._queue.forget(key)
+                self._queue.add_after(key, seconds)
+            case RequeueRateLimited(at_least, at_most):
+                self._queue.add_rate_limited(key, at_least, at_most)
 
     # Resync
 
-    async def _resync_for_ever(self) -> None:
+    async def _resync_periodically(self) -> None:
         while True:
             await asyncio.sleep(self._resync_interval * random.uniform(0.9, 1.1))  # noqa: S311
             try:
@@ -385,49 +287,60 @@ class Controller:
                 log.exception("resync failed")
 
     async def resync(self) -> None:
-        """Find what the watch missed: by resourceVersion, so that only what differs is read."""
-        records, known = frozenset(self._records), {key: each.uid for key, each in self._known.items()}
-        uids = set()
+        """Find what the watch missed. Asks for reconciles and brings no objects: a list may be older than an event."""
+        for key in await self._list_records():
+            if key.namespace in self._namespaces:
+                self._queue.add(key)
+        cached = {key: each.version for key, each in self._channels}
+        missing = {key for key in cached if key.namespace in self._namespaces}
+        absent: list[NoKindMatch] = []
         for namespace in self._namespaces:
-            async for meta in self._listed(namespace):
-                uids.add(meta["uid"])
-                key = Key(meta["namespace"], meta["name"])
-                here = self._known.get(key)
-                known.pop(key, None)
-                if here is None or here.version != meta["resourceVersion"]:
-                    body = await self._kube.channel(*key[:2])
-                    if body:
-                        self.on_channel("MODIFIED", body)
-        for key, uid in known.items():
-            if self._crd_missing or await self._kube.channel(*key[:2]) is None:
-                self._forget(key, uid)
-        self._find_orphans(records, uids)
+            listed: set[Key] = set()
+            try:
+                async for meta in self._kube.channel_metadata(namespace):
+                    key = Key(namespace, meta["name"])
+                    listed.add(key)
+                    if cached.get(key) != meta["resourceVersion"]:
+                        self._read_again(key)
+            except NoKindMatch as error:
+                absent.append(error)
+                missing = {key for key in missing if key.namespace != namespace}
+            missing -= listed
+        if len(absent) == len(self._namespaces):
+            if not await self._orphans.look_for_crd():
+                raise absent[0]
+            missing = set(cached)
+        elif absent:
+            raise absent[0]
+        else:
+            self._orphans.crd_is_there()
+        for key in self._orphaned_keys():
+            if not self._queue.is_scheduled(key):
+                self._queue.add(key)
+        for key in missing if not self.has_crd else self._orphans.confirm(missing, len(cached)):
+            self._read_again(key)
 
-    async def _listed(self, namespace: str) -> AsyncIterator[Mapping[str, Any]]:
-        """Metadata of the channels; of none where the CRD is gone, and all channels with it. One such answer may be a
-        proxy's: it is believed at the second resync.
-        """
-        try:
-            async for meta in self._kube.channel_metadata(namespace):
-                yield meta
-            self._crd_missing = False
-        except NoKindMatch:
-            if not self._crd_missing:
-                self._crd_missing = True
-                raise
+    def _read_again(self, key: Key) -> None:
+        if cached := self._channels.get(key):
+            cached.body = None
+        self._queue.add(key)
 
-    def _find_orphans(self, records: frozenset[str], uids: set[str]) -> None:
-        for uid in records - uids:
-            if uid in self._records:
-                namespace, name, _ = self._records[uid].key
-                self._queue.add(Key(namespace, name, uid))
+    async def _list_records(self) -> set[Key]:
+        """Bring the claims up to date; the keys whose records differ from what was known."""
+        before = tuple(self._claims)
+        listed = [record async for record in self._kube.records()]
+        for record in listed:
+            if not record.uid:
+                log.error("record has damaged metadata, its number stays claimed", number=record.number_sid)
+            elif record.namespace not in self._namespaces:  # whether its channel lives cannot be seen from here
+                log.warning("record belongs to a namespace that is not watched", **_named(record.key))
+        return self._claims.update_from_list(listed, before)
 
-
-def _face(body: Body) -> _Face:
-    meta = body["metadata"]
-    check_now = (meta.get("annotations") or {}).get(CHECK_NOW_ANNOTATION)
-    return _Face(meta.get("generation", 0), "deletionTimestamp" in meta, check_now)
+    def _orphaned_keys(self) -> set[Key]:
+        """The names whose records belong to a channel that is not known here."""
+        orphans = (record.key for record in self._claims if not self._channels.is_holder_alive(record))
+        return {key for key in orphans if key.namespace in self._namespaces}
 
 
-def _secret_name(body: Body) -> str:
-    return str((body["spec"].get("credentials") or {}).get("secretKeyRef", {}).get("name", ""))
+def _named(key: Key) -> dict[str, str]:
+    return {"namespace": key.namespace, "name": key.name}

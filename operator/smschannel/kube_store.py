@@ -1,4 +1,7 @@
-"""What a reconcile asks of Kubernetes: channels, Secrets, Events, and the operator's own records and keyring."""
+"""What a reconcile reads and writes in Kubernetes: channels, Secrets, Events, and the operator's records and keyring.
+
+Reads never modify anything. Every write is idempotent or has a precondition that the API server checks.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,44 @@ import base64
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from cachetools import TTLCache
 
 from smschannel.api.errors import (
-    ChannelError,
     Conflict,
     KeyringLost,
     KubernetesRefused,
     KubernetesUnavailable,
+    NoKindMatch,
     NotFound,
+    Refused,
     Unreadable,
 )
-from smschannel.api.kube_client import MERGE_PATCH, KubeClient, Object
+from smschannel.api.kube_client import MERGE_PATCH, METADATA_OF_ONE, KubeClient, Object
 from smschannel.api.names import (
     KEYRING_SECRET,
+    OPERATOR,
     PUBLIC_KEY,
     PUBLIC_KEY_CONFIGMAP,
     SETTINGS_CONFIGMAP,
     channels_path,
     core_path,
 )
+from smschannel.api.reasons import Reason
 from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel
 from smschannel.api.sealing import Keyring, SealingKey
-from smschannel.core.record import Record
+from smschannel.core.claims import Claims
+from smschannel.core.record import RECORD_LABEL, Contents, Record
 from smschannel.metrics import KUBERNETES_WRITES
 
-_SAME_EVENT = 360  # seconds
-_WATCH_LAG = 600  # seconds that the watch may be behind, at most
-_RECORD_LABEL = f"{GROUP}/record"
-RECORDS = {"labelSelector": f"{_RECORD_LABEL}=true"}
-CHANNEL_ANNOTATION = f"{GROUP}/channel"
-_OURS = {"app.kubernetes.io/managed-by": "sms-channel-operator"}
+RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
+_WRITTEN_OFF = f"{GROUP}/written-off"
+_EVENT_SERIES_SECONDS = 360
+_MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
 
 
 def _identity(meta: Metadata) -> Object:
@@ -54,26 +60,28 @@ def _identity(meta: Metadata) -> Object:
 
 
 class KubeStore:
-    """Every write is idempotent or refused by a precondition; reads never modify anything.
+    """`claims` is the index of the records; every read and write of a record here brings it up to date.
 
-    The operator is the only writer of its records, so their versions are kept here ("" where one must be read first):
-    a channel without a version has no record, which saves a read for each new channel.
+    `on_written` is called with each channel that was written here, as the API server answered.
     """
 
     def __init__(self, api: KubeClient, operator_namespace: str) -> None:
         self._api = api
-        self._own = operator_namespace
+        self.namespace = operator_namespace
+        self.claims = Claims()
+        self.on_written: Callable[[Object], object] = lambda channel: None
         self._keyring: Keyring | None = None
-        self._versions: dict[str, str] = {}
-        self._statuses: TTLCache[str, int] = TTLCache(100_000, ttl=_WATCH_LAG)
-        self._events: TTLCache[tuple[object, ...], tuple[str, int]] = TTLCache(10_000, ttl=_SAME_EVENT)
+        self._events: TTLCache[tuple[object, ...], tuple[str, int]] = TTLCache(10_000, ttl=_EVENT_SERIES_SECONDS)
 
     # Channels
 
     async def channel(self, namespace: str, name: str) -> Object | None:
+        """None only if the API server says that an object of this name does not exist."""
         try:
             return await self._api.request("GET", channels_path(namespace, name))
-        except NotFound:
+        except NotFound as error:
+            if error.name != name:
+                raise KubernetesUnavailable(f"asked for {name}, the API server answers: {error}") from None
             return None
 
     def channels(self, namespace: str) -> AsyncIterator[Object]:
@@ -83,38 +91,46 @@ class KubeStore:
         async for item in self._api.pages(channels_path(namespace), metadata_only=True):
             yield item["metadata"]
 
+    async def is_crd_absent(self) -> bool:
+        """Whether API discovery says that there is no SmsChannel. A 404 alone may be a proxy's."""
+        groups = await self._api.request("GET", "/apis")
+        if groups.get("kind") != "APIGroupList":
+            return False
+        if GROUP not in {each.get("name") for each in groups.get("groups") or ()}:
+            return True
+        try:
+            kinds = await self._api.request("GET", f"/apis/{API_VERSION}")
+        except NoKindMatch:
+            return True
+        found = {each.get("kind") for each in kinds.get("resources") or ()}
+        return kinds.get("kind") == "APIResourceList" and KIND not in found
+
     async def add_finalizer(self, channel: SmsChannel) -> None:
         meta = channel.metadata
-        await self._finalizers("finalizer_add", _identity(meta), [*meta.finalizers, FINALIZER])
+        await self._set_finalizers("finalizer_add", _identity(meta), [*meta.finalizers, FINALIZER])
 
     async def remove_finalizer(self, channel: SmsChannel) -> None:
         meta = channel.metadata
-        await self.take_finalizer_off({"metadata": {**_identity(meta), "finalizers": meta.finalizers}})
+        await self.remove_finalizer_from({"metadata": {**_identity(meta), "finalizers": meta.finalizers}})
 
-    async def take_finalizer_off(self, body: Mapping[str, Any]) -> None:
-        """As `remove_finalizer`, also for an object that today's rules refuse."""
+    async def remove_finalizer_from(self, body: Mapping[str, Any]) -> None:
+        """As `remove_finalizer`, also for an object that the current rules refuse."""
         meta = body["metadata"]
         with contextlib.suppress(NotFound):
             others = [each for each in meta["finalizers"] if each != FINALIZER]
-            await self._finalizers("finalizer_remove", meta, others)
+            await self._set_finalizers("finalizer_remove", meta, others)
 
-    async def _finalizers(self, kind: str, meta: Mapping[str, Any], finalizers: list[str]) -> None:
+    async def _set_finalizers(self, kind: str, meta: Mapping[str, Any], finalizers: list[str]) -> None:
         precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
         patch = {"metadata": {**precondition, "finalizers": finalizers}}
-        await self._write(kind, "PATCH", channels_path(meta["namespace"], meta["name"]), patch)
+        self.on_written(await self._write(kind, "PATCH", channels_path(meta["namespace"], meta["name"]), patch))
 
     async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
-        """The uid keeps a successor of the same name untouched."""
+        """Raises `NotFound` or `Conflict` if the channel is gone: the uid protects a successor of the same name."""
         meta = channel.metadata
         body = {"metadata": {"uid": meta.uid}, "status": status}
         path = channels_path(meta.namespace, meta.name, "status")
-        written = await self._write("status", "PATCH", path, body)
-        self._statuses[meta.uid] = int(written["metadata"]["resourceVersion"])
-
-    def is_outdated(self, body: Mapping[str, Any]) -> bool:
-        """Whether a status was written since the watch saw `body`: what follows from the old one may be wrong."""
-        meta = body["metadata"]
-        return int(meta["resourceVersion"]) < self._statuses.get(meta["uid"], 0)
+        self.on_written(await self._write("status", "PATCH", path, body))
 
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         meta = channel.metadata
@@ -122,7 +138,7 @@ class KubeStore:
         await self._post_event({**regarding, "uid": meta.uid}, warning=warning, reason=reason, note=note)
 
     async def _post_event(self, regarding: Mapping[str, str], *, warning: bool, reason: str, note: str) -> None:
-        """The same again within some minutes is counted on the Event that is there."""
+        """The same Event within some minutes is counted as a series."""
         path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         same = (regarding["name"], regarding.get("uid"), reason, note)
@@ -154,12 +170,139 @@ class KubeStore:
         except NotFound:
             return None
 
+    # Records
+
+    async def records(self) -> AsyncIterator[Record]:
+        """Yield all records as their plain metadata says, unopened. Leaves `claims` as it is."""
+        path = core_path(self.namespace, "secrets")
+        async for secret in self._api.pages(path, RECORDS, metadata_only=True):
+            yield Record.from_metadata(secret["metadata"])
+
+    async def open_record(self, record: Record) -> Record | None:
+        """The record as it is now, with its contents; None if it is gone. Raises `Unreadable`."""
+        secret = await self.secret(self.namespace, record.secret_name)
+        if secret is None:
+            self.claims.remove(record.number_sid)
+            return None
+        return self._opened(secret)
+
+    async def create_record(self, record: Record) -> Record:
+        """Claim a number. Returns the record that this channel has then: after a crash it may be there already.
+
+        Raises `Refused` with NumberInUse if another channel holds the number, and `Unreadable` if this one does but
+        its record cannot be opened.
+        """
+        try:
+            saved = await self._write("record", "POST", core_path(self.namespace, "secrets"), self._secret_of(record))
+        except Conflict:
+            found = await self.holder(record.number_sid)
+            if found is None:
+                raise
+            if found.uid != record.uid:
+                raise Refused(Reason.NumberInUse, f"{record.phone_number} already serves another channel.") from None
+            opened = await self.open_record(record)
+            if opened is None:
+                raise
+            return opened
+        except KubernetesUnavailable:
+            self.claims.put(record)  # it may have been created all the same
+            raise
+        return self._known(record, saved)
+
+    async def holder(self, number_sid: str) -> Record | None:
+        """Who holds a number now, by the record's plain metadata; None if nobody does."""
+        path = core_path(self.namespace, "secrets", number_sid.lower())
+        try:
+            secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
+        except NotFound:
+            self.claims.remove(number_sid)
+            return None
+        record = Record.from_metadata(secret["metadata"])
+        self.claims.put(record)
+        return record
+
+    async def update_record(self, record: Record) -> Record:
+        """Raises `Conflict` if the record is not the version that was read. Unopened contents stay as they are."""
+        secret = self._secret_of(record)
+        secret["metadata"]["resourceVersion"] = record.version
+        path = core_path(self.namespace, "secrets", record.secret_name)
+        try:
+            saved = await self._write("record_update", "PATCH", path, secret)
+        except (Conflict, NotFound) as error:
+            await self.holder(record.number_sid)
+            raise Conflict("the record was changed meanwhile") from error
+        return self._known(record, saved)
+
+    async def delete_record(self, record: Record) -> None:
+        """Free the number. Raises `Conflict` if the record is no longer the version that was read."""
+        await self._delete_secret("record_delete", record)
+        self.claims.remove(record.number_sid)
+
+    async def write_off(self, record: Record, why: str) -> None:
+        """Free the number, and keep the record under another name for people: it says what was left behind."""
+        secret = await self.secret(self.namespace, record.secret_name)
+        if secret is None:
+            self.claims.remove(record.number_sid)
+            return
+        meta = secret["metadata"]
+        note = f"{record.phone_number} ({record.number_sid}) of {record.account_sid} was not restored: {why}"
+        name = f"written-off-{record.secret_name}-{meta['uid'][:8]}"
+        notes = {**(meta.get("annotations") or {}), _WRITTEN_OFF: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"}
+        kept = self._own_object("Secret", name, secret.get("data") or {})
+        kept["metadata"] |= {"labels": {**_MANAGED, RECORD_LABEL: "written-off"}, "annotations": notes}
+        with contextlib.suppress(Conflict):  # written before a crash
+            await self._write("record_write_off", "POST", core_path(self.namespace, "secrets"), kept)
+        # The Event comes before the record goes: after that nobody comes back to report it.
+        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self.namespace, "name": name}
+        with contextlib.suppress(NotFound, KubernetesRefused):
+            await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
+        await self.delete_record(replace(record, version=meta["resourceVersion"]))
+
+    async def _delete_secret(self, kind: str, record: Record) -> None:
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if record.version:
+            options["preconditions"] = {"resourceVersion": record.version}
+        try:
+            await self._write(kind, "DELETE", core_path(self.namespace, "secrets", record.secret_name), options)
+        except NotFound:
+            pass
+        except Conflict as error:
+            await self.holder(record.number_sid)
+            raise Conflict("the record was changed meanwhile") from error
+
+    def _opened(self, secret: Object) -> Record:
+        record = Record.from_metadata(secret["metadata"])
+        self.claims.put(record)
+        assert self._keyring, "open_keyring comes first"
+        try:
+            sealed = base64.b64decode(secret["data"]["record"])
+            return replace(record, contents=Contents.decode(self._keyring.unwrap(sealed, record.binding)))
+        except (KeyError, TypeError, ValueError):
+            raise Unreadable("the record is damaged, or was written by a newer release") from None
+
+    def _secret_of(self, record: Record) -> Object:
+        assert self._keyring, "open_keyring comes first"
+        content = {}
+        if record.contents:
+            content = {"record": _encode(self._keyring.wrap(record.contents.encode(), record.binding))}
+        secret = self._own_object("Secret", record.secret_name, content)
+        annotations = record.annotations()
+        if not record.version:
+            annotations = {name: value for name, value in annotations.items() if value is not None}
+        secret["metadata"] |= {"labels": record.labels(), "annotations": annotations}
+        return secret
+
+    def _known(self, record: Record, saved: Object) -> Record:
+        record = replace(record, version=saved["metadata"]["resourceVersion"])
+        self.claims.put(record)
+        return record
+
     # The keyring
 
     async def open_keyring(self) -> Keyring:
-        """The keyring, made at the very first start. Raises `KeyringLost` where one was there before."""
-        path = core_path(self._own, "secrets")
-        secret = await self.secret(self._own, KEYRING_SECRET)
+        """Read the keyring; create it at the very first start. Raises `KeyringLost` if there was one before."""
+        path = core_path(self.namespace, "secrets")
+        secret = await self.secret(self.namespace, KEYRING_SECRET)
         if secret is None:
             await self._refuse_second_keyring()
             keyring = Keyring([SealingKey.generate()])
@@ -179,32 +322,33 @@ class KubeStore:
             self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
-                f"Secret {self._own}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
+                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
             ) from None
         return self._keyring
 
     async def _refuse_second_keyring(self) -> None:
         try:
-            await self._api.request("GET", core_path(self._own, "configmaps", PUBLIC_KEY_CONFIGMAP))
+            await self._api.request("GET", core_path(self.namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
             witness = f"ConfigMap {PUBLIC_KEY_CONFIGMAP}"
         except NotFound:
-            records = await self._api.request("GET", core_path(self._own, "secrets"), params={**RECORDS, "limit": "1"})
+            path = core_path(self.namespace, "secrets")
+            records = await self._api.request("GET", path, params={**RECORDS, "limit": "1"})
             if not records["items"]:
                 return
             witness = "records of channels"
         raise KeyringLost(
-            f"Secret {self._own}/{KEYRING_SECRET} is gone, but {witness} made with it are there: restore it from its "
-            f"backup. Only if that is lost for good: delete them, and seal every token again with the new key"
+            f"Secret {self.namespace}/{KEYRING_SECRET} is gone, but {witness} made with it are there: restore it from "
+            "its backup. Only if there is none: delete them, and seal every token again with the new key"
         )
 
-    # What everybody may know
+    # Published settings
 
     async def publish_settings(self, content: Mapping[str, str]) -> None:
-        """For 'kubectl sms', so that it tells what this operator would do."""
+        """For `kubectl sms plan`, so that it shows what this operator would do."""
         await self._publish("settings", SETTINGS_CONFIGMAP, content)
 
     async def _publish(self, kind: str, name: str, content: Mapping[str, str]) -> None:
-        path = core_path(self._own, "configmaps")
+        path = core_path(self.namespace, "configmaps")
         try:
             there = (await self._api.request("GET", f"{path}/{name}")).get("data") or {}
         except NotFound:
@@ -213,85 +357,9 @@ class KubeStore:
         if there != content:
             await self._write(kind, "PATCH", f"{path}/{name}", {"data": {**dict.fromkeys(there), **content}})
 
-    # Records
-
-    async def records(self) -> AsyncIterator[Record | ChannelError]:
-        """All records, and an error for each that cannot be read."""
-        async for secret in self._api.pages(core_path(self._own, "secrets"), RECORDS):
-            try:
-                yield self._opened(secret)
-            except ChannelError as error:
-                yield error
-
-    async def load_record(self, uid: str) -> Record | None:
-        """Raises `Unreadable` where the keyring does not open it."""
-        if uid not in self._versions:
-            return None
-        secret = await self.secret(self._own, uid)
-        if secret is None:
-            del self._versions[uid]
-            return None
-        return self._opened(secret)
-
-    def _opened(self, secret: Object) -> Record:
-        uid = secret["metadata"]["name"]
-        self._versions[uid] = secret["metadata"]["resourceVersion"]
-        assert self._keyring
-        try:
-            return Record.decode(self._keyring.unwrap(base64.b64decode(secret["data"]["record"]), uid))
-        except (KeyError, TypeError, ValueError):
-            raise Unreadable("the record is damaged, or of a newer release") from None
-
-    async def save_record(self, record: Record) -> None:
-        """`Conflict` where somebody else wrote it: it is read again next time."""
-        assert self._keyring
-        content = {"record": _encode(self._keyring.wrap(record.encode(), record.uid))}
-        secret = self._own_object("Secret", record.uid, content)
-        meta = secret["metadata"]
-        meta["labels"] = {**_OURS, _RECORD_LABEL: "true"}
-        meta["annotations"] = {CHANNEL_ANNOTATION: f"{record.namespace}/{record.name}"}
-        version = self._versions.get(record.uid)
-        if version:
-            meta["resourceVersion"] = version
-        try:
-            if version:
-                saved = await self._write("record", "PUT", core_path(self._own, "secrets", record.uid), secret)
-            else:
-                saved = await self._write("record", "POST", core_path(self._own, "secrets"), secret)
-        except (Conflict, NotFound) as error:
-            self._versions[record.uid] = ""
-            raise Conflict("the record was written by somebody else") from error
-        except KubernetesUnavailable:
-            self._versions[record.uid] = ""  # it may be there all the same: it is read before the next write
-            raise
-        self._versions[record.uid] = saved["metadata"]["resourceVersion"]
-
-    async def write_off(self, record: Record, why: str) -> None:
-        """Keep the record for people, out of the way: it is not read any more, and says what was left behind."""
-        numbers = ", ".join(f"{entry.phone_number} of {entry.account_sid}" for entry in record.entries)
-        note = f"{numbers}: not given back, since {why}"
-        meta = {
-            "labels": {_RECORD_LABEL: "written-off"},
-            "annotations": {f"{GROUP}/written-off": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"},
-        }
-        # The Event comes first: once the label is there, nobody comes back to tell. The label need not wait for it.
-        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self._own, "name": record.uid}
-        with contextlib.suppress(NotFound, KubernetesRefused):
-            await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
-        with contextlib.suppress(NotFound):
-            await self._write(
-                "record_write_off", "PATCH", core_path(self._own, "secrets", record.uid), {"metadata": meta}
-            )
-        self._versions.pop(record.uid, None)
-
-    async def drop_record(self, uid: str) -> None:
-        with contextlib.suppress(NotFound):
-            await self._write("record_drop", "DELETE", core_path(self._own, "secrets", uid))
-        self._versions.pop(uid, None)
-
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
-        meta = {"name": name, "namespace": self._own, "labels": _OURS}
-        return {"apiVersion": "v1", "kind": kind, "metadata": meta, "data": dict(content)}
+        meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}
+        return {"apiVersion": "v1", "kind": kind, "metadata": meta, **({"data": dict(content)} if content else {})}
 
     async def _write(self, kind: str, method: str, path: str, body: Object | None = None) -> Object:
         KUBERNETES_WRITES.labels(kind).inc()

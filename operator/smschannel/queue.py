@@ -1,12 +1,12 @@
-"""The work queue: which channel is looked at next, and when.
+"""The work queue: decides which key a worker gets next. Modelled on client-go's, with fair queuing between flows.
 
-- A key is in the queue once, however often it is added, and never in two workers' hands: what is added while
-  its turn is under way gets one more turn afterwards.
-- A key has at most one later turn; the last word on it counts. It stays when the key is added for now.
-- Errors back off exponentially with full jitter between a floor and a ceiling.
-- Keys belong to lanes (Twilio accounts), which take turns. A lane earns its share of the workers: it begins with a
-  few, gets one more for each turn that went well, and falls back to one where a turn did not. So many accounts
-  whose calls hang leave workers for the others.
+- A key waits at most once, however often it is added, and never runs in two workers: a key that is added while it
+  runs is queued again when it is done.
+- A key has at most one scheduled requeue; the last call decides when. Adding the key for now leaves it scheduled.
+- Failures back off exponentially with full jitter between a floor and a ceiling.
+- Keys belong to flows (Twilio accounts), which are served round-robin. Each flow's concurrency limit starts at 4,
+  rises by one per success and drops to one after a failure, so that hanging accounts cannot starve the others.
+- A flow can be paused: Twilio's 429 with Retry-After is about the account, not about one of its channels.
 """
 
 from __future__ import annotations
@@ -14,155 +14,246 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-_FIRST_SHARE = 4
+_INITIAL_LIMIT = 4
+_REMEMBERED_LIMITS = 65_536
+_NEVER = float("-inf")
 
 Key = TypeVar("Key", bound=Hashable)
 
 
+def flow_limit(workers: int, concurrency: int) -> int:
+    """Return how many of `workers` one flow may occupy, where its credentials allow `concurrency` calls to Twilio.
+
+    Twice `concurrency`: while some reconciles wait for Twilio, as many others are busy with Kubernetes. More would
+    only queue for the same calls, and be missing elsewhere while the account hangs.
+    """
+    return max(1, min(workers // 2, 2 * concurrency))
+
+
+@dataclass(slots=True)
+class _Flow(Generic[Key]):
+    """A flow with keys that wait or run, or with a pause that is not over yet."""
+
+    keys: OrderedDict[Key, float] = field(default_factory=OrderedDict)
+    """The keys that wait, the oldest first, and since when."""
+    running: int = 0
+    paused_until: float = _NEVER
+
+    def take(self, key: Key, now: float) -> float:
+        """Remove a waiting key and return since when it could have run: the flow's last pause does not count."""
+        return max(self.keys.pop(key), min(now, self.paused_until))
+
+
 class WorkQueue(Generic[Key]):
-    """For one event loop. Delays and times are seconds; `clock` is the loop's unless a test brings its own."""
+    """A queue for the workers of one event loop. Delays and times are seconds of `clock` (default: the loop's).
+
+    `flow_of` names the flow of a key; it is called whenever the key is added. `flow_limit` is the most keys of one
+    flow that run at a time. Backoffs lie between `retry_floor` and `retry_ceiling`.
+    """
 
     def __init__(
         self,
         *,
-        lane_of: Callable[[Key], Hashable],
-        lane_share: int,
+        flow_of: Callable[[Key], Hashable],
+        flow_limit: int,
         retry_floor: float,
         retry_ceiling: float,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._lane_of = lane_of
-        self._lane_share = lane_share
+        self._flow_of = flow_of
+        self._flow_limit = flow_limit
         self._floor, self._ceiling = retry_floor, retry_ceiling
         self._clock = clock or asyncio.get_running_loop().time
-        self._lanes: dict[Hashable, deque[Key]] = {}  # with keys that wait; insertion order is whose turn it is
-        self._busy: dict[Hashable, int] = {}
-        self._earned: LRUCache[Hashable, int] = LRUCache(65_536)
-        self._waiting: dict[Key, float] = {}  # since when
-        self._running: dict[Key, Hashable] = {}
-        self._again: set[Key] = set()
-        self._later: dict[Key, float] = {}
-        self._heap: list[tuple[float, int, Key]] = []
-        self._sequence = 0
+        self._flows: dict[Hashable, _Flow[Key]] = {}
+        # The flows with waiting keys that are not paused; the insertion order is the round-robin order.
+        self._ready: OrderedDict[Hashable, None] = OrderedDict()
+        self._limits: LRUCache[Hashable, int] = LRUCache(_REMEMBERED_LIMITS)  # they outlive the flow's keys
+        self._waiting: dict[Key, Hashable] = {}  # the flow in which the key waits
+        self._running: dict[Key, Hashable] = {}  # the flow whose limit the key counts against
+        self._dirty: set[Key] = set()  # keys that were added while they ran
+        self._scheduled: dict[Key, float] = {}  # when the key is due
         self._failures: dict[Key, int] = {}
-        self._wake: asyncio.TimerHandle | None = None
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number breaks ties
+        self._timers_made = 0
+        self._alarm: asyncio.TimerHandle | None = None
         self._idle: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """Count the keys that wait for a worker, without those of paused flows. Scheduled keys do not wait yet."""
+        return sum(len(self._flows[name].keys) for name in self._ready)
 
     def add(self, key: Key) -> None:
-        """A turn as soon as a worker is free."""
+        """Queue a key as soon as possible; a key that waits already keeps its place, unless its flow has changed."""
         if key in self._running:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = self._clock()
-            self._lanes.setdefault(self._lane_of(key), deque()).append(key)
-            self._rouse()
+            self._dirty.add(key)
+            return
+        name, now = self._flow_of(key), self._clock()
+        since = now
+        if key in self._waiting:
+            if self._waiting[key] == name:
+                return
+            since = self._remove(key, now)
+        self._waiting[key] = name
+        flow = self._flows.setdefault(name, _Flow())
+        flow.keys[key] = since
+        if flow.paused_until <= now:
+            self._ready.setdefault(name)
+            self._wake()
 
     def add_after(self, key: Key, delay: float) -> None:
-        """One turn after `delay` seconds, unless another call says otherwise until then."""
+        """Schedule a key in `delay` seconds, in place of an earlier schedule."""
         due = self._clock() + delay
-        self._later[key] = due
-        self._sequence += 1
-        heapq.heappush(self._heap, (due, self._sequence, key))
-        if self._heap[0][1] == self._sequence:
-            self._set_alarm()
+        self._scheduled[key] = due
+        self._at(due, partial(self._add_scheduled, key, due))
 
-    def retry(self, key: Key, at_least: float | None = None, at_most: float | None = None) -> float:
-        """A turn after the next backoff, or `at_least` if that is longer, but no later than `at_most` (and the
-        floor); returns the delay.
+    def add_rate_limited(self, key: Key, at_least: float | None = None, at_most: float | None = None) -> float:
+        """Count a failure and schedule the key after its next backoff. Return the delay in seconds.
+
+        The delay is `at_least` where the backoff is shorter (even beyond the ceiling), and no longer than `at_most`
+        or the floor, whichever is longer.
         """
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         limit = min(self._ceiling, self._floor * 2 ** min(failures, 32))
-        delay = max(random.uniform(self._floor, limit), at_least or 0)  # noqa: S311  (no secret is made of it)
+        delay = max(random.uniform(self._floor, limit), at_least or 0)  # noqa: S311  (not used for secrets)
         if at_most is not None:
             delay = min(delay, max(at_most, self._floor))
         self.add_after(key, delay)
         return delay
 
-    def forgive(self, key: Key) -> None:
-        """The next error begins at the floor again."""
+    def forget(self, key: Key) -> None:
+        """Reset the failure count: the next backoff starts at the floor. A scheduled requeue stays scheduled."""
         self._failures.pop(key, None)
 
-    def drop(self, key: Key) -> None:
-        """No later turn; one that is waiting or under way still happens."""
-        self._later.pop(key, None)
+    def cancel(self, key: Key) -> None:
+        """Drop the scheduled requeue and the failure count. A key that waits or runs is not affected."""
+        self._scheduled.pop(key, None)
         self._failures.pop(key, None)
 
-    def planned(self, key: Key) -> bool:
-        """Whether a later turn is to come."""
-        return key in self._later
+    def is_scheduled(self, key: Key) -> bool:
+        """Return whether a requeue of the key is scheduled and not due yet."""
+        return key in self._scheduled
+
+    def pause(self, flow: Hashable, seconds: float) -> None:
+        """Hand out no key of the flow for `seconds`. Its keys keep their places; those that run are not affected.
+
+        A second pause can extend the first, never shorten it.
+        """
+        now = self._clock()
+        until = now + seconds
+        state = self._flows.get(flow) or _Flow()
+        if until <= max(now, state.paused_until):
+            return
+        self._flows[flow] = state
+        state.paused_until = until
+        self._ready.pop(flow, None)
+        self._at(until, partial(self._resume, flow))
 
     async def get(self) -> tuple[Key, float]:
-        """The next key and how long it waited. `done` must follow."""
-        while True:
-            key = self._next()
-            if key is not None:
-                return key, self._clock() - self._waiting.pop(key)
+        """Wait for the next key. Return it with the seconds that it waited since it was due and its flow not paused.
+
+        The caller must call `done` afterwards.
+        """
+        while (taken := self._next()) is None:
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(idle)
             try:
                 await idle
             except asyncio.CancelledError:
                 if idle.done() and not idle.cancelled():
-                    self._rouse()  # the wake-up was ours and another worker must have it
+                    self._wake()  # this worker was woken and cannot take the key: another one must
                 raise
+        return taken
 
-    def done(self, key: Key, *, well: bool = True) -> None:
-        """`well` says whether what the lane stands for did its part."""
-        lane = self._running.pop(key)
-        self._earned[lane] = min(self._share(lane) + 1, self._lane_share) if well else 1
-        self._busy[lane] -= 1
-        if not self._busy[lane]:
-            del self._busy[lane]
-        if key in self._again:
-            self._again.remove(key)
+    def done(self, key: Key, *, succeeded: bool = True) -> None:
+        """Mark a key as done. Pass `succeeded=False` when its flow is to blame (its account hangs): the limit drops."""
+        name = self._running.pop(key)
+        self._limits[name] = min(self._limit(name) + 1, self._flow_limit) if succeeded else 1
+        self._flows[name].running -= 1
+        if key in self._dirty:
+            self._dirty.remove(key)
             self.add(key)
-        if lane in self._lanes:
-            self._rouse()
-            self._rouse()  # the share may have grown
+        self._discard_if_unused(name)
+        if name in self._ready:
+            self._wake(2)  # one place is free, and the limit may have risen by one
 
-    def _next(self) -> Key | None:
-        for lane, keys in self._lanes.items():
-            if self._busy.get(lane, 0) < self._share(lane):
-                key = keys.popleft()
-                del self._lanes[lane]
-                if keys:
-                    self._lanes[lane] = keys  # at the end: the others come first
-                self._busy[lane] = self._busy.get(lane, 0) + 1
-                self._running[key] = lane
-                return key
+    def _next(self) -> tuple[Key, float] | None:
+        """Take the oldest key of the first flow that is below its limit; None if there is none."""
+        for name in self._ready:
+            flow = self._flows[name]
+            if flow.running < self._limit(name):
+                now, key = self._clock(), next(iter(flow.keys))
+                flow.running += 1
+                self._running[key] = name
+                self._ready.move_to_end(name)
+                return key, now - self._remove(key, now)
         return None
 
-    def _share(self, lane: Hashable) -> int:
-        return self._earned.get(lane, min(_FIRST_SHARE, self._lane_share))
+    def _remove(self, key: Key, now: float) -> float:
+        """Remove a key that waits and return since when it could have run."""
+        name = self._waiting.pop(key)
+        flow = self._flows[name]
+        since = flow.take(key, now)
+        if not flow.keys:
+            self._ready.pop(name, None)
+            self._discard_if_unused(name)
+        return since
 
-    def _rouse(self) -> None:
-        while self._idle:
+    def _discard_if_unused(self, name: Hashable) -> None:
+        flow = self._flows[name]
+        if not flow.keys and not flow.running and flow.paused_until <= self._clock():
+            del self._flows[name]
+
+    def _limit(self, name: Hashable) -> int:
+        return self._limits.get(name, min(_INITIAL_LIMIT, self._flow_limit))
+
+    def _wake(self, workers: int = 1) -> None:
+        while self._idle and workers > 0:
             idle = self._idle.popleft()
             if not idle.done():
                 idle.set_result(None)
-                return
+                workers -= 1
+
+    # Timers
+
+    def _add_scheduled(self, key: Key, due: float) -> None:
+        if self._scheduled.get(key) == due:  # else it was cancelled, or scheduled for another time
+            del self._scheduled[key]
+            self.add(key)
+
+    def _resume(self, name: Hashable) -> None:
+        flow = self._flows.get(name)
+        if flow is None or flow.paused_until > self._clock():  # extended meanwhile: a later timer resumes it
+            return
+        if flow.keys:
+            self._ready.setdefault(name)
+            self._wake(min(len(flow.keys), self._limit(name) - flow.running))
+        self._discard_if_unused(name)
+
+    def _at(self, due: float, action: Callable[[], None]) -> None:
+        self._timers_made += 1
+        heapq.heappush(self._timers, (due, self._timers_made, action))
+        if self._timers[0][1] == self._timers_made:
+            self._set_alarm()
 
     def _set_alarm(self) -> None:
-        if self._wake:
-            self._wake.cancel()
-        loop = asyncio.get_running_loop()
-        self._wake = loop.call_later(max(0.0, self._heap[0][0] - self._clock()), self._ring)
+        """Set the event loop's timer to the earliest entry."""
+        if self._alarm:
+            self._alarm.cancel()
+        delay = max(0.0, self._timers[0][0] - self._clock())
+        self._alarm = asyncio.get_running_loop().call_later(delay, self._run_timers)
 
-    def _ring(self) -> None:
-        self._wake = None
-        while self._heap and self._heap[0][0] <= self._clock():
-            due, _, key = heapq.heappop(self._heap)
-            if self._later.get(key) == due:
-                del self._later[key]
-                self.add(key)
-        if self._heap:
+    def _run_timers(self) -> None:
+        self._alarm = None
+        while self._timers and self._timers[0][0] <= self._clock():
+            _, _, action = heapq.heappop(self._timers)
+            action()
+        if self._timers:
             self._set_alarm()

@@ -1,67 +1,77 @@
 """The data path: observe, plan, apply, report. Everything that happens to a channel happens here.
 
-    desired(channel)    what is asked for; None while it is being deleted
-    observe             reads: record, credentials, Twilio
+    desired(channel)    what is asked for; None while the channel is being deleted
+    observe             reads: records, credentials, Twilio
     plan                pure: changes and a verdict; asked again with what the changes brought about
-    apply               writes, in the safe order the plan gives
-    report              status and Event, only where something is new
+    apply               writes, in the safe order that the plan gives
+    report              status and Event, only if something changed
 
-The two ports are all that is known of the world outside.
+One key stands for a name. What earlier channels of that name left is restored before its channel claims anything.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from datetime import datetime
+from typing import Any, Protocol
 
 import structlog
 from cachetools import TTLCache
 from pydantic import SecretStr
 
-from smschannel.api.errors import ChannelError, NotFound, Refused, Retryable, TwilioUnavailable, Unreadable
-from smschannel.api.reasons import Look, Reason
-from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
+from smschannel.api.errors import (
+    ChannelError,
+    NotFound,
+    Refused,
+    Retryable,
+    TwilioThrottled,
+    TwilioUnavailable,
+    Unreadable,
+)
+from smschannel.api.reasons import Effective, Reason, Recheck
+from smschannel.api.resource import CHECK_NOW_ANNOTATION, CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.api.sealing import Binding, Keyring
 from smschannel.api.status import condition, reason_of, was_well
-from smschannel.core.conditions import UNREADABLE, next_status, still_trying
+from smschannel.core.claims import Claims
+from smschannel.core.conditions import next_status, status_while_unavailable
 from smschannel.core.plan import (
     CONTESTED_AFTER,
     AddFinalizer,
     Change,
-    Debt,
+    CreateRecord,
+    Current,
+    DeleteRecord,
     Desired,
-    DropRecord,
-    GiveBack,
     Number,
     Observed,
     Plan,
     RemoveFinalizer,
+    RestoreWebhook,
     Routing,
-    SaveRecord,
+    Rules,
     SetWebhook,
+    UpdateRecord,
     Verdict,
     WriteOff,
     desired,
     foresee,
     plan,
+    with_current,
+    with_record,
+    without_record,
 )
-from smschannel.core.record import Age, Claims, Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.metrics import DRIFT, WRITTEN_OFF
 
 log = structlog.get_logger()
 
-
-class Key(NamedTuple):
-    """A channel; or, with `uid`, a record whose channel is gone."""
-
-    namespace: str
-    name: str
-    uid: str = ""
+_MOST_ROUNDS = 8
+"""How often a plan may ask for more. Five are enough; a Twilio that does not keep what it is told needs an end."""
+_MOST_FALLBACKS = 65_536
+_LONGEST_CHECK_NOW = 256
 
 
 class Twilio(Protocol):
@@ -72,7 +82,7 @@ class Twilio(Protocol):
 
 
 class Accounts(Protocol):
-    """What is known of whole accounts: see `inventory`."""
+    """Whole accounts, read in pages and cached: see `twilio.account_cache`."""
 
     async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
     async def routing(
@@ -81,10 +91,14 @@ class Accounts(Protocol):
 
 
 class Kube(Protocol):
+    claims: Claims
+
     async def secret(self, namespace: str, name: str) -> dict[str, Any] | None: ...
-    async def load_record(self, uid: str) -> Record | None: ...
-    async def save_record(self, record: Record) -> None: ...
-    async def drop_record(self, uid: str) -> None: ...
+    async def holder(self, number_sid: str) -> Record | None: ...
+    async def open_record(self, record: Record) -> Record | None: ...
+    async def create_record(self, record: Record) -> Record: ...
+    async def update_record(self, record: Record) -> Record: ...
+    async def delete_record(self, record: Record) -> None: ...
     async def write_off(self, record: Record, why: str) -> None: ...
     async def add_finalizer(self, channel: SmsChannel) -> None: ...
     async def remove_finalizer(self, channel: SmsChannel) -> None: ...
@@ -92,43 +106,77 @@ class Kube(Protocol):
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None: ...
 
 
+class Orphans(Protocol):
+    async def is_gone(self, record: Record) -> bool:
+        """Whether it is proven that the channel which holds this record no longer exists."""
+
+
+class Channels(Protocol):
+    """The other channels: see `channel_cache`."""
+
+    def set_awaited(self, key: Key, number_sid: str) -> None: ...
+    def is_swap(self, key: Key) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Intervals:
-    """Seconds until a channel is looked at again; how long a deletion waits for the give-back, and how long what is
-    owed after it is tried before it is written off.
-    """
+    """Seconds between checks of a channel that nothing happened to; a fifth of jitter is added or taken off."""
 
     drift: float
     slow: float
-    deletion_grace: float
-    restore_deadline: float
+
+
+@dataclass(frozen=True)
+class RequeueAfter:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RequeueRateLimited:
+    """After the next backoff, but at least `at_least` and at most `at_most` seconds."""
+
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a turn came to. `again` is seconds until the next look; None asks for a backoff between `at_least` and
-    `at_most`.
+    """The result of one reconcile.
 
-    `gone` says that nothing is left to look after; `record` is what is remembered now, if `stored`; `owed` counts the
-    numbers that could not be given back yet; `unreachable` says that Twilio did not do its part; `kept` is the reason
-    that Ready goes on to carry, where that is not the verdict's.
+    `ready` is the reason that Ready carries now, None if there is no channel to report on; during an outage it may
+    differ from the verdict's. `requeue` None: nothing is left to do. `twilio_failed` says that Twilio did not do its
+    part, `pause` for how many seconds it asked not to be called.
     """
 
     verdict: Verdict
-    record: Record
-    stored: bool
-    again: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    gone: bool = False
-    owed: int = 0
-    unreachable: bool = False
-    kept: Reason | None = None
+    ready: Reason | None = None
+    requeue: RequeueAfter | RequeueRateLimited | None = None
+    twilio_failed: bool = False
+    pause: float | None = None
 
 
-_ROUNDS = 5
-"""How often a plan may ask for more: three are enough, and a Twilio that does not keep what it is told needs an end."""
-_OFFERS = 65_536
+@dataclass(frozen=True)
+class _Subject:
+    """Whose records a pass is about: a channel's own, or, without a channel, those that earlier ones left."""
+
+    key: Key
+    channel: SmsChannel | None = None
+    desired: Desired | None = None
+
+    @property
+    def bypass_cache(self) -> bool:
+        """Whether Twilio is asked for everything, whatever is cached."""
+        return self.channel is not None and wants_check(self.channel.metadata.annotations, self.channel.status)
+
+
+def wants_check(annotations: Mapping[str, str], status: Mapping[str, Any]) -> bool:
+    """Whether the check-now annotation asks for a check that no reconcile has taken care of yet."""
+    asked = _check_now(annotations)
+    return bool(asked) and asked != status.get("lastHandledCheckNow")
+
+
+def _check_now(annotations: Mapping[str, str]) -> str:
+    return annotations.get(CHECK_NOW_ANNOTATION, "")[:_LONGEST_CHECK_NOW]
 
 
 class Reconciler:
@@ -137,119 +185,143 @@ class Reconciler:
         kube: Kube,
         twilio: Twilio,
         accounts: Accounts,
+        orphans: Orphans,
+        channels: Channels,
         *,
         keyring: Keyring,
-        template: WebhookTemplate,
-        claims: Claims[Key],
+        rules: Rules,
         intervals: Intervals,
         clock: Callable[[], datetime],
     ) -> None:
         self._kube = kube
         self._twilio = twilio
         self._accounts = accounts
+        self._orphans = orphans
+        self._channels = channels
         self._keyring = keyring
-        self._template = template
-        self._claims = claims
+        self._rules = rules
+        self._template = rules.template
         self._intervals = intervals
         self._clock = clock
-        # Verified logins of those who wait, by account and number; a little longer than until they are looked at again.
-        self._offers: TTLCache[tuple[str, str], Login] = TTLCache(_OFFERS, 2 * intervals.slow)
-        self._corrections: dict[str, int] = {}  # checks in a row that put a channel's webhook right
+        # Verified logins of channels that wait for a number, by account and number: longer than until their next check.
+        self._waiting_logins: TTLCache[tuple[str, str], Login] = TTLCache(_MOST_FALLBACKS, 2 * intervals.slow)
+        self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
 
-    async def reconcile(self, key: Key, channel: SmsChannel | None, *, fresh: bool = False) -> Outcome:
-        """One turn; `channel` is None for a record whose channel is gone. `fresh` asks Twilio for everything anew.
+    async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
+        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors."""
+        former = await self._restore_former(key, channel)
+        if channel is None:
+            return former
+        outcome = await self._reconcile_channel(_Subject(key, channel, desired(channel, self._template)))
+        if former.requeue and not isinstance(outcome.requeue, RequeueRateLimited):
+            failed = outcome.twilio_failed or former.twilio_failed
+            outcome = replace(outcome, requeue=former.requeue, twilio_failed=failed)
+        return outcome
 
-        Raises what Kubernetes refuses.
+    async def preview(self, key: Key, channel: SmsChannel | None) -> list[tuple[Observed, Plan]]:
+        """What was read, and what a reconcile would do about it if every change succeeded; writes nothing.
+
+        First for the records that earlier channels of the name left, if there are any, then for the channel itself.
+        Raises `TwilioUnavailable`, and Kubernetes' errors.
         """
-        turn = _Turn(key, channel, desired(channel, self._template) if channel else None, fresh)
-        await self._load(turn)
-        for entry in turn.seen.record.entries if fresh else ():
-            self._twilio.forget_refusal(entry.login, entry.account_sid)
+        passes: list[tuple[Observed, Plan]] = []
+        if records := await self._former(key, channel):
+            observed = await self._observe_restore(_Subject(key), records, await self._login_or_none(channel))
+            passes.append((observed, foresee(None, observed, self._rules, self._clock())))
+        if channel:
+            subject = _Subject(key, channel, desired(channel, self._template))
+            observed = await self._observe(subject)
+            passes.append((observed, foresee(subject.desired, observed, self._rules, self._clock())))
+        return passes
+
+    # What earlier channels of the name left
+
+    async def _restore_former(self, key: Key, channel: SmsChannel | None) -> Outcome:
+        outcome = Outcome(Verdict(Reason.Restoring, "Nothing is left to restore."))
+        gone = await self._former(key, channel)
+        if gone:
+            subject = _Subject(key)
+            observed = await self._observe_restore(subject, gone, await self._login_or_none(channel))
+            try:
+                observed, verdict = await self._converge(subject, observed)
+            except TwilioUnavailable as error:
+                return Outcome(_unavailable(error), requeue=RequeueRateLimited(error.retry_after), twilio_failed=True)
+            outcome = self._outcome(subject, observed, verdict)
+        uid = channel.metadata.uid if channel else None
+        if outcome.requeue is None and any(record.uid != uid for record in self._kube.claims.of(key)):
+            outcome = replace(outcome, requeue=RequeueRateLimited())
+        return outcome
+
+    async def _former(self, key: Key, channel: SmsChannel | None) -> list[Record]:
+        """The records of this name whose channel is proven to be gone."""
+        uid = channel.metadata.uid if channel else None
+        others = [record for record in self._kube.claims.of(key) if record.uid != uid]
+        return [record for record in others if await self._orphans.is_gone(record)]
+
+    async def _login_or_none(self, channel: SmsChannel | None) -> tuple[str, Login] | None:
+        """The channel's account and current login; None also if its namespace, and the right to read Secrets, goes."""
+        if channel is None:
+            return None
         try:
-            await self._observe(turn)
-            verdict = await self._converge(turn)
+            login, _ = await self._login(channel)
+        except ChannelError:
+            return None
+        return channel.spec.account_sid, login
+
+    # The channel
+
+    async def _reconcile_channel(self, subject: _Subject) -> Outcome:
+        try:
+            first = await self._observe(subject)
+            observed, verdict = await self._converge(subject, first)
         except TwilioUnavailable as error:
-            self._claims.hold_only(turn.uid, turn.seen.record)
-            return await self._unavailable(turn, error)
+            return await self._report_unavailable(subject, error)
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
-        # Not after an error of Kubernetes: whether the record was written is then not known, so the claim stays.
-        self._claims.hold_only(turn.uid, turn.seen.record)
-        return await self._report(turn, verdict)
-
-    async def preview(self, key: Key, channel: SmsChannel | None) -> tuple[Observed, Plan]:
-        """What is found, and all that a turn would do about it if Twilio plays along: nothing is written.
-
-        Raises `TwilioUnavailable`, and what Kubernetes refuses.
-        """
-        turn = _Turn(key, channel, desired(channel, self._template) if channel else None, fresh=True)
-        await self._load(turn)
-        await self._observe(turn)
-        return turn.seen, foresee(turn.want, turn.seen, self._template, self._clock())
+            return await self._report(subject, self._outcome(subject, Observed(), verdict))
+        outcome = self._outcome(subject, observed, verdict)
+        if subject.desired is None and not observed.finalizer:
+            assert subject.channel
+            self._corrections.pop(subject.channel.metadata.uid, None)
+            return outcome  # the channel is gone, or other finalizers keep it
+        corrected = subject.desired is not None and _was_corrected(subject.desired, first, observed)
+        return await self._report(subject, outcome, corrected=corrected)
 
     # Observe: reads only
 
-    async def _load(self, turn: _Turn) -> None:
-        meta = turn.channel.metadata if turn.channel else None
-        record, debts = None, dict[str, Debt]()
-        try:
-            record = await self._kube.load_record(turn.uid)
-        except Unreadable as error:
-            debts = {"": error}
-        empty = Record(uid=turn.uid, namespace=turn.key.namespace, name=turn.key.name)
-        turn.seen = Observed(
-            record=record or empty,
-            stored=record is not None,
-            finalizer=turn.channel.has_finalizer if turn.channel else False,
-            debts=debts,
-            grace_over=meta is None or self._over(meta.deletion_timestamp, self._intervals.deletion_grace),
-            deadline_over=self._over(record.owed_since if record else None, self._intervals.restore_deadline),
-        )
-        if turn.channel and turn.channel.deleting:
-            policy = turn.channel.spec.deletion_policy
-            turn.seen = replace(turn.seen, record=turn.seen.record.model_copy(update={"deletion_policy": policy}))
-
-    def _over(self, since: datetime | None, seconds: float) -> bool:
-        return since is not None and self._clock() - since > timedelta(seconds=seconds)
-
-    async def _observe(self, turn: _Turn) -> None:
-        seen, channel, want = turn.seen, turn.channel, turn.want
-        self._claims.stop_waiting(turn.uid)
-        if channel is None or want is None:
-            debts = await self._debts(seen.record.entries, seen.record.deletion_policy)
-            if any(_login_refused(debt) for debt in debts.values()):
-                for account_sid, login in await self._other_logins(channel, seen.record):
-                    seen, debts = await self._with_login(account_sid, login, seen, debts)
-            turn.seen = replace(seen, debts={**seen.debts, **debts})
-            return
+    async def _observe(self, subject: _Subject) -> Observed:
+        channel, want, claims = subject.channel, subject.desired, self._kube.claims
+        assert channel, "records without a channel are observed by _observe_restore"
+        meta = channel.metadata
+        own = [record for record in claims.of(subject.key) if record.uid == meta.uid]
+        if want is None:
+            observed = await self._observe_restore(subject, own, None)
+            return replace(observed, finalizer=channel.has_finalizer, deleted_at=meta.deletion_timestamp)
+        records, unreadable = await self._open(subject, own)
+        observed = Observed(records=records, finalizer=channel.has_finalizer)
         if want.suspend:
-            return
-        if seen.debts:  # the record itself
-            error = next(iter(seen.debts.values()))
-            remedy = f"its Secret {turn.uid} must be restored, or deleted in the operator's namespace"
-            message = f"The operator's own record of this channel cannot be used ({error}): {remedy}."
-            turn.seen = replace(seen, number=Refused(Reason.TokenUnreadable, message))
-            return
+            return observed
+        login = None
         try:
+            for number_sid, error in unreadable.items():
+                if records[number_sid].phone_number == want.phone_number:
+                    raise _record_unreadable(records[number_sid], error)
             login, source = await self._login(channel)
-            login, number, rejected = await self._number(turn, channel, want, login, source)
-            if number.receives_sms:
-                try:
-                    self._claim(self._claims.reserve, turn, channel, number)
-                except Refused:
-                    self._offers[want.account_sid, number.sid] = login
-                    raise
+            login, number, rejected = await self._number(subject, channel, want, records, login, source)
+            if number.sid in unreadable:
+                raise _record_unreadable(records[number.sid], unreadable[number.sid])
+            if number.receives_sms and number.sid not in records:
+                await self._refuse_if_held(subject, number, login)
         except Refused as refused:
-            # Those who want each other's numbers would wait for ever: one of them lets go of its own first.
-            held = seen.record.entries if self._claims.in_circle(turn.uid) else ()
-            turn.seen = replace(seen, number=refused, debts=await self._debts(held, want.deletion_policy))
-            return
-        others = [entry for entry in seen.record.entries if entry.number_sid != number.sid]
+            # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
+            held = records.values() if self._channels.is_swap(subject.key) else ()
+            return replace(observed, number=refused, to_restore=await self._read_all(held, want.deletion_policy))
+        others = [record for record in records.values() if record.number_sid != number.sid]
         was_named = channel.status.get("phoneNumberSid") == number.sid
         was_configured = was_named and _was_configured(channel.status, want)
-        max_age = 0.0 if turn.fresh else None
-        turn.seen = replace(
-            seen,
+        max_age = 0.0 if subject.bypass_cache else None
+        return replace(
+            observed,
             login=login,
             source=source,
             number=number,
@@ -258,11 +330,80 @@ class Reconciler:
             was_configured=was_configured,
             was_named=was_named,
             corrections=self._corrected(channel, was_configured and number.webhook != want.webhook),
-            debts=await self._debts(others, want.deletion_policy),
+            to_restore={**await self._read_all(others, want.deletion_policy), **_other(unreadable, number.sid)},
         )
 
+    async def _open(
+        self, subject: _Subject, records: Iterable[Record]
+    ) -> tuple[dict[str, Record], dict[str, Unreadable]]:
+        """The records with their contents, and why some cannot be opened."""
+        opened: dict[str, Record] = {}
+        unreadable: dict[str, Unreadable] = {}
+        for record in records:
+            try:
+                found = await self._kube.open_record(record)
+            except Unreadable as error:
+                unreadable[record.number_sid] = error
+                found = self._kube.claims.holder(record.number_sid)  # its plain metadata as it is now
+            if found is None or found.uid != record.uid:
+                continue
+            opened[record.number_sid] = found
+            if subject.bypass_cache and found.contents:
+                self._twilio.forget_refusal(found.contents.login, found.account_sid)
+        return opened, unreadable
+
+    async def _observe_restore(
+        self, subject: _Subject, records: Iterable[Record], fallback: tuple[str, Login] | None
+    ) -> Observed:
+        """Everything is to be restored. `fallback` is an account and a login to try if a recorded one is refused."""
+        opened, unreadable = await self._open(subject, records)
+        channel = subject.channel
+        if channel:  # the policy that it has now counts; it is written down if the record outlives the channel
+            policy = channel.spec.deletion_policy
+            opened = {number_sid: replace(each, deletion_policy=policy) for number_sid, each in opened.items()}
+            fallback = fallback or await self._login_or_none(channel)
+        to_restore: dict[str, Current] = dict(unreadable)
+        for number_sid, record in list(opened.items()):
+            if number_sid not in unreadable:
+                opened[number_sid], to_restore[number_sid] = await self._read_with_fallback(record, fallback)
+        return Observed(records=opened, to_restore=to_restore)
+
+    async def _read_with_fallback(self, record: Record, fallback: tuple[str, Login] | None) -> tuple[Record, Current]:
+        """A number to restore, and its record with the login that reads it.
+
+        A recorded token may have been rotated since. Then the channel's current login is tried, or that of a channel
+        that waits for this number.
+        """
+        current = await self._read(record, record.deletion_policy)
+        waiting = self._waiting_logins.get((record.account_sid, record.number_sid))
+        logins = [login for account, login in [fallback] if account == record.account_sid] if fallback else []
+        for login in [*logins, *([waiting] if waiting else [])]:
+            if not _is_login_refused(current):
+                break
+            tried = record.with_contents(login=login)
+            answer = await self._read(tried, record.deletion_policy)
+            if not _is_login_refused(answer):
+                record, current = tried, answer
+        return record, current
+
+    async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
+        return {each.number_sid: await self._read(each, policy) for each in records if each.contents}
+
+    async def _read(self, record: Record, policy: DeletionPolicy) -> Current:
+        """The number as it is at Twilio. Nothing is asked if it may stay as it is."""
+        if policy is DeletionPolicy.RETAIN:
+            return None
+        assert record.contents, "unopened records are not read"
+        try:
+            return await self._twilio.fetch_number(record.contents.login, record.account_sid, record.number_sid)
+        except ChannelError as error:
+            return error
+
     async def _login(self, channel: SmsChannel) -> tuple[Login, str]:
-        """Who logs in, and from which version of the credentials. `Refused` says what is wrong with them."""
+        """The channel's login, and which version of the credentials it was read from.
+
+        Raises `Refused` with what is wrong with them.
+        """
         spec, meta = channel.spec, channel.metadata
         sid = spec.credentials.sid or spec.account_sid
         if spec.credentials.sealed:
@@ -287,56 +428,86 @@ class Reconciler:
         return Login(sid=sid, token=SecretStr(token)), secret_source(ref.name, secret["metadata"]["resourceVersion"])
 
     async def _number(
-        self, turn: _Turn, channel: SmsChannel, want: Desired, login: Login, source: str
+        self,
+        subject: _Subject,
+        channel: SmsChannel,
+        want: Desired,
+        records: Mapping[str, Record],
+        login: Login,
+        source: str,
     ) -> tuple[Login, Number, Refused | None]:
-        """The wanted number and the login that found it; with the refusal of a newer login, if an older one did."""
-        rejected = None
-        known = turn.seen.record.login_for(want.account_sid)
-        if turn.fresh:
+        """The desired number and the login that found it; with the refusal of a newer login, if an older one did.
+
+        A recorded login stands in for a refused one only for the number that this channel's record is about.
+        """
+        place = want.account_sid, want.phone_number
+        record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
+        if subject.bypass_cache:
             self._twilio.forget_refusal(login, want.account_sid)
-        elif source == turn.seen.record.source and was_well(
-            channel.status, generation=channel.metadata.generation, webhook_url=want.webhook.url
+        elif (
+            record
+            and source == record.source
+            and was_well(channel.status, generation=channel.metadata.generation, webhook_url=want.webhook.url)
         ):
             number = await self._confirmed(want, login)
-            if number:
+            if number and number.sid == record.number_sid:
                 return login, number, None
         try:
             number = await self._twilio.find_number(login, want.account_sid, want.phone_number)
         except Refused as refused:
-            if refused.reason is not Reason.AuthenticationFailed or known in {None, login}:
+            recorded = record.contents.login if record and record.contents else None
+            if refused.reason is not Reason.AuthenticationFailed or recorded is None or recorded == login:
                 raise
-            try:
-                number = await self._twilio.find_number(known, want.account_sid, want.phone_number)
-            except Refused:
-                raise refused from None
-            login, rejected = known, Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
+            number = await self._found_with(recorded, want)
+            if number is None or record is None or number.sid != record.number_sid:
+                raise
+            return recorded, number, Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
         if number is None:
             message = f"Account {want.account_sid} has no number {want.phone_number}."
             raise Refused(Reason.NumberNotFound, message)
-        return login, number, rejected
+        return login, number, None
+
+    async def _found_with(self, login: Login, want: Desired) -> Number | None:
+        """The desired number, or None if it cannot be found with this login either."""
+        try:
+            return await self._twilio.find_number(login, want.account_sid, want.phone_number)
+        except Refused:
+            return None
 
     async def _confirmed(self, want: Desired, login: Login) -> Number | None:
-        """The number, where the account's pages show that all is well; whatever else they show is looked at itself."""
+        """The number, if the account cache shows that nothing changed; None if it must be read itself."""
         try:
             number = await self._accounts.number(login, want.account_sid, want.phone_number)
         except Refused:
             return None
-        well = number and number.webhook == want.webhook and number.receives_sms and not number.application_sid
-        return number if well else None
+        fine = number and number.webhook == want.webhook and number.receives_sms and not number.application_sid
+        return number if fine else None
 
-    def _claim(
-        self, claim: Callable[[str, Age, str, Key], bool], turn: _Turn, channel: SmsChannel, number: Number
-    ) -> None:
-        """The number is this channel's, and the instance this namespace's; or `Refused`, which names no holder."""
-        meta = channel.metadata
-        age = Age(meta.creation_timestamp, meta.uid)
-        if not claim(number.sid, age, meta.uid, turn.key):
-            raise Refused(Reason.NumberInUse, f"{number.phone_number} already serves another channel.")
-        if not claim(meta.name, age, meta.namespace, turn.key):
-            raise Refused(Reason.InstanceInUse, "This instance already has a channel in another namespace.")
+    async def _refuse_if_held(self, subject: _Subject, number: Number, login: Login) -> None:
+        """Raise `Refused` if another channel holds the number. The index may be out of date, so the record is read."""
+        assert subject.channel
+        uid = subject.channel.metadata.uid
+        holder = self._kube.claims.holder(number.sid)
+        if holder is None or holder.uid == uid:
+            return
+        holder = await self._kube.holder(number.sid)
+        if holder is not None and holder.uid != uid:
+            raise self._in_use(subject, number, login)
+
+    def _in_use(self, subject: _Subject, number: Number, login: Login) -> Refused:
+        """Register the channel as waiting. The message names no holder: it may be another tenant's."""
+        assert subject.desired
+        self._waiting_logins[subject.desired.account_sid, number.sid] = login
+        self._channels.set_awaited(subject.key, number.sid)
+        holder = self._kube.claims.holder(number.sid)
+        if holder and holder.key == subject.key:
+            message = f"{number.phone_number} is still held by an earlier channel of this name until it is restored."
+        else:
+            message = f"{number.phone_number} already serves another channel."
+        return Refused(Reason.NumberInUse, message)
 
     def _corrected(self, channel: SmsChannel, overwritten: bool) -> int:
-        """How many checks in a row found the webhook overwritten, this one among them."""
+        """How many checks in a row found the webhook overwritten, this one included."""
         uid = channel.metadata.uid
         if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
             self._corrections.pop(uid, None)
@@ -344,237 +515,227 @@ class Reconciler:
         contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
         return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
 
-    async def _debts(self, entries: Iterable[Entry], policy: DeletionPolicy) -> dict[str, Debt]:
-        """What became of the numbers that are not wanted any more; nobody is asked for what may stay as it is."""
-        debts: dict[str, Debt] = {}
-        for entry in entries:
-            debt: Debt = None
-            if policy is not DeletionPolicy.RETAIN:
-                try:
-                    debt = await self._twilio.fetch_number(entry.login, entry.account_sid, entry.number_sid)
-                except ChannelError as error:
-                    debt = error
-            debts[entry.number_sid] = debt
-        return debts
-
-    async def _other_logins(self, channel: SmsChannel | None, record: Record) -> list[tuple[str, Login]]:
-        """Who may still pay, with the account, where a recorded token is refused: it may have been rotated since. That
-        is the channel's credentials of today; or, where the channel is gone, those of who waits for the number.
-        """
-        if channel is None:
-            offers = (self._offers.get((entry.account_sid, entry.number_sid)) for entry in record.entries)
-            return [(entry.account_sid, offer) for entry, offer in zip(record.entries, offers, strict=True) if offer]
-        try:
-            login, _ = await self._login(channel)
-        except ChannelError:  # also where the namespace is going, and with it the right to read its Secrets
-            return []
-        return [(channel.spec.account_sid, login)]
-
-    async def _with_login(
-        self, account_sid: str, login: Login, seen: Observed, debts: dict[str, Debt]
-    ) -> tuple[Observed, dict[str, Debt]]:
-        """What is seen with another login for the account, where that one is refused less."""
-        record = seen.record.with_login(account_sid, login)
-        if record == seen.record:
-            return seen, debts
-        tried = await self._debts(record.entries, record.deletion_policy)
-        if sum(map(_login_refused, tried.values())) < sum(map(_login_refused, debts.values())):
-            return replace(seen, record=record), tried
-        return seen, debts
-
     # Plan and apply
 
-    async def _converge(self, turn: _Turn) -> Verdict:
-        for _ in range(_ROUNDS):
-            step = plan(turn.want, turn.seen, self._template, self._clock())
+    async def _converge(self, subject: _Subject, observed: Observed) -> tuple[Observed, Verdict]:
+        """Plan and apply until nothing is left to do; what is observed then."""
+        for _ in range(_MOST_ROUNDS):
+            step = plan(subject.desired, observed, self._rules, self._clock())
             if not step.changes:
-                return step.verdict
+                return observed, step.verdict
             for change in step.changes:
-                turn.seen = await self._apply(change, turn)
-        raise TwilioUnavailable("Twilio does not keep the webhook that it is told.")
+                observed = await self._apply(change, subject, observed)
+        raise TwilioUnavailable("Twilio does not keep the webhook that was set.")
 
-    async def _apply(self, change: Change, turn: _Turn) -> Observed:
-        """Make one change; what was observed, with what it brought about."""
-        seen, channel = turn.seen, turn.channel
+    async def _apply(self, change: Change, subject: _Subject, observed: Observed) -> Observed:
+        """Make one change; what is observed after it."""
+        channel = subject.channel
         match change:
             case AddFinalizer() if channel:
                 await self._kube.add_finalizer(channel)
-                return replace(seen, finalizer=True)
+                return replace(observed, finalizer=True)
             case RemoveFinalizer() if channel:
                 await self._kube.remove_finalizer(channel)
-                return replace(seen, finalizer=False)
-            case SaveRecord(record):
-                if channel and turn.want and isinstance(seen.number, Number):
-                    self._claim(self._claims.keep, turn, channel, seen.number)
-                await self._kube.save_record(record)
-                return replace(seen, record=record, stored=True)
-            case DropRecord(left):
-                if left:
-                    await self._tell_left(turn, left)
-                await self._kube.drop_record(turn.uid)
-                return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
+                return replace(observed, finalizer=False)
+            case CreateRecord(record):
+                return await self._create_record(record, subject, observed)
+            case UpdateRecord(record):
+                return with_record(observed, await self._kube.update_record(record))
+            case DeleteRecord(record, orphaned):
+                if orphaned:
+                    await self._report_orphaned(channel, record)
+                await self._kube.delete_record(record)
+                return without_record(observed, record)
             case WriteOff(record, why):
                 await self._kube.write_off(record, why)
-                WRITTEN_OFF.inc(len(record.entries))
-                owed = ", ".join(entry.phone_number for entry in record.entries)
-                log.error("written off", channel=record.name, namespace=record.namespace, numbers=owed, why=why)
-                return replace(seen, record=record.model_copy(update={"entries": ()}), stored=False, debts={})
+                WRITTEN_OFF.inc()
+                log.error("record written off", **_about(record), why=why)
+                return without_record(observed, record)
             case SetWebhook(login, account_sid, number_sid, webhook):
                 try:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
                 except NotFound:
-                    raise TwilioUnavailable("The number vanished while it was configured.") from None
-                turn.drifted = seen.was_configured
-                if seen.corrections:
-                    self._corrections[turn.uid] = seen.corrections
-                return replace(seen, number=number)
-            case GiveBack(entry, webhook):
-                debt: Debt
-                try:
-                    debt = await self._twilio.set_webhook(entry.login, entry.account_sid, entry.number_sid, webhook)
-                    if debt.webhook != webhook and entry.points_at_us(debt.webhook):  # asking again would never end
-                        debt = TwilioUnavailable("Twilio does not keep the webhook that it is told.")
-                except NotFound:
-                    debt = None
-                except ChannelError as error:
-                    debt = error
-                return replace(seen, debts={**seen.debts, entry.number_sid: debt})
+                    raise TwilioUnavailable("The number vanished while it was being configured.") from None
+                if observed.corrections and channel:
+                    self._corrections[channel.metadata.uid] = observed.corrections
+                return replace(observed, number=number)
+            case RestoreWebhook(record, webhook):
+                return with_current(observed, record, await self._restore(record, webhook))
         raise AssertionError(f"{change} without a channel")
+
+    async def _create_record(self, record: Record, subject: _Subject, observed: Observed) -> Observed:
+        number, login = observed.number, observed.login
+        assert isinstance(number, Number)
+        assert login
+        try:
+            record = await self._kube.create_record(record)
+        except Refused:
+            raise self._in_use(subject, number, login) from None
+        except Unreadable as error:
+            raise _record_unreadable(record, error) from None
+        if record.contents and record.contents.previous is None:
+            # The number pointed at one of our webhooks. Its holder may have been restoring it: now that the number is
+            # ours nobody else writes it, so what it points at now is what it pointed at before.
+            current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid)
+            if current and not self._template.made(current.webhook.url):
+                record = await self._kube.update_record(record.with_contents(previous=current.webhook))
+                observed = replace(observed, number=current)
+        return with_record(observed, record)
+
+    async def _restore(self, record: Record, webhook: Webhook) -> Current:
+        assert record.contents, "unopened records are not restored"
+        try:
+            login = record.contents.login
+            current = await self._twilio.set_webhook(login, record.account_sid, record.number_sid, webhook)
+        except NotFound:
+            return None
+        except ChannelError as error:
+            return error
+        if current.webhook != webhook and record.contents.points_at_us(current.webhook):
+            return TwilioUnavailable("Twilio does not keep the webhook that was set.")  # else it is tried forever
+        return current
 
     # Report
 
-    async def _unavailable(self, turn: _Turn, error: TwilioUnavailable) -> Outcome:
-        verdict = Verdict(Reason.TwilioUnavailable, str(error))
-        if turn.channel and turn.want:
-            generation = turn.channel.metadata.generation
-            kept = still_trying(turn.channel.status, str(error), generation=generation, now=self._clock())
-            if kept is not None:
-                await self._write_status(turn.channel, kept)
-                return Outcome(
-                    verdict,
-                    turn.seen.record,
-                    turn.seen.stored,
-                    at_least=error.retry_after,
-                    unreachable=True,
-                    kept=reason_of(kept),
-                )
-        return replace(await self._report(turn, verdict), again=None, at_least=error.retry_after, unreachable=True)
-
-    async def _report(self, turn: _Turn, verdict: Verdict) -> Outcome:
-        owed = [debt for debt in turn.seen.debts.values() if isinstance(debt, ChannelError)]
-        later = [debt for debt in owed if isinstance(debt, Retryable)]
-        asked = [debt.retry_after for debt in later if debt.retry_after]
-        outcome = Outcome(
+    def _outcome(self, subject: _Subject, observed: Observed, verdict: Verdict) -> Outcome:
+        errors = [current for current in observed.to_restore.values() if isinstance(current, ChannelError)]
+        retryable = [error for error in errors if isinstance(error, Retryable)]
+        asked = [error.retry_after for error in retryable if error.retry_after]
+        throttled = [error.retry_after for error in retryable if isinstance(error, TwilioThrottled)]
+        requeue: RequeueAfter | RequeueRateLimited | None = None
+        if errors or (verdict.reason.recheck is Recheck.BACKOFF and (subject.channel and observed.finalizer)):
+            requeue = RequeueRateLimited(max(asked, default=None), self._grace_left(subject.channel))
+        elif subject.channel and subject.desired:
+            seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
+            requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
+        return Outcome(
             verdict,
-            turn.seen.record,
-            turn.seen.stored,
-            again=None if owed else self._again(verdict.reason),
-            at_least=max(asked, default=None),
-            at_most=self._grace_left(turn.channel),
-            owed=len(owed),
-            unreachable=bool(later),
+            requeue=requeue,
+            twilio_failed=bool(retryable),
+            pause=max((each for each in throttled if each), default=None),
         )
-        channel = turn.channel
-        if channel is None or (channel.deleting and not turn.seen.finalizer):
-            self._corrections.pop(turn.uid, None)
-            return replace(outcome, gone=not turn.seen.stored)
-        before = channel.status
+
+    async def _report_unavailable(self, subject: _Subject, error: TwilioUnavailable) -> Outcome:
+        """Report that Twilio is unavailable. A channel that worked before is not reported as broken."""
+        channel = subject.channel
+        outcome = Outcome(
+            _unavailable(error),
+            requeue=RequeueRateLimited(error.retry_after, self._grace_left(channel)),
+            twilio_failed=True,
+            pause=error.retry_after if isinstance(error, TwilioThrottled) else None,
+        )
+        if channel and subject.desired:
+            generation = channel.metadata.generation
+            status = status_while_unavailable(channel.status, str(error), generation=generation, now=self._clock())
+            if status is not None:
+                await self._write_status(channel, status)
+                return replace(outcome, ready=reason_of(status))
+        return await self._report(subject, outcome)
+
+    async def _report(self, subject: _Subject, outcome: Outcome, *, corrected: bool = False) -> Outcome:
+        channel, verdict = subject.channel, outcome.verdict
+        assert channel
+        before, meta = channel.status, channel.metadata
+        checked = verdict.reason is not Reason.TwilioUnavailable
         after = next_status(
             before,
             verdict,
-            generation=channel.metadata.generation,
-            webhook_url=self._template.url(channel.metadata.name),
+            generation=meta.generation,
+            webhook_url=self._template.url(meta.namespace, meta.name),
+            check_now=_check_now(meta.annotations) if checked else "",
             now=self._clock(),
         )
         await self._write_status(channel, after)
-        told = reason_of(before)
-        if turn.drifted:
+        reported = reason_of(before)
+        if corrected:
             DRIFT.labels("corrected").inc()
             if verdict.reason is not Reason.WebhookContested:
-                note = "Somebody changed the number's webhook at Twilio; it is put right."
-                await self._tell(channel, warning=True, reason="DriftCorrected", note=note)
-        elif verdict.reason is Reason.WebhookDrifted and told is not verdict.reason:
+                note = "The number's webhook was changed at Twilio; it is corrected."
+                await self._post_event(channel, warning=True, reason="DriftCorrected", note=note)
+        elif verdict.reason is Reason.WebhookDrifted and reported is not verdict.reason:
             DRIFT.labels("reported").inc()
-        if verdict.reason is not told and not (told is None and verdict.reason is Reason.Configured):
+        if verdict.reason is not reported and not (reported is None and verdict.reason is Reason.Configured):
             warning = verdict.reason.ready == "False" and verdict.reason is not Reason.Restoring
             warning = warning or verdict.reason is Reason.TokenRejected
-            note = next(each["message"] for each in after["conditions"] if each["type"] == "Ready")
-            await self._tell(channel, warning=warning, reason=verdict.reason.name, note=note)
-        return outcome
+            ready = condition(after, "Ready")
+            note = ready["message"] if ready else verdict.message
+            await self._post_event(channel, warning=warning, reason=verdict.reason.name, note=note)
+        return replace(outcome, ready=verdict.reason)
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
-        """Seconds until a deletion is let go; None where none waits for that."""
+        """Seconds until a deletion no longer waits for the restore; None if nothing waits."""
         since = channel.metadata.deletion_timestamp if channel else None
         if since is None:
             return None
-        left = self._intervals.deletion_grace - (self._clock() - since).total_seconds()
-        return left if left > 0 else None
+        return max(0.0, (since + self._rules.deletion_grace - self._clock()).total_seconds())
 
     async def _write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
         if status != channel.status:
-            with contextlib.suppress(NotFound):
-                await self._kube.write_status(channel, status)
+            await self._kube.write_status(channel, status)
 
-    async def _tell_left(self, turn: _Turn, left: tuple[str, ...]) -> None:
-        note = f"What {', '.join(left)} pointed at before is not known, so it keeps pointing at the instance's webhook."
-        log.warning("left as it is", channel=turn.key.name, numbers=", ".join(left))
-        if turn.channel:
-            await self._tell(turn.channel, warning=True, reason="PreviousUnknown", note=note)
+    async def _report_orphaned(self, channel: SmsChannel | None, record: Record) -> None:
+        log.warning("number left as it is: previous webhook unknown", **_about(record))
+        if channel:
+            unknown = f"What {record.phone_number} pointed at before is not known"
+            note = f"{unknown}, so it keeps pointing at the instance's webhook."
+            await self._post_event(channel, warning=True, reason="PreviousUnknown", note=note)
 
-    async def _tell(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
-        """Events are a courtesy: where they are refused, the conditions still say it."""
+    async def _post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
+        """Post an Event. If it is refused, the conditions still say the same."""
         try:
             await self._kube.post_event(channel, warning=warning, reason=reason, note=note)
         except ChannelError as error:
-            log.warning("event refused", channel=channel.metadata.name, reason=reason, error=str(error))
-
-    def _again(self, reason: Reason) -> float | None:
-        """Jitter of a fifth keeps channels that began together from coming back together."""
-        if reason.look in {Look.BACKOFF, Look.AT_ONCE}:
-            return None
-        seconds = self._intervals.drift if reason.look is Look.DRIFT else self._intervals.slow
-        return seconds * random.uniform(0.8, 1.2)  # noqa: S311  (no secret is made of it)
+            meta = channel.metadata
+            log.warning("cannot post event", namespace=meta.namespace, name=meta.name, reason=reason, error=str(error))
 
 
-@dataclass
-class _Turn:
-    """What one reconcile knows so far."""
-
-    key: Key
-    channel: SmsChannel | None
-    want: Desired | None
-    fresh: bool
-    drifted: bool = False
-
-    def __post_init__(self) -> None:
-        self.uid = self.channel.metadata.uid if self.channel else self.key.uid
-        self.seen = Observed(Record(uid=self.uid, namespace=self.key.namespace, name=self.key.name))
+def _unavailable(error: TwilioUnavailable) -> Verdict:
+    return Verdict(Reason.TwilioUnavailable, str(error))
 
 
-def _login_refused(debt: Debt) -> bool:
-    return isinstance(debt, Refused) and debt.reason is Reason.AuthenticationFailed
+def _record_unreadable(record: Record, error: Unreadable) -> Refused:
+    message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened: {error}."
+    return Refused(Reason.RecordUnreadable, message)
 
 
-def secret_source(name: str, resource_version: str) -> str:
-    """How a record remembers from which version of which Secret its token came."""
-    return f"secret/{name}@{resource_version}"
+def _is_login_refused(current: Current) -> bool:
+    return isinstance(current, Refused) and current.reason is Reason.AuthenticationFailed
+
+
+def _other(errors: Mapping[str, Unreadable], number_sid: str) -> dict[str, Current]:
+    return {each: error for each, error in errors.items() if each != number_sid}
+
+
+def _about(record: Record) -> dict[str, str]:
+    """What a log line about a record names."""
+    return {"namespace": record.namespace, "name": record.name, "number": record.number_sid}
+
+
+def _was_corrected(want: Desired, before: Observed, after: Observed) -> bool:
+    """Whether a webhook that had been configured was found changed, and is ours again."""
+    return (
+        before.was_configured
+        and isinstance(before.number, Number)
+        and isinstance(after.number, Number)
+        and before.number.webhook != want.webhook == after.number.webhook
+    )
 
 
 def _was_configured(status: Mapping[str, Any], want: Desired) -> bool:
     """Whether the number that the status names was pointed at this URL, so that another one now is drift."""
-    effective = condition(status, "WebhookEffective")  # unlike Ready it outlives what has nothing to do with it
+    effective = condition(status, "WebhookEffective")  # unlike Ready, it is not changed by unrelated trouble
     return (
         effective is not None
-        and (effective["status"] == "True" or effective["reason"] in _MISMATCHES)
+        and (effective["status"] == "True" or effective["reason"] in _CONFIGURED_BUT_NOT_EFFECTIVE)
         and status.get("webhookUrl") == want.webhook.url
     )
 
 
-_MISMATCHES = {
-    "NotSet",
-    "UrlMismatch",
-    "MethodMismatch",
-    "OverriddenByApplication",
-    "OverriddenByMessagingService",
-    UNREADABLE,
+_CONFIGURED_BUT_NOT_EFFECTIVE = {
+    Effective.NOT_SET,
+    Effective.URL_MISMATCH,
+    Effective.METHOD_MISMATCH,
+    Effective.OVERRIDDEN_BY_APPLICATION,
+    Effective.OVERRIDDEN_BY_MESSAGING_SERVICE,
+    Effective.MESSAGING_SERVICES_UNREADABLE,
 }

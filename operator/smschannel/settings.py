@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -19,8 +20,13 @@ def _template(value: str) -> str:
     example = "write for example https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
     if value.count("{instance_id}") != 1:
         raise ValueError(f"must contain {{instance_id}} exactly once; {example}")
-    if "{instance_id}" in _checked(value, example).netloc:
-        raise ValueError(f"must have {{instance_id}} after the host; {example}")
+    if value.count("{namespace}") > 1:
+        raise ValueError(f"must contain {{namespace}} at most once; {example}")
+    netloc = _checked(value, example).netloc
+    if "{instance_id}" in netloc or "{namespace}" in netloc:
+        raise ValueError(f"must have {{instance_id}} and {{namespace}} after the host; {example}")
+    if "{namespace}" in value and not re.search(_DELIMITED, value):
+        raise ValueError(f"must have {{namespace}} between slashes or other delimiters; {_NAMESPACED}")
     return value
 
 
@@ -52,6 +58,8 @@ def _words(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+_DELIMITED = r"(?<![-a-z0-9{}])\{namespace\}(?![-a-z0-9{}])"
+_NAMESPACED = "write for example https://sms.example.com/{namespace}/instances/{instance_id}/channels/sms/webhook"
 _PREFIX = "SMSCHANNEL_"
 _PUBLISHED = (
     "webhook_url_template",
@@ -65,7 +73,8 @@ _PUBLISHED = (
 )
 
 Template = Annotated[str, AfterValidator(_template)]
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
+_YEAR = 366 * 86_400
+Seconds = Annotated[float, Field(allow_inf_nan=False, le=_YEAR)]
 Origin = Annotated[str, AfterValidator(_origin)]
 
 
@@ -84,11 +93,11 @@ class Settings(BaseSettings):
     channel_namespaces: Annotated[tuple[Namespace, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=("sms-channels",),
         min_length=1,
-        description="The namespaces whose channels are managed, separated by spaces. An instance has one channel in all"
-        " of them.",
+        description="The namespaces whose channels are managed, separated by spaces. With several, the webhook URL"
+        " templates must contain {namespace}.",
     )
     operator_namespace: Namespace = Field(
-        default="sms-operator", description="Where keyring and records are kept: nobody else may read it."
+        default="sms-operator", description="Where keyring and records are kept; nobody else may read it."
     )
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
@@ -119,6 +128,15 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8080, ge=0, le=65535, description="Port for them.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
     log_format: Literal["json", "console"] = Field(default="json", description="One JSON object a line, or text.")
+
+    @model_validator(mode="after")
+    def _namespaces_have_webhooks_of_their_own(self) -> Self:
+        if len(self.channel_namespaces) > 1 and "{namespace}" not in self.webhook_url_template:
+            raise ValueError(
+                "SMSCHANNEL_WEBHOOK_URL_TEMPLATE must contain {namespace}, since SMSCHANNEL_CHANNEL_NAMESPACES names"
+                f" several: else a channel could take another namespace's webhook; {_NAMESPACED}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _floor_below_ceiling(self) -> Self:

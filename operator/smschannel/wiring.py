@@ -1,22 +1,24 @@
-"""How the parts are put together from the settings: the operator and `kubectl sms` do it alike."""
+"""Puts the parts together from the settings: the operator and `kubectl sms` do it alike."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from smschannel.api.sealing import Keyring
-from smschannel.core.record import Claims
+from smschannel.channel_cache import ChannelCache
+from smschannel.core.plan import Rules
 from smschannel.kube_store import KubeStore
-from smschannel.reconcile import Intervals, Key, Reconciler
+from smschannel.orphans import Orphans
+from smschannel.reconcile import Intervals, Reconciler
 from smschannel.settings import Settings
 from smschannel.twilio.account_cache import AccountCache
 from smschannel.twilio.client import TwilioClient
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter
 
 
-def twilio_port(settings: Settings) -> TwilioClient:
+def twilio_client(settings: Settings) -> TwilioClient:
     return TwilioClient(
-        Gate(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
+        Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,
@@ -24,20 +26,25 @@ def twilio_port(settings: Settings) -> TwilioClient:
 
 
 def reconciler(
-    settings: Settings, kube: KubeStore, twilio: TwilioClient, keyring: Keyring, claims: Claims[Key]
+    settings: Settings,
+    kube: KubeStore,
+    twilio: TwilioClient,
+    keyring: Keyring,
+    channels: ChannelCache,
+    orphans: Orphans,
 ) -> Reconciler:
     return Reconciler(
         kube,
         twilio,
-        AccountCache(twilio, ours=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        orphans,
+        channels,
         keyring=keyring,
-        template=settings.template,
-        claims=claims,
-        intervals=Intervals(
-            drift=settings.drift_interval_seconds,
-            slow=settings.slow_interval_seconds,
-            deletion_grace=settings.deletion_grace_seconds,
-            restore_deadline=settings.restore_deadline_seconds,
+        rules=Rules(
+            settings.template,
+            deletion_grace=timedelta(seconds=settings.deletion_grace_seconds),
+            restore_deadline=timedelta(seconds=settings.restore_deadline_seconds),
         ),
+        intervals=Intervals(drift=settings.drift_interval_seconds, slow=settings.slow_interval_seconds),
         clock=lambda: datetime.now(UTC),
     )

@@ -1,4 +1,4 @@
-"""The control API, the journal, and the twin as a process."""
+"""Test the control API, the journal, and the twin as a process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ async def stage() -> AsyncIterator[Stage]:
         yield opened
 
 
-async def test_seeding_in_bulk(stage: Stage) -> None:
+async def test_seed_adds_accounts_and_numbers(stage: Stage) -> None:
     made = (await stage.control("POST", "/seed", {"accounts": 3, "numbers": 100})).document["accounts"]
     phones = [phone for account in made for phone in account["phone_numbers"]]
     assert len(set(phones)) == 300
-    assert not set(phones) & {number.phone_number for number in stage.numbers}, "past what is taken"
+    assert not set(phones) & {number.phone_number for number in stage.numbers}, "numbers that exist are skipped"
     account = made[2]
     reply = await stage.call(
         "GET",
@@ -39,7 +39,7 @@ async def test_seeding_in_bulk(stage: Stage) -> None:
     assert [number["phone_number"] for number in reply.document["incoming_phone_numbers"]] == phones[200:250]
 
 
-async def test_an_account_from_birth_to_closure(stage: Stage) -> None:
+async def test_account_is_created_changed_and_closed(stage: Stage) -> None:
     parent = stage.account.sid
     made = (await stage.control("POST", "/accounts", {"friendly_name": "sub", "parent": parent})).document
     of_account = f"/accounts/{made['account_sid']}"
@@ -69,10 +69,10 @@ async def test_an_account_from_birth_to_closure(stage: Stage) -> None:
     assert (await stage.call("GET", path, auth=(auth[0], third))).status == 200
 
 
-async def test_a_number_changed_behind_our_back(stage: Stage) -> None:
+async def test_number_is_changed_outside_the_product(stage: Stage) -> None:
     of_account = f"/accounts/{stage.account.sid}"
-    fresh = (await stage.control("POST", f"{of_account}/numbers", {"phone_number": "+61499000111"})).document
-    assert (fresh["sms_url"], fresh["route"]["via"]) == (DEMO_URL, "number")
+    new = (await stage.control("POST", f"{of_account}/numbers", {"phone_number": "+61499000111"})).document
+    assert (new["sms_url"], new["route"]["via"]) == (DEMO_URL, "number")
     application = (
         await stage.control("POST", f"{of_account}/applications", {"sms_url": "https://app.example/"})
     ).document
@@ -84,7 +84,7 @@ async def test_a_number_changed_behind_our_back(stage: Stage) -> None:
     }  # fmt: skip
     of_application = f"{of_account}/applications/{application['sid']}"
     await stage.control("PUT", of_application, {"sms_url": "https://new.example/", "sms_method": "GET"})
-    assert (await stage.control("GET", f"/numbers/{fresh['sid']}")).document["route"]["method"] == "GET"
+    assert (await stage.control("GET", f"/numbers/{new['sid']}")).document["route"]["method"] == "GET"
 
     service = (await stage.control("POST", f"{of_account}/services", {"friendly_name": "pool"})).document
     of_service = f"/services/{service['sid']}"
@@ -103,7 +103,7 @@ async def test_a_number_changed_behind_our_back(stage: Stage) -> None:
     assert (await stage.control("GET", "/violations")).document == {"violations": []}, "it was not the product"
 
 
-async def test_a_service_loses_the_number_that_is_released_or_moved(stage: Stage) -> None:
+async def test_service_loses_a_number_that_is_released_or_moved(stage: Stage) -> None:
     service = stage.twin.add_service(stage.account)
     released, moved = stage.numbers[:2]
     stage.twin.join_service(released, service)
@@ -114,50 +114,50 @@ async def test_a_service_loses_the_number_that_is_released_or_moved(stage: Stage
 
 
 async def test_faults_are_added_listed_and_removed(stage: Stage) -> None:
-    wanted = {"match": {"method": "GET", "count": 1}, "action": {"kind": "status", "status": 500}}
-    rule = (await stage.control("POST", "/faults", wanted)).document
+    fault = {"match": {"method": "GET", "count": 1}, "action": {"kind": "status", "status": 500}}
+    rule = (await stage.control("POST", "/faults", fault)).document
     assert (await stage.call("GET", f"{stage.path}.json")).status == 500
     assert (await stage.call("GET", f"{stage.path}.json")).status == 200
     [listed] = (await stage.control("GET", "/faults")).document["faults"]
     assert (listed["id"], listed["seen"], listed["hit"]) == (rule["id"], 2, 1)
     assert (await stage.control("DELETE", f"/faults/{rule['id']}")).status == 204
     assert (await stage.control("DELETE", f"/faults/{rule['id']}")).status == 404
-    await stage.control("POST", "/faults", wanted)
+    await stage.control("POST", "/faults", fault)
     await stage.control("DELETE", "/faults")
     assert (await stage.control("GET", "/faults")).document == {"faults": []}
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "words", "reason"),
+    ("method", "path", "body", "status", "text", "reason"),
     [
-        ("POST", "/faults", {"action": {"kind": "explode"}}, 400, "action.kind", "no such fault"),
-        ("POST", "/faults", {"action": {"kind": "reset"}, "when": 1}, 400, "when", "a typo is not nothing"),
+        ("POST", "/faults", {"action": {"kind": "explode"}}, 400, "action.kind", "unknown kind of fault"),
+        ("POST", "/faults", {"action": {"kind": "reset"}, "when": 1}, 400, "when", "unknown field"),
         ("POST", "/faults", {"match": {"path": "("}, "action": {"kind": "reset"}}, 400, "regular", "a bad regex"),
-        ("POST", "/accounts", {"parent": "AC0"}, 404, "AC0", "no such parent"),
-        ("PATCH", "/accounts/AC0", {}, 404, "AC0", "no such account"),
-        ("GET", "/numbers/+1", None, 404, "+1", "no such number"),
-        ("GET", "/services/MG0", None, 404, "MG0", "no such service"),
-        ("DELETE", "/keys/SK0", None, 404, "key", "no such key"),
-        ("POST", "/fault", {}, 404, "no such control call", "no such path"),
-        ("PUT", "/journal", {}, 404, "no such control call", "no such method"),
-        ("POST", "/inbound", {}, 400, "to", "a message to nobody"),
+        ("POST", "/accounts", {"parent": "AC0"}, 404, "AC0", "unknown parent"),
+        ("PATCH", "/accounts/AC0", {}, 404, "AC0", "unknown account"),
+        ("GET", "/numbers/+1", None, 404, "+1", "unknown number"),
+        ("GET", "/services/MG0", None, 404, "MG0", "unknown service"),
+        ("DELETE", "/keys/SK0", None, 404, "key", "unknown key"),
+        ("POST", "/fault", {}, 404, "unknown control call", "unknown path"),
+        ("PUT", "/journal", {}, 404, "unknown control call", "unknown method"),
+        ("POST", "/inbound", {}, 400, "to", "a message without a number"),
         ("POST", "/accounts/{sid}/numbers", {"phone_number": "+61400111222"}, 409, "belongs to", "taken"),
-        ("POST", "/accounts/{sid}/numbers", {"phone_number": "0400"}, 409, "E.164", "no number at all"),
-        ("PUT", "/accounts/{sid}/applications/AP0", {"sms_url": ""}, 404, "AP0", "no such application"),
+        ("POST", "/accounts/{sid}/numbers", {"phone_number": "0400"}, 409, "E.164", "not a number"),
+        ("PUT", "/accounts/{sid}/applications/AP0", {"sms_url": ""}, 404, "AP0", "unknown application"),
     ],
 )
-async def test_what_a_caller_got_wrong(
-    stage: Stage, method: str, path: str, body: object, status: int, words: str, reason: str
+async def test_error_of_the_caller_is_answered_with_a_message(
+    stage: Stage, method: str, path: str, body: object, status: int, text: str, reason: str
 ) -> None:
     reply = await stage.control(method, path.format(sid=stage.account.sid), body)
     assert reply.status == status, reason
-    assert words in reply.document["error"], reason
+    assert text in reply.document["error"], reason
 
 
 # -- the journal ---------------------------------------------------------------------------------------------
 
 
-async def test_the_journal_keeps_names_and_only_our_two_values(stage: Stage) -> None:
+async def test_journal_keeps_names_and_only_two_values(stage: Stage) -> None:
     number = stage.numbers[0]
     await stage.client().incoming_phone_numbers.list_async(phone_number=number.phone_number)
     await stage.client().incoming_phone_numbers(number.sid).update_async(sms_url="https://a.example/", sms_method="GET")
@@ -178,7 +178,13 @@ async def test_the_journal_keeps_names_and_only_our_two_values(stage: Stage) -> 
 @pytest.mark.parametrize(
     ("method", "path", "form", "why", "reason"),
     [
-        ("POST", "number", {"SmsUrl": "https://a.example/", "SmsMethod": "POST"}, None, "our two fields"),
+        (
+            "POST",
+            "number",
+            {"SmsUrl": "https://a.example/", "SmsMethod": "POST"},
+            None,
+            "the two fields of the product",
+        ),
         ("GET", "number", None, None, "reading"),
         (
             "POST",
@@ -188,13 +194,13 @@ async def test_the_journal_keeps_names_and_only_our_two_values(stage: Stage) -> 
             "more",
         ),
         ("POST", "number", {"SmsApplicationSid": ""}, "write of SmsApplicationSid", "another field"),
-        ("POST", "number", {"AccountSid": "AC0"}, "transfer to another account", "refused, but asked for"),
+        ("POST", "number", {"AccountSid": "AC0"}, "transfer to another account", "refused, and still a violation"),
         ("DELETE", "number", None, "release of a number", "release"),
         ("POST", "numbers", {"PhoneNumber": "+61400000001"}, "POST on numbers", "buying"),
         ("POST", "services", {}, "POST on services", "anything else that writes"),
     ],
 )
-async def test_violations(
+async def test_call_that_breaks_a_promise_is_a_violation(
     stage: Stage, method: str, path: str, form: dict[str, str] | None, why: str | None, reason: str
 ) -> None:
     paths = {
@@ -213,7 +219,7 @@ async def test_violations(
 # -- secrets -------------------------------------------------------------------------------------------------
 
 
-async def test_no_token_in_any_repr_log_or_unasked_answer(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_token_in_any_repr_log_or_other_answer(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     twin, account = stage.twin, stage.account
     key = twin.add_key(account)
@@ -228,14 +234,14 @@ async def test_no_token_in_any_repr_log_or_unasked_answer(stage: Stage, caplog: 
             *(f"/accounts/{account.sid}", f"/services/{service.sid}", "/numbers/+61400111222"),
         )
     ]
-    said = " ".join(
+    seen = " ".join(
         (repr([twin, account, key, service, stage]), caplog.text, json.dumps([a.document for a in answers]))
     )
-    assert "release of a number" in said
-    assert not [secret for secret in secrets if secret in said]
+    assert "release of a number" in seen
+    assert not [secret for secret in secrets if secret in seen]
 
 
-def test_a_seed_repeats_everything_and_chance_nothing() -> None:
+def test_seed_makes_sids_and_tokens_repeatable() -> None:
     def made(seed: int | None) -> tuple[str, str, str]:
         twin = Twin(seed=seed)
         [account] = twin.seed(1, 1)
@@ -250,7 +256,7 @@ def test_a_seed_repeats_everything_and_chance_nothing() -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-async def test_the_process(tmp_path: Path, ending: signal.Signals) -> None:
+async def test_process_serves_and_ends_with_status_0(tmp_path: Path, ending: signal.Signals) -> None:
     state = tmp_path / "twin.json"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.twin", "--numbers", "3", "--accounts", "2", "--state", str(state)),
@@ -277,5 +283,5 @@ async def test_the_process(tmp_path: Path, ending: signal.Signals) -> None:
     assert len(secret["accounts"]) == 2
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
     assert process.returncode == 0
-    assert rest == b"", "one line on stdout, no more"
+    assert rest == b"", "one line on stdout only"
     assert secret["auth_token"].encode() not in log

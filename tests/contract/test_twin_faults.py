@@ -1,4 +1,4 @@
-"""The twin breaks on demand, in the ways that were ordered and only then."""
+"""Test that the twin's faults happen as configured, and to matching calls only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ async def stage() -> AsyncIterator[Stage]:
 @pytest.mark.parametrize(
     ("action", "status", "code", "retry_after", "reason"),
     [
-        (Action(kind="status"), 503, 20503, None, "unavailable is what is broken by default"),
+        (Action(kind="status"), 503, 20503, None, "503 is the default"),
         (Action(kind="status", status=500), 500, 20500, None, "the code follows the status"),
-        (Action(kind="status", status=429, retry_after=7), 429, 20429, "7", "a wait can be asked for"),
-        (Action(kind="status", status=401, code=20005), 401, 20005, None, "any pair can be had"),
+        (Action(kind="status", status=429, retry_after=7), 429, 20429, "7", "with Retry-After"),
+        (Action(kind="status", status=401, code=20005), 401, 20005, None, "any pair of status and code"),
     ],
 )
-async def test_error_answers(
+async def test_status_fault_answers_with_an_error(
     stage: Stage, action: Action, status: int, code: int, retry_after: str | None, reason: str
 ) -> None:
     stage.twin.faults.add(Match(), action)
@@ -59,14 +59,14 @@ async def test_html_makes_the_sdk_raise_a_decoding_error(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("action", "error", "written", "reason"),
     [
-        (Action(kind="reset"), aiohttp.ClientError, False, "reset before anything was done"),
-        (Action(kind="reset", after=True), aiohttp.ClientError, True, "done, and the answer lost"),
-        (Action(kind="truncate"), aiohttp.ClientPayloadError, True, "done, and half of the answer lost"),
-        (Action(kind="hang"), TimeoutError, False, "nothing done, no answer"),
-        (Action(kind="hang", after=True), TimeoutError, True, "done, no answer"),
+        (Action(kind="reset"), aiohttp.ClientError, False, "reset before it takes effect"),
+        (Action(kind="reset", after=True), aiohttp.ClientError, True, "takes effect, and the answer is lost"),
+        (Action(kind="truncate"), aiohttp.ClientPayloadError, True, "takes effect, and half of the answer is lost"),
+        (Action(kind="hang"), TimeoutError, False, "no effect and no answer"),
+        (Action(kind="hang", after=True), TimeoutError, True, "takes effect, no answer"),
     ],
 )
-async def test_answers_that_do_not_arrive(
+async def test_fault_loses_the_answer_before_or_after_the_effect(
     stage: Stage, action: Action, error: type[Exception], written: bool, reason: str
 ) -> None:
     number = stage.numbers[0]
@@ -80,7 +80,7 @@ async def test_answers_that_do_not_arrive(
                 await answer.read()
     assert number.settings["sms_url"] == (WEBHOOK if written else DEMO_URL), reason
     await until(lambda: bool(stage.twin.journal.entries))
-    assert stage.twin.journal.entries[-1].status is None, "the journal knows that nobody was answered"
+    assert stage.twin.journal.entries[-1].status is None, "the journal shows that no answer was sent"
     assert stage.account.in_flight == 0
 
 
@@ -89,7 +89,7 @@ def _login(stage: Stage) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_late_answer_is_still_the_right_one(stage: Stage, after: bool) -> None:
+async def test_late_answer_is_still_the_right_one(stage: Stage, after: bool) -> None:
     stage.twin.faults.add(Match(), Action(kind="delay", seconds=0.01, after=after))
     assert (await stage.call("GET", f"{stage.path}.json")).document["sid"] == stage.account.sid
 
@@ -97,7 +97,7 @@ async def test_a_late_answer_is_still_the_right_one(stage: Stage, after: bool) -
 @pytest.mark.parametrize(
     ("match", "statuses", "reason"),
     [
-        (Match(), [503, 503, 503, 503], "nothing said: everything"),
+        (Match(), [503, 503, 503, 503], "no condition: every call"),
         (Match(count=2), [503, 503, 200, 200], "the first two"),
         (Match(nth=3), [200, 200, 503, 503], "from the third on"),
         (Match(nth=2, count=1), [200, 503, 200, 200], "only the second"),
@@ -107,13 +107,13 @@ async def test_a_late_answer_is_still_the_right_one(stage: Stage, after: bool) -
         (Match(account="AC0"), [200, 200, 200, 200], "another account"),
     ],
 )
-async def test_only_what_matches_is_hit(stage: Stage, match: Match, statuses: list[int], reason: str) -> None:
+async def test_only_matching_calls_are_hit(stage: Stage, match: Match, statuses: list[int], reason: str) -> None:
     stage.twin.faults.add(match, Action(kind="status"))
     path = f"{stage.path}/IncomingPhoneNumbers.json"
     assert [(await stage.call("GET", path)).status for _ in range(4)] == statuses, reason
 
 
-async def test_a_fault_finds_its_account_by_path_and_by_login(stage: Stage) -> None:
+async def test_fault_matches_the_account_in_the_path_or_login(stage: Stage) -> None:
     sub = stage.twin.add_account(parent=stage.account)
     key = stage.twin.add_key(sub)
     stage.twin.faults.add(Match(account=sub.sid), Action(kind="status"))
@@ -124,7 +124,7 @@ async def test_a_fault_finds_its_account_by_path_and_by_login(stage: Stage) -> N
     assert [by_path.status, by_login.status, by_key.status, other.status] == [503, 503, 503, 200]
 
 
-async def test_an_outage_comes_before_the_check_of_credentials(stage: Stage) -> None:
+async def test_fault_hits_before_the_check_of_credentials(stage: Stage) -> None:
     stage.twin.faults.add(Match(), Action(kind="status"))
     assert (await stage.call("GET", f"{stage.path}.json", auth=(stage.account.sid, "wrong"))).status == 503
 

@@ -1,4 +1,4 @@
-"""An inbound SMS reaches the webhook in force, signed so that Twilio's own validator agrees."""
+"""Test that an inbound SMS reaches the effective webhook, with a signature that Twilio's own validator accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.twin.sdk import Reply, Stage, open_stage
 
 @dataclass
 class Hook:
-    """A webhook that remembers what it got: (method, URL as received, form, headers)."""
+    """A webhook that records what it receives: (method, URL as received, form, headers)."""
 
     url: str = ""
     calls: list[tuple[str, str, dict[str, str], dict[str, str]]] = field(default_factory=list)
@@ -65,13 +65,15 @@ def _point(stage: Stage, **settings: str) -> None:
     ("query", "method", "reason"),
     [
         ("", "POST", "the usual webhook"),
-        ("?a=1&b=%20x", "POST", "a query is part of what is signed"),
-        ("#rc=2&rp=all", "POST", "connection overrides are not sent, nor signed"),
+        ("?a=1&b=%20x", "POST", "the query is signed too"),
+        ("#rc=2&rp=all", "POST", "connection overrides are neither sent nor signed"),
         ("", "GET", "GET signs the whole query and no form"),
-        ("?a=1#rc=2", "GET", "GET adds to the query that is there"),
+        ("?a=1#rc=2", "GET", "GET extends the query of the URL"),
     ],
 )
-async def test_signed_delivery(stage: Stage, hook: Hook, query: str, method: str, reason: str) -> None:
+async def test_message_is_delivered_with_a_valid_signature(
+    stage: Stage, hook: Hook, query: str, method: str, reason: str
+) -> None:
     _point(stage, sms_url=f"{hook.url}/sms{query}", sms_method=method)
     reply = await _send(stage)
     assert (reply.document["outcome"], reply.document["status"]) == ("delivered", 202), reason
@@ -90,7 +92,7 @@ async def test_signed_delivery(stage: Stage, hook: Hook, query: str, method: str
         assert form["MessageSid"] == reply.document["message_sid"]
 
 
-async def test_the_primary_token_signs(stage: Stage, hook: Hook) -> None:
+async def test_primary_token_signs(stage: Stage, hook: Hook) -> None:
     old, new = stage.account.auth_token, stage.twin.create_secondary_token(stage.account)
     _point(stage, sms_url=f"{hook.url}/")
     await _send(stage)
@@ -100,7 +102,7 @@ async def test_the_primary_token_signs(stage: Stage, hook: Hook) -> None:
         assert RequestValidator(token).validate(url, form, headers["X-Twilio-Signature"])
 
 
-async def test_a_webhooks_own_password_is_sent_and_not_signed(stage: Stage, hook: Hook) -> None:
+async def test_password_of_the_webhook_is_sent_and_not_signed(stage: Stage, hook: Hook) -> None:
     _point(stage, sms_url=f"{hook.url.replace('//', '//me:pw@')}/")
     assert (await _send(stage)).document["outcome"] == "delivered"
     [(_, url, form, headers)] = hook.calls
@@ -112,17 +114,17 @@ async def test_a_webhooks_own_password_is_sent_and_not_signed(stage: Stage, hook
     ("application", "service", "number", "via", "reason"),
     [
         (None, None, True, "number", "nothing else: the number's own URL"),
-        (True, None, True, "application", "an application wins over the number"),
+        (True, None, True, "application", "an application overrides the number"),
         (False, None, True, "no SMS URL", "even one that has no URL"),
-        (None, "url", True, "service", "a messaging service wins over the number"),
+        (None, "url", True, "service", "a messaging service overrides the number"),
         (None, "nothing", True, "no inbound_request_url", "even one that drops everything"),
-        (None, "defer", True, "number", "unless it leaves it to the number"),
+        (None, "defer", True, "number", "unless it leaves messages to the number"),
         (None, "defer", False, "no SMS URL", "which then needs a URL"),
-        (True, "url", True, "application", "an application wins over both"),
-        (None, None, False, "no SMS URL", "nobody is told"),
+        (True, "url", True, "application", "an application overrides both"),
+        (None, None, False, "no SMS URL", "the message is dropped"),
     ],
 )
-async def test_which_webhook_is_in_force(
+async def test_effective_webhook_is_that_of_the_table(
     stage: Stage, hook: Hook, application: bool | None, service: str | None, number: bool, via: str, reason: str
 ) -> None:
     _point(stage, sms_url=f"{hook.url}/number" if number else "")
@@ -149,15 +151,15 @@ async def test_which_webhook_is_in_force(
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "reason"),
+    ("change", "text", "reason"),
     [
-        ("released", "no such number", "a released number"),
+        ("released", "number not found", "a released number"),
         ("suspended", "the account is suspended", "a suspended account"),
         ("voice only", "cannot receive SMS", "a number without SMS"),
-        ("demo", "not part of the twin", "the demo page is on the real internet, where a test has no business"),
+        ("demo", "not part of the twin", "the demo page is on the real internet"),
     ],
 )
-async def test_what_is_dropped(stage: Stage, hook: Hook, change: str, words: str, reason: str) -> None:
+async def test_message_is_dropped(stage: Stage, hook: Hook, change: str, text: str, reason: str) -> None:
     number = stage.numbers[0]
     message = {"to": number.phone_number}
     if change != "demo":
@@ -170,11 +172,11 @@ async def test_what_is_dropped(stage: Stage, hook: Hook, change: str, words: str
         number.sms = False
     outcome = (await stage.control("POST", "/inbound", message)).document
     assert outcome["outcome"] == "dropped"
-    assert words in outcome["reason"], reason
+    assert text in outcome["reason"], reason
     assert hook.calls == []
 
 
-async def test_a_webhook_that_does_not_answer_is_a_failure_and_no_error(stage: Stage) -> None:
+async def test_webhook_that_does_not_answer_is_reported_as_failed(stage: Stage) -> None:
     async with _listening() as gone:
         _point(stage, sms_url=gone.url)
     outcome = (await _send(stage)).document

@@ -1,4 +1,4 @@
-"""Every row of Twilio's error table, as the twin says it: status, code, body, headers, and nothing changed."""
+"""Test every row of Twilio's error table at the twin: status, code, body, headers, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _rotate(stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked, after what, and why it is refused. {number} and {sid} are filled in."""
+    """A call, what is arranged before it, and why it is refused. {number} and {sid} are filled in."""
 
     status: int
     code: int
@@ -94,7 +94,7 @@ CASES = [
     Case(401, 20005, "a subaccount whose parent is suspended", arrange=_suspend_parent),
     Case(403, 20403, "a suspended account, as Twilio may also put it", arrange=_forbid),
     Case(403, 10001, "a closed account, as Twilio may also put it", arrange=_close),
-    Case(401, 20005, "a suspended account, asked for itself", path="/2010-04-01/Accounts/{sid}.json", arrange=_suspend),
+    Case(401, 20005, "a suspended account itself", path="/2010-04-01/Accounts/{sid}.json", arrange=_suspend),
     Case(401, 20005, "a suspended account's messaging services", path="/v1/Services", arrange=_suspend),
     Case(403, 20008, "test credentials on a list", path=_LIST, arrange=_test_credentials),
     Case(403, 20008, "test credentials on messaging", path="/v1/Services", arrange=_test_credentials),
@@ -113,7 +113,7 @@ CASES = [
     _write(400, 21402, "a scheme that is not the web's", {"SmsUrl": "ftp://hydra.example/"}),
     _write(400, 21402, "a URL without host", {"SmsUrl": "https:///webhook"}),
     _write(400, 21402, "a URL with a blank", {"SmsUrl": "https://hydra.example/a b"}),
-    _write(400, 21402, "a URL whose port is none", {"SmsUrl": "https://hydra.example:port/"}),
+    _write(400, 21402, "a URL with an invalid port", {"SmsUrl": "https://hydra.example:port/"}),
     _write(400, 21402, "a fallback that is no URL", {"SmsUrl": "https://a.example/", "SmsFallbackUrl": "b"}),
     _write(400, 21403, "a method that Twilio does not use", {"SmsMethod": "PUT"}),
     _write(400, 21403, "a method in small letters", {"SmsMethod": "post"}),
@@ -126,7 +126,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-async def test_refusals(stage: Stage, case: Case) -> None:
+async def test_call_is_refused_with_the_error_of_the_table(stage: Stage, case: Case) -> None:
     number = stage.numbers[0]
     username, password = stage.account.sid, stage.account.auth_token
     case.arrange(stage)
@@ -142,7 +142,7 @@ async def test_refusals(stage: Stage, case: Case) -> None:
     assert {"Twilio-Concurrent-Requests", "Twilio-Request-Duration"} <= reply.headers.keys()
     challenge = reply.headers.get("WWW-Authenticate")
     assert challenge == ('Basic realm="Twilio API"' if case.status == 401 else None)
-    assert number.settings == before, "a refused write writes nothing"
+    assert number.settings == before, "a refused write changes nothing"
     assert number.account_sid == stage.account.sid
 
 
@@ -151,8 +151,8 @@ async def test_refusals(stage: Stage, case: Case) -> None:
     [
         (None, "no credentials"),
         ("Bearer abc", "another scheme"),
-        ("Basic !!!", "no base64"),
-        ("Basic /w==", "no text"),
+        ("Basic !!!", "not base64"),
+        ("Basic /w==", "not UTF-8"),
         (encode_basic_auth(f"AC{_NO_SID}", "secret"), "an account that does not exist"),
         (encode_basic_auth(f"SK{_NO_SID}", "secret"), "a key that does not exist"),
         ("own sid, empty token", "an empty token"),
@@ -161,7 +161,7 @@ async def test_refusals(stage: Stage, case: Case) -> None:
         ("own sid, secret of a key", "a key's secret is not the account's"),
     ],
 )
-async def test_bad_credentials(stage: Stage, header: str | None, reason: str) -> None:
+async def test_bad_credentials_are_refused(stage: Stage, header: str | None, reason: str) -> None:
     key = stage.twin.add_key(stage.account)
     ours = {
         "own sid, empty token": encode_basic_auth(stage.account.sid, ""),
@@ -175,15 +175,15 @@ async def test_bad_credentials(stage: Stage, header: str | None, reason: str) ->
     assert reply.document["message"] == "Authenticate"
 
 
-async def test_a_suspended_subaccount_is_seen_by_its_parent(stage: Stage) -> None:
+async def test_parent_account_sees_that_its_subaccount_is_suspended(stage: Stage) -> None:
     sub = stage.twin.add_account(parent=stage.account)
     sub.own_status = "suspended"
     assert (await stage.client().api.v2010.accounts(sub.sid).fetch_async()).status == "suspended"
     reply = await stage.call("GET", f"/2010-04-01/Accounts/{sub.sid}/IncomingPhoneNumbers.json")
-    assert reply.status == 401, "its numbers are out of reach even for the parent"
+    assert reply.status == 401, "even the parent cannot read its numbers"
 
 
-async def test_the_sdk_raises_what_it_raises_for_twilio(stage: Stage) -> None:
+async def test_sdk_raises_what_it_raises_for_twilio(stage: Stage) -> None:
     client = sdk_client(stage.session, stage.url, stage.account.sid, "wrong")
     with pytest.raises(TwilioRestException) as fetch:
         await client.incoming_phone_numbers(stage.numbers[0].sid).fetch_async()
@@ -197,7 +197,7 @@ async def test_the_sdk_raises_what_it_raises_for_twilio(stage: Stage) -> None:
     ("retry_after", "header", "reason"),
     [(None, None, "Twilio does not promise the header"), (3, "3", "but may send it")],
 )
-async def test_more_requests_than_an_account_may_have_in_flight(
+async def test_requests_beyond_the_concurrency_are_refused(
     stage: Stage, retry_after: int | None, header: str | None, reason: str
 ) -> None:
     stage.account.concurrency = 1
@@ -211,11 +211,11 @@ async def test_more_requests_than_an_account_may_have_in_flight(
     assert refused.headers["Twilio-Concurrent-Requests"] == "1"
     assert refused.headers.get("Retry-After") == header, reason
 
-    stranger = stage.twin.add_account()
-    others = f"/2010-04-01/Accounts/{stranger.sid}.json"
-    reply = await stage.call("GET", others, auth=(stranger.sid, stranger.auth_token))
+    other = stage.twin.add_account()
+    others = f"/2010-04-01/Accounts/{other.sid}.json"
+    reply = await stage.call("GET", others, auth=(other.sid, other.auth_token))
     assert reply.status == 200, "the limit is the account's, not the twin's"
 
     hanging.cancel()
     await until(lambda: stage.account.in_flight == 0)
-    assert (await stage.call("GET", path)).status == 200, "who gives up frees the place"
+    assert (await stage.call("GET", path)).status == 200, "a caller that closes the connection frees its slot"

@@ -5,11 +5,11 @@ As a process: `python -m tests.twin --help`. In a test:
     twin = Twin()
     [account] = twin.seed(accounts=1, numbers=40)
     async with twin_server(twin) as url:
-        ...                                  # the twin object stays readable and writable meanwhile
+        ...                                  # the test can read and change the twin object meanwhile
 
 state     accounts, tokens, numbers, services; faults, journal (no I/O)
 api       Twilio's API as a function from a call to an answer; payloads, paging, refusals (no I/O)
-app       both over HTTP, and control, the API under /_twin/ that plays console, outage and phone
+app       both over HTTP, and control: the API under /_twin/ that stands for console, outages and phones
 inbound   which webhook is in force, and a signed message to it
 """
 

@@ -1,4 +1,4 @@
-"""`python -m tests.twin`: the twin as a process of its own."""
+"""Run the twin as a process: `python -m tests.twin`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("tests.twin")
 @click.option(
     "--state",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write SIDs, tokens and numbers to this file (JSON, mode 0600) before listening is announced.",
+    help="Write SIDs, tokens and numbers to this file (JSON, mode 0600) before printing that line.",
 )
 @click.option("--seed", type=int, help="Make SIDs and tokens repeatable. They are random otherwise.")
 @click.option(
@@ -37,7 +37,7 @@ log = logging.getLogger("tests.twin")
     help="Requests in flight per account before 429; 0 for no limit.",
 )
 @click.option("--latency", type=click.FloatRange(0), default=0.0, help="Seconds that every answer takes.")
-@click.option("-v", "--verbose", is_flag=True, help="Name every call on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every call.")
 def main(
     port: int,
     accounts: int,
@@ -48,11 +48,11 @@ def main(
     latency: float,
     verbose: bool,
 ) -> None:
-    """A stateful twin of Twilio's phone number and messaging APIs, on loopback.
+    """Run a stateful twin of Twilio's phone number and messaging APIs on loopback.
 
-    When it listens it prints one line of JSON on stdout: {"url", "account_sid", "state"}. Tokens never go
-    there: they are in the --state file, and in what the control API answers to whoever makes an account.
-    Everything else is said on stderr. SIGTERM or SIGINT ends it with status 0.
+    Once it listens it prints one line of JSON on stdout: {"url", "account_sid", "state"}. Tokens are never
+    printed: they are in the --state file, and in the control API's answer to the call that makes an account.
+    Logs go to stderr. SIGTERM or SIGINT ends it with status 0.
 
     \b
     Try it:
@@ -89,7 +89,7 @@ async def _serve(twin: Twin, accounts: list[Account], port: int, state: Path | N
 
 
 def _write_state(path: Path, url: str, accounts: list[Account]) -> None:
-    """`{"url", "account_sid", "auth_token", "phone_numbers", "accounts": [...]}`; the first account is on top."""
+    """Write `{"url", "account_sid", "auth_token", "phone_numbers", "accounts": [...]}`; the first account is on top."""
     every = [credentials_of(account) for account in accounts]
     document = {"url": url, **(every[0] if every else {}), "accounts": every}
     # A new file renamed into place: never readable by others, never half written.

@@ -1,8 +1,8 @@
 """Twilio's REST API as a function from a call to an answer. No I/O.
 
-`admit` says who may speak and for which account (401, 403, 404); `answer` does what is asked. Both raise
-Refusal where Twilio refuses. They are two steps because a refusal costs the account nothing, while an
-admitted call occupies one of its slots.
+`authorize` checks the credentials and their right to the account (401, 403, 404); `answer` does the rest. Both raise
+Refusal where Twilio refuses. They are two steps because a refused call takes none of the account's slots, while an
+authorized one does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.twin.state import Account, Number, Service, Twin
 
 
 class Target(NamedTuple):
-    """What a path names. `kind` is a word for the journal; "unknown" is answered 404."""
+    """What a path names. `kind` is its name in the journal; "unknown" is answered with 404."""
 
     kind: str
     account: str | None = None
@@ -43,6 +43,7 @@ _PATHS = tuple(
 
 
 def locate(path: str) -> Target:
+    """Find what a path names."""
     for kind, pattern in _PATHS:
         if match := pattern.fullmatch(path):
             return Target(kind, **match.groupdict())
@@ -76,10 +77,10 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def admit(twin: Twin, call: Call) -> Account:
-    """The account whose resources the call is about: the one in the path, else the one that logs in.
+def authorize(twin: Twin, call: Call) -> Account:
+    """Return the account whose resources the call is about: the one in the path, else the one that logs in.
 
-    Refusals: 401/20003, 401/20005 (or what the account is set to) when suspended, 403/20008, 404/20404.
+    Raises Refusal: 401/20003, 403/20008, 404/20404, and for a suspended account 401/20005 or what it is set to.
     """
     principal = twin.authenticate(call.username, call.password)
     if principal.account.test:
@@ -87,7 +88,7 @@ def admit(twin: Twin, call: Call) -> Account:
     principal.account.require_active()
     target = call.target
     if target.account is None:
-        # The messaging API has no account in its paths, and no parent reaches into a subaccount through it.
+        # The messaging API has no account in its paths: a parent account cannot see a subaccount through it.
         return principal.account
     account = twin.reach(principal, target.account, call.path)
     if target.kind == "account":
@@ -99,7 +100,7 @@ def admit(twin: Twin, call: Call) -> Account:
 
 
 def answer(twin: Twin, call: Call, account: Account) -> Answer:
-    """Does what an admitted call asks. Refusals: 400, 404/20404, 405/20004."""
+    """Execute an authorized call. Raises Refusal: 400, 404/20404, 405/20004."""
     methods = _HANDLERS.get(call.target.kind)
     if methods is None:
         raise Refusal(NOT_FOUND, path=call.path)
@@ -137,6 +138,7 @@ def _update_number(twin: Twin, call: Call, account: Account) -> Answer:
 
 
 def _receiver(twin: Twin, call: Call, account: Account) -> Account:
+    """Return the account to transfer the number to; `account` itself for no transfer."""
     sid = call.form.get("AccountSid")
     if not sid:
         return account

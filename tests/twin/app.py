@@ -1,4 +1,4 @@
-"""The twin over HTTP: one origin for api.twilio.com and messaging.twilio.com, and the control API beside them."""
+"""Serve the twin over HTTP: one origin for api.twilio.com, messaging.twilio.com and the control API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.twin import control, payloads
-from tests.twin.api import Answer, Call, admit, answer
+from tests.twin.api import Answer, Call, answer, authorize
 from tests.twin.faults import Action
 from tests.twin.journal import Entry, Violation, forbidden
 from tests.twin.refusals import Refusal, Row
@@ -30,11 +30,11 @@ LOOPBACK = "127.0.0.1"
 
 @asynccontextmanager
 async def twin_server(twin: Twin, port: int = 0) -> AsyncIterator[str]:
-    """Serves `twin` on loopback while the block runs; yields its base URL, such as http://127.0.0.1:40123."""
+    """Serve `twin` on loopback while the block runs. Yield its base URL, such as http://127.0.0.1:40123."""
     runner = web.AppRunner(
         create_app(twin),
         access_log=None,
-        # A caller that gives up frees its slot, and so does a hanging answer.
+        # A caller that closes the connection frees its slot, also when its answer hangs.
         handler_cancellation=True,
         shutdown_timeout=0.1,
     )
@@ -62,14 +62,14 @@ async def _outbound(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _api(request: web.Request) -> web.StreamResponse:
-    """One call of Twilio's API: who, then faults, then the answer; and a line in the journal whatever happens."""
+    """Answer one call of Twilio's API: credentials, faults, then the answer. Record it in the journal in any case."""
     began = perf_counter()
     twin = request.app[control.TWIN]
     call = await _read(request)
     refusal: Refusal | None = None
     account: Account | None = None
     try:
-        account = admit(twin, call)
+        account = authorize(twin, call)
     except Refusal as refused:
         refusal = refused
     rule = twin.faults.strike(call.method, call.path, _accounts(twin, call))
@@ -85,7 +85,7 @@ async def _api(request: web.Request) -> web.StreamResponse:
     except _NoAnswerError:
         response = web.Response()
     finally:
-        _note(twin, call, status)
+        _record(twin, call, status)
     return response
 
 
@@ -101,24 +101,24 @@ async def _respond(
     if twin.latency:
         await asyncio.sleep(twin.latency)
     if action is not None and not action.after and action.kind != "truncate":
-        disturbed = await _disturb(request, action, account, began)
-        if disturbed is not None:
-            return disturbed
+        faulty = await _apply_fault(request, action, account, began)
+        if faulty is not None:
+            return faulty
     if account is None:
-        raise refusal or AssertionError("neither admitted nor refused")
+        raise refusal or AssertionError("neither authorized nor refused")
     given = answer(twin, call, account)
     if action is not None and action.kind == "truncate":
         return await _truncate(request, given)
     if action is not None and action.after:
-        disturbed = await _disturb(request, action, account, began)
-        if disturbed is not None:
-            return disturbed
+        faulty = await _apply_fault(request, action, account, began)
+        if faulty is not None:
+            return faulty
     return _response(twin, given, account, began)
 
 
 async def _read(request: web.Request) -> Call:
     username, password = _credentials(request.headers.get("Authorization", ""))
-    # parse_qsl, because aiohttp's own parsing of queries and forms costs more than the rest of the call.
+    # parse_qsl: aiohttp's own parsing of queries and forms costs more than the rest of the call.
     form: dict[str, str] = {}
     if request.body_exists:
         body = await request.read()
@@ -148,11 +148,12 @@ def _credentials(header: str) -> tuple[str, str]:
 
 
 def _accounts(twin: Twin, call: Call) -> tuple[str | None, ...]:
+    """Return the SIDs of the account in the path and of the account that logs in."""
     key = twin.keys.get(call.username)
     return call.target.account, call.username if key is None else key.account.sid
 
 
-def _note(twin: Twin, call: Call, status: int | None) -> None:
+def _record(twin: Twin, call: Call, status: int | None) -> None:
     target, accounts = call.target, _accounts(twin, call)
     at, account = twin.clock(), accounts[0] or accounts[1] or None
     sid = target.number or target.service
@@ -197,11 +198,13 @@ def _refuse(twin: Twin, refusal: Refusal, account: Account | None, began: float)
 
 
 class _NoAnswerError(Exception):
-    """The connection is gone; there is nobody to answer."""
+    """The connection is closed: no answer can be sent."""
 
 
-async def _disturb(request: web.Request, action: Action, account: Account | None, began: float) -> web.Response | None:
-    """The fault's own answer, or None when the call goes on (it was only delayed)."""
+async def _apply_fault(
+    request: web.Request, action: Action, account: Account | None, began: float
+) -> web.Response | None:
+    """Apply a fault. Return its answer; None if the call goes on (it was only delayed)."""
     twin = request.app[control.TWIN]
     if action.kind == "delay":
         await asyncio.sleep(action.seconds)
@@ -226,15 +229,17 @@ async def _disturb(request: web.Request, action: Action, account: Account | None
 
 
 def _reset(request: web.Request) -> None:
+    """Reset the connection."""
     transport = request.transport
     if transport is None:
         return
-    # Lingering for zero seconds turns the close into a RST, which is what a crashed peer looks like.
+    # Lingering for zero seconds turns the close into a RST, as from a peer that crashed.
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 async def _truncate(request: web.Request, given: Answer) -> web.StreamResponse:
+    """Send half of the body, then close the connection."""
     response = web.StreamResponse(status=given.status, headers={"Content-Type": "application/json"})
     response.content_length = len(given.body)
     await response.prepare(request)

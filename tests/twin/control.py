@@ -1,8 +1,8 @@
-"""The control API under /_twin/: what Twilio's console, its outages and its customers' phones do to a number.
+"""The control API under /_twin/: changes made at Twilio's console, outages, and messages from phones.
 
 JSON in and out, no authentication (the twin listens on loopback only). Unknown fields are refused, so that a
-typo in a test is not silently nothing. Errors: 400, 404, 409 with `{"error": "..."}`. Tokens and secrets are
-answered only where they are made: seed, accounts, secondary token, keys.
+typo in a test does not pass unnoticed. Errors: 400, 404, 409 with `{"error": "..."}`. Only the calls that make a
+token or secret answer with it: seed, accounts, secondary token, keys.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AccountRefusal(_Body):
 
 
 class AccountChange(_Body):
-    """`refusal`: what a suspended or closed account is answered. `concurrency` null: no limit."""
+    """`refusal`: the error that a suspended or closed account receives. `concurrency` null: no limit."""
 
     status: Status | None = None
     refusal: AccountRefusal | None = None
@@ -115,7 +115,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def _guarded(handler: Handler) -> Handler:
-    """Answers what a caller got wrong with a sentence."""
+    """Turn errors of the caller into 400, 404 and 409 with a message."""
 
     @wraps(handler)
     async def guarded(request: web.Request) -> web.StreamResponse:
@@ -165,15 +165,15 @@ async def _overview(request: web.Request) -> web.Response:
 
 
 async def _seed(request: web.Request) -> web.Response:
-    wanted = await _body(request, Seed)
-    made = _twin(request).seed(wanted.accounts, wanted.numbers, wanted.first)
+    requested = await _body(request, Seed)
+    made = _twin(request).seed(requested.accounts, requested.numbers, requested.first)
     return web.json_response({"accounts": [credentials_of(account) for account in made]}, status=201)
 
 
 async def _add_account(request: web.Request) -> web.Response:
-    twin, wanted = _twin(request), await _body(request, NewAccount)
-    parent = None if wanted.parent is None else twin.account(wanted.parent)
-    account = twin.add_account(friendly_name=wanted.friendly_name, parent=parent, test=wanted.test)
+    twin, requested = _twin(request), await _body(request, NewAccount)
+    parent = None if requested.parent is None else twin.account(requested.parent)
+    account = twin.add_account(friendly_name=requested.friendly_name, parent=parent, test=requested.test)
     return web.json_response(credentials_of(account), status=201)
 
 
@@ -182,15 +182,15 @@ async def _read_account(request: web.Request) -> web.Response:
 
 
 async def _change_account(request: web.Request) -> web.Response:
-    account, wanted = _account(request), await _body(request, AccountChange)
-    if wanted.status is not None:
-        account.own_status = wanted.status
-    if wanted.refusal is not None:
-        account.inactive_row = Row(wanted.refusal.status, wanted.refusal.code, account.inactive_row.message)
-    if "concurrency" in wanted.model_fields_set:
-        account.concurrency = wanted.concurrency
-    if "retry_after" in wanted.model_fields_set:
-        account.retry_after = wanted.retry_after
+    account, requested = _account(request), await _body(request, AccountChange)
+    if requested.status is not None:
+        account.own_status = requested.status
+    if requested.refusal is not None:
+        account.inactive_row = Row(requested.refusal.status, requested.refusal.code, account.inactive_row.message)
+    if "concurrency" in requested.model_fields_set:
+        account.concurrency = requested.concurrency
+    if "retry_after" in requested.model_fields_set:
+        account.retry_after = requested.retry_after
     return web.json_response(_account_state(account))
 
 
@@ -210,14 +210,14 @@ async def _promote(request: web.Request) -> web.Response:
 
 
 async def _add_key(request: web.Request) -> web.Response:
-    wanted = await _body(request, NewKey)
-    key = _twin(request).add_key(_account(request), wanted.kind)
+    requested = await _body(request, NewKey)
+    key = _twin(request).add_key(_account(request), requested.kind)
     return web.json_response({"sid": key.sid, "secret": key.secret, "kind": key.kind}, status=201)
 
 
 async def _revoke_key(request: web.Request) -> web.Response:
     if _twin(request).keys.pop(request.match_info["key"], None) is None:
-        raise UnknownError("no such API key")
+        raise UnknownError("API key not found")
     return _done()
 
 
@@ -225,8 +225,8 @@ async def _revoke_key(request: web.Request) -> web.Response:
 
 
 async def _add_number(request: web.Request) -> web.Response:
-    twin, wanted = _twin(request), await _body(request, NewNumber)
-    number = twin.add_number(_account(request), wanted.phone_number, sms=wanted.sms, **wanted.given())
+    twin, requested = _twin(request), await _body(request, NewNumber)
+    number = twin.add_number(_account(request), requested.phone_number, sms=requested.sms, **requested.given())
     return web.json_response(number_state(twin, number), status=201)
 
 
@@ -246,8 +246,8 @@ async def _release_number(request: web.Request) -> web.Response:
 
 
 async def _add_service(request: web.Request) -> web.Response:
-    wanted = await _body(request, NewService)
-    service = _twin(request).add_service(_account(request), **wanted.model_dump())
+    requested = await _body(request, NewService)
+    service = _twin(request).add_service(_account(request), **requested.model_dump())
     return web.json_response(_service_state(service), status=201)
 
 
@@ -256,9 +256,9 @@ async def _read_service(request: web.Request) -> web.Response:
 
 
 async def _change_service(request: web.Request) -> web.Response:
-    service, wanted = _service(request), await _body(request, NewService)
-    for name in wanted.model_fields_set:
-        setattr(service, name, getattr(wanted, name))
+    service, requested = _service(request), await _body(request, NewService)
+    for name in requested.model_fields_set:
+        setattr(service, name, getattr(requested, name))
     return web.json_response(_service_state(service))
 
 
@@ -276,9 +276,9 @@ async def _leave_service(request: web.Request) -> web.Response:
 
 
 async def _add_application(request: web.Request) -> web.Response:
-    wanted = await _body(request, NewApplication)
+    requested = await _body(request, NewApplication)
     application = _twin(request).add_application(
-        _account(request), sms_url=wanted.sms_url, sms_method=wanted.sms_method
+        _account(request), sms_url=requested.sms_url, sms_method=requested.sms_method
     )
     return web.json_response(asdict(application), status=201)
 
@@ -286,9 +286,9 @@ async def _add_application(request: web.Request) -> web.Response:
 async def _change_application(request: web.Request) -> web.Response:
     account, sid = _account(request), request.match_info["application"]
     if sid not in account.applications:
-        raise UnknownError(f"no application {sid}")
-    wanted = await _body(request, NewApplication)
-    changed: Application = replace(account.applications[sid], **wanted.model_dump())
+        raise UnknownError(f"application {sid} not found")
+    requested = await _body(request, NewApplication)
+    changed: Application = replace(account.applications[sid], **requested.model_dump())
     account.applications[sid] = changed
     return web.json_response(asdict(changed))
 
@@ -297,8 +297,8 @@ async def _change_application(request: web.Request) -> web.Response:
 
 
 async def _add_fault(request: web.Request) -> web.Response:
-    wanted = await _body(request, NewFault)
-    rule = _twin(request).faults.add(wanted.match, wanted.action)
+    requested = await _body(request, NewFault)
+    rule = _twin(request).faults.add(requested.match, requested.action)
     return web.json_response(_rule_state(rule), status=201)
 
 
@@ -315,17 +315,21 @@ async def _remove_fault(request: web.Request) -> web.Response:
     try:
         _twin(request).faults.remove(int(request.match_info["fault"]))
     except KeyError:
-        raise UnknownError("no such fault") from None
+        raise UnknownError("fault not found") from None
     return _done()
 
 
 async def _read_journal(request: web.Request) -> web.Response:
-    """Entries, oldest first; any of ?account=, ?kind=, ?method=, ?sid= narrows them (not the counts)."""
-    journal, wanted = _twin(request).journal, request.query
+    """List entries, the oldest first; ?account=, ?kind=, ?method=, ?sid= filter them (not the counts)."""
+    journal, requested = _twin(request).journal, request.query
     entries = [
         asdict(entry)
         for entry in journal.entries
-        if all(getattr(entry, name) == wanted[name] for name in ("account", "kind", "method", "sid") if name in wanted)
+        if all(
+            getattr(entry, name) == requested[name]
+            for name in ("account", "kind", "method", "sid")
+            if name in requested
+        )
     ]
     return web.json_response({"entries": entries, "counts": dict(journal.counts)})
 
@@ -339,8 +343,8 @@ async def _read_violations(request: web.Request) -> web.Response:
     return web.json_response({"violations": [asdict(one) for one in _twin(request).journal.violations]})
 
 
-async def _forgive(request: web.Request) -> web.Response:
-    _twin(request).journal.forgive()
+async def _reset_violations(request: web.Request) -> web.Response:
+    _twin(request).journal.reset_violations()
     return _done()
 
 
@@ -351,16 +355,16 @@ async def _inbound(request: web.Request) -> web.Response:
     return web.json_response({"outcome": type(outcome).__name__.lower(), **asdict(outcome)})
 
 
-async def _nothing(request: web.Request) -> web.Response:
-    # Without this a typo would be taken for a call of Twilio's API, and stand in the journal.
-    raise UnknownError(f"no such control call: {request.method} {request.path}")
+async def _unknown(request: web.Request) -> web.Response:
+    # Without this a typo would be answered as a call of Twilio's API and recorded in the journal.
+    raise UnknownError(f"unknown control call: {request.method} {request.path}")
 
 
 # -- shapes --------------------------------------------------------------------------------------------------
 
 
 def credentials_of(account: Account) -> dict[str, object]:
-    """The one shape with a token in it, for the caller who had the account made."""
+    """Return SID, token and numbers of an account, for the caller that makes it. Nothing else contains the token."""
     return {
         "account_sid": account.sid,
         "auth_token": account.auth_token,
@@ -369,7 +373,7 @@ def credentials_of(account: Account) -> dict[str, object]:
 
 
 def number_state(twin: Twin, number: Number) -> dict[str, object]:
-    """All there is to know of a number; `route` is where an inbound SMS would go, or why nowhere."""
+    """Return everything about a number; `route` is where an inbound SMS would go, or why it would be dropped."""
     return {
         "sid": number.sid,
         "account_sid": number.account_sid,
@@ -452,8 +456,8 @@ ROUTES = [
         ("GET", "/_twin/journal", _read_journal),
         ("DELETE", "/_twin/journal", _reset_journal),
         ("GET", "/_twin/violations", _read_violations),
-        ("DELETE", "/_twin/violations", _forgive),
+        ("DELETE", "/_twin/violations", _reset_violations),
         ("POST", "/_twin/inbound", _inbound),
-        ("*", "/_twin/{path:.*}", _nothing),
+        ("*", "/_twin/{path:.*}", _unknown),
     )
 ]

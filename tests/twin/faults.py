@@ -1,4 +1,4 @@
-"""Faults on demand: which calls are hit, and what happens to them. No I/O."""
+"""Faults on demand: rules that say which calls are hit and what happens to them. No I/O."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _compiles(pattern: str) -> str:
 
 
 class Match(BaseModel):
-    """Which calls a rule hits; what is left out matches everything.
+    """Which calls a rule hits; a field that is left out matches everything.
 
-    `path` is a regular expression searched in the path (no query). `account` is the SID in the path, or the
-    one that logs in. Of the calls that match, the `nth` (from 1) is the first to be hit, then `count` in all.
+    `path` is a regular expression searched in the path (no query). `account` is the SID in the path, or the one
+    that logs in. Of the calls that match, the `nth` (from 1) is the first to be hit; `count` are hit in all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,10 +38,10 @@ class Match(BaseModel):
 class Action(BaseModel):
     """What happens to a call that is hit.
 
-    status: answer with `status` and Twilio's `code` (default 20000 + status), as RFC 9457 if `problem`;
-    reset: the connection is reset; hang: no answer, ever; delay: `seconds` late; truncate: half of the real
-    body, then the end; html: a page of HTML with `status`; html200: with 200. With `after` the call takes effect
-    first, and only the answer is lost (truncate is always so).
+    status: an error with `status` and Twilio's `code` (default 20000 + status), as RFC 9457 if `problem`; reset:
+    the connection is reset; hang: no answer, ever; delay: the answer is `seconds` late; truncate: half of the real
+    body, then the connection is closed; html: an HTML page with `status`; html200: one with 200. With `after` the
+    call takes effect first and only the answer is lost (for truncate always).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +57,7 @@ class Action(BaseModel):
 
 @dataclass(slots=True, eq=False)
 class Rule:
-    """A match, an action, and how often it saw and hit a call."""
+    """A match and an action; how many calls it has matched (`seen`) and hit."""
 
     id: int
     match: Match
@@ -65,7 +65,8 @@ class Rule:
     seen: int = 0
     hit: int = 0
 
-    def covers(self, method: str, path: str, accounts: Collection[str | None]) -> bool:
+    def matches(self, method: str, path: str, accounts: Collection[str | None]) -> bool:
+        """Return whether the call matches, before `nth` and `count`."""
         match = self.match
         return (
             (match.method is None or match.method == method)
@@ -73,8 +74,8 @@ class Rule:
             and (match.path is None or re.search(match.path, path) is not None)
         )
 
-    def strikes(self) -> bool:
-        """Counts one call that is covered; True if this one is hit."""
+    def count_call(self) -> bool:
+        """Count one call that matches. Return whether it is hit."""
         self.seen += 1
         match = self.match
         if self.seen < match.nth or (match.count is not None and self.hit >= match.count):
@@ -84,7 +85,7 @@ class Rule:
 
 
 class Faults:
-    """The rules in force, oldest first; the first that strikes decides."""
+    """The current rules, the oldest first; the first that hits a call decides."""
 
     def __init__(self) -> None:
         self.rules: dict[int, Rule] = {}
@@ -96,14 +97,14 @@ class Faults:
         return rule
 
     def remove(self, rule_id: int) -> None:
-        """KeyError when there is no such rule."""
+        """Remove a rule; KeyError if there is none with this id."""
         del self.rules[rule_id]
 
     def clear(self) -> None:
         self.rules.clear()
 
     def strike(self, method: str, path: str, accounts: Collection[str | None]) -> Rule | None:
-        """The rule that hits this call, which is counted."""
+        """Count a call. Return the rule that hits it, None if none does."""
         return next(
-            (rule for rule in self.rules.values() if rule.covers(method, path, accounts) and rule.strikes()), None
+            (rule for rule in self.rules.values() if rule.matches(method, path, accounts) and rule.count_call()), None
         )

@@ -1,7 +1,7 @@
-"""An SMS arrives: which webhook is in force, what is sent there, and how it is signed.
+"""Inbound SMS: find the effective webhook, send the message there, and sign it.
 
-Deciding and signing are pure; only `deliver` talks to the network. Not reproduced: the fallback URL, redirects,
-and the retries that a `#rc=` fragment asks for.
+Routing and signing are pure; only `deliver` does I/O. Not reproduced: the fallback URL, redirects, and the retries
+that a `#rc=` fragment configures.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from yarl import URL
 
 from tests.twin.state import DEMO_URL, Account, Number, Twin
 
-PATIENCE_SECONDS = 15.0  # what Twilio grants a webhook
+WEBHOOK_TIMEOUT_SECONDS = 15.0  # Twilio's own
 LONGEST_BODY = 64 * 1024
 
 
 class Message(BaseModel):
-    """`{"to", "from", "body"}`: an SMS on its way to one of the twin's numbers."""
+    """`{"to", "from", "body"}`: an SMS to one of the twin's numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -35,7 +35,7 @@ class Message(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The webhook in force, and who decides it."""
+    """The effective webhook, and what it comes from."""
 
     via: Literal["application", "service", "number"]
     url: str
@@ -45,14 +45,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Nobody is told of the message."""
+    """The message is sent nowhere."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What the webhook answered."""
+    """The message was sent; the webhook's answer."""
 
     via: str
     url: str
@@ -64,7 +64,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The webhook gave no HTTP answer."""
+    """The message was sent, and the webhook gave no HTTP answer."""
 
     via: str
     url: str
@@ -74,7 +74,10 @@ class Failed:
 
 
 def route(twin: Twin, number: Number) -> Route | Dropped:
-    """Application, then messaging service (unless it leaves it to the number), then the number's own SmsUrl."""
+    """Find the effective webhook: the application's, else the messaging service's, else the number's own.
+
+    A service with `use_inbound_webhook_on_number` leaves messages to the number.
+    """
     account = twin.accounts[number.account_sid]
     if account.status != "active":
         return Dropped(f"the account is {account.status}")
@@ -96,8 +99,8 @@ def route(twin: Twin, number: Number) -> Route | Dropped:
     return Route("number", number.settings["sms_url"], number.settings["sms_method"], number.service_sid)
 
 
-def parameters(twin: Twin, account: Account, message: Message, way: Route) -> dict[str, str]:
-    """The form that Twilio sends for a plain text message."""
+def parameters(twin: Twin, account: Account, message: Message, webhook: Route) -> dict[str, str]:
+    """Return the form that Twilio sends for a plain text message."""
     sid = twin.new_sid("SM")
     form = {
         "MessageSid": sid,
@@ -112,55 +115,55 @@ def parameters(twin: Twin, account: Account, message: Message, way: Route) -> di
         "SmsStatus": "received",
         "ApiVersion": "2010-04-01",
     }
-    return form if way.service_sid is None else {**form, "MessagingServiceSid": way.service_sid}
+    return form if webhook.service_sid is None else {**form, "MessagingServiceSid": webhook.service_sid}
 
 
 def signature(token: str, url: str, form: Mapping[str, str]) -> str:
-    """X-Twilio-Signature: base64(HMAC-SHA1(token, url + sorted names and values))."""
+    """Return X-Twilio-Signature: base64(HMAC-SHA1(token, url + sorted names and values))."""
     signed = url + "".join(name + form[name] for name in sorted(form))
     return base64.b64encode(hmac.digest(token.encode(), signed.encode(), "sha1")).decode()
 
 
 def wire_url(url: str) -> str:
-    """Without the fragment: connection overrides (`#rc=2`) are for Twilio, not for the webhook."""
+    """Return the URL without its fragment: connection overrides (`#rc=2`) are for Twilio, not for the webhook."""
     return urlsplit(url)._replace(fragment="").geturl()
 
 
 async def deliver(session: aiohttp.ClientSession, twin: Twin, message: Message) -> Delivered | Failed | Dropped:
-    """Sends one signed message to the webhook in force. Never raises for what the webhook does."""
+    """Send one signed message to the effective webhook. Errors of the webhook are returned, never raised."""
     number = twin.numbers.get(message.to)
     if number is None:
-        return Dropped("no such number")
-    way = route(twin, number)
-    if isinstance(way, Dropped):
-        return way
-    if way.url == DEMO_URL:
-        return Dropped("Twilio's demo webhook would answer, and it is not part of the twin")
+        return Dropped("number not found")
+    webhook = route(twin, number)
+    if isinstance(webhook, Dropped):
+        return webhook
+    if webhook.url == DEMO_URL:
+        return Dropped("Twilio's demo webhook is not part of the twin")
     account = twin.accounts[number.account_sid]
-    form = parameters(twin, account, message, way)
-    url = wire_url(way.url)
-    if way.method == "GET":
+    form = parameters(twin, account, message, webhook)
+    url = wire_url(webhook.url)
+    if webhook.method == "GET":
         url = f"{url}{'&' if urlsplit(url).query else '?'}{urlencode(form)}"
-    sent: dict[str, str] = {} if way.method == "GET" else form
+    sent: dict[str, str] = {} if webhook.method == "GET" else form
     headers = {
         "User-Agent": "TwilioProxy/1.1",
         "I-Twilio-Idempotency-Token": twin.new_sid(""),
-        # The webhook sees user:password as a header, never in its URL, so it cannot be part of what is signed.
+        # The webhook sees user:password as a header, never in its URL, so they are not signed.
         "X-Twilio-Signature": signature(account.auth_token, _without_userinfo(url), sent),
     }
     try:
         async with session.request(
-            way.method,
+            webhook.method,
             URL(url, encoded=True),
             data=sent or None,
             headers=headers,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=WEBHOOK_TIMEOUT_SECONDS),
         ) as response:
             body = (await response.content.read(LONGEST_BODY)).decode(errors="replace")
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return Failed(way.via, way.url, way.method, form["MessageSid"], type(error).__name__)
-    return Delivered(way.via, way.url, way.method, form["MessageSid"], response.status, body)
+        return Failed(webhook.via, webhook.url, webhook.method, form["MessageSid"], type(error).__name__)
+    return Delivered(webhook.via, webhook.url, webhook.method, form["MessageSid"], response.status, body)
 
 
 def _without_userinfo(url: str) -> str:

@@ -1,6 +1,6 @@
-"""What was asked of the twin, and what should never have been asked. No I/O.
+"""The journal: the calls that the twin received, and those that the product promises never to make. No I/O.
 
-Parameters are kept by name; only SmsUrl and SmsMethod keep their values, because a test asks what was written.
+Only the names of parameters are recorded, but for SmsUrl and SmsMethod, whose values tests check.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WRITABLE = frozenset({"SmsUrl", "SmsMethod"})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One API call. `status` is None when no whole answer was given (reset, hang, truncate)."""
+    """One API call. `status` is None if no complete answer was sent (reset, hang, truncate)."""
 
     at: float
     account: str | None
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A call that the product promises never to make; refused ones count too."""
+    """A call that the product promises never to make; calls that the twin refused count too."""
 
     at: float
     account: str | None
@@ -42,7 +42,7 @@ class Violation:
 class Journal:
     """The newest calls, counters over all of them (by "METHOD kind"), and the violations.
 
-    Violations outlive `reset`, which a test may call at any time; `forgive` is the word for those.
+    `reset`, which a test may call at any time, keeps the violations; `reset_violations` removes them.
     """
 
     def __init__(self, capacity: int = 100_000) -> None:
@@ -58,12 +58,12 @@ class Journal:
         self.entries.clear()
         self.counts.clear()
 
-    def forgive(self) -> None:
+    def reset_violations(self) -> None:
         self.violations.clear()
 
 
 def forbidden(method: str, kind: str, form: Mapping[str, str]) -> str | None:
-    """Why this call breaks the promise "two fields only, no release, no transfer"; None if it keeps it."""
+    """Return how the call breaks the promise "two fields only, no release, no transfer"; None if it keeps it."""
     if method in {"GET", "HEAD", "OPTIONS"}:
         return None
     if method != "POST" or kind != "number":

@@ -1,7 +1,7 @@
 """Twilio's pages: PageSize, Page and an opaque PageToken. No I/O.
 
-A token names the neighbour ("after this one", "before that one"), not an offset, so that a reader who turns
-pages while numbers come and go neither skips nor repeats one.
+A token names a neighbour ("after this one", "before that one") and not an offset, so that a reader neither skips nor
+repeats a number when others are added or removed between two pages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"P([AB])([0-9a-f]{1,16})")
 
 
 class Ordered(Protocol):
-    """What can be paged: `ordinal` is unique and grows with creation."""
+    """An item that can be paged: `ordinal` is unique and grows with creation."""
 
     @property
     def ordinal(self) -> int: ...
@@ -33,7 +33,7 @@ T = TypeVar("T", bound=Ordered)
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page; `this`, `first`, `previous` and `next` are query strings, None where there is no such page."""
+    """One page; `this`, `first`, `previous` and `next` are query strings, None for a page that does not exist."""
 
     items: Sequence[T]
     number: int
@@ -50,9 +50,9 @@ class Page(Generic[T]):
 
 
 def cut(items: Sequence[T], query: Mapping[str, str], filters: Sequence[str] = ()) -> Page[T]:
-    """The page of `items` (sorted by ordinal) that `query` asks for; links repeat the `filters` it carries.
+    """Return the page of `items` (sorted by ordinal) that `query` selects; links repeat its `filters`.
 
-    PageSize above 1,000 means 1,000. A size, page or token that is none: Refusal 400/20001.
+    PageSize above 1,000 means 1,000. An invalid size, page or token raises Refusal 400/20001.
     """
     size = min(_positive(query, "PageSize", DEFAULT_SIZE, least=1), LARGEST_SIZE)
     number = _positive(query, "Page", 0, least=0)

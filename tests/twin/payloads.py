@@ -17,7 +17,7 @@ from tests.twin.state import Account, Number, Service
 API = "/2010-04-01"
 
 
-# Made once: json.dumps builds an encoder for every call that is not all defaults.
+# Made once: json.dumps makes a new encoder for every call with other than default arguments.
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -26,7 +26,7 @@ def encode(document: object) -> bytes:
 
 
 def error(refusal: Refusal) -> bytes:
-    """`{"code", "message", "more_info", "status"}`."""
+    """Return `{"code", "message", "more_info", "status"}`."""
     return encode(
         {
             "code": refusal.code,
@@ -38,7 +38,7 @@ def error(refusal: Refusal) -> bytes:
 
 
 def problem(refusal: Refusal) -> bytes:
-    """The same as RFC 9457, which some of Twilio's services answer instead."""
+    """Return the error as RFC 9457 has it, which some of Twilio's services use instead."""
     return encode(
         {
             "type": f"https://www.twilio.com/docs/errors/{refusal.code}",
@@ -50,7 +50,7 @@ def problem(refusal: Refusal) -> bytes:
 
 
 def account(one: Account) -> bytes:
-    """As the real one: `auth_token` included."""
+    """Return an account as Twilio does, `auth_token` included."""
     uri = f"{API}/Accounts/{one.sid}"
     return encode(
         {
@@ -69,10 +69,10 @@ def account(one: Account) -> bytes:
 
 
 def number(one: Number) -> bytes:
-    """Kept until the number changes. Empty fields are a mix of "" and null, as Twilio's are."""
+    """Return a number, cached until it changes. Empty fields are a mix of "" and null, as at Twilio."""
     if one.rendered is None:
         uri = f"{API}/Accounts/{one.account_sid}/IncomingPhoneNumbers/{one.sid}"
-        # Which of the two a field gets differs from field to field and from number to number.
+        # Which of the two differs from field to field and from number to number.
         mix = int(one.sid[-1], 16)
         settings = {
             name: value or (None if (mix + place) % 2 else "")
@@ -110,7 +110,7 @@ def number(one: Number) -> bytes:
 
 
 def numbers(page: Page[Number], path: str) -> bytes:
-    """A page of the 2010 API: all URIs relative."""
+    """Return a page of the 2010 API: all URIs are relative."""
     keys = {
         "end": page.end,
         "first_page_uri": f"{path}?{page.first}",
@@ -199,7 +199,7 @@ def _messaging_page(
 
 
 def _with_list(keys: dict[str, object], name: str, encoded: Iterable[bytes]) -> bytes:
-    # The items are JSON already; decoding them to encode them again is what a page of 1,000 cannot afford.
+    # The items are JSON already: decoding and encoding them again would be too slow for a page of 1,000.
     return b'%s,"%s":[%s]}' % (encode(keys)[:-1], name.encode(), b",".join(encoded))
 
 

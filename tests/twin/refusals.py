@@ -1,6 +1,6 @@
-"""Every "no" the twin can say, as Twilio says it: HTTP status, error code, sentence.
+"""Twilio's errors as the twin answers them: HTTP status, error code, message. No I/O.
 
-Source: notes on Twilio's errors; messages follow Twilio's own wording where it is public. No I/O.
+Messages follow Twilio's own wording where it is public.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NO_SMS = Row(400, 21407, "This phone number type does not support SMS")
 
 
 class Refusal(Exception):
-    """Twilio's answer is this error. Carries no secret: only the row and what fills its sentence."""
+    """Twilio answers with this error. It contains no secret: only the row and the fields of its message."""
 
-    def __init__(self, row: Row, **words: str) -> None:
+    def __init__(self, row: Row, **fields: str) -> None:
         self.status = row.status
         self.code = row.code
-        self.message = row.message.format(**words)
+        self.message = row.message.format(**fields)
         super().__init__(f"{self.status}/{self.code} {self.message}")

@@ -1,4 +1,4 @@
-"""A twin on a stage for tests: served, seeded, and reached through Twilio's own SDK, raw HTTP and the control API."""
+"""A twin set up for a test: served, seeded, and called through Twilio's own SDK, raw HTTP and the control API."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Reply(NamedTuple):
 class Transport:
     """The SDK's HTTP client, with Twilio's hosts mapped to the twin's.
 
-    It does not derive from the SDK's AsyncTwilioHttpClient, which ignores its time-out and uses what aiohttp
-    3.14 deprecates; `is_async` and `request` are all that the SDK asks of a client.
+    It does not derive from the SDK's AsyncTwilioHttpClient, which ignores its timeout and uses what aiohttp
+    3.14 deprecates; `is_async` and `request` are all that the SDK needs.
     """
 
     is_async = True
@@ -66,7 +66,7 @@ class Transport:
 def sdk_client(
     session: aiohttp.ClientSession, url: str, username: str, password: str, account_sid: str | None = None
 ) -> Client:
-    """Twilio's Client against the twin. `account_sid` is whose resources, when it is not who logs in."""
+    """Return Twilio's Client for the twin. `account_sid` is the account to use, if not the one that logs in."""
     return Client(
         username,
         password,
@@ -92,7 +92,7 @@ class Stage:
 
     @property
     def path(self) -> str:
-        """Of the account's resources in the 2010 API."""
+        """Return the path of the account's resources in the 2010 API."""
         return f"/2010-04-01/Accounts/{self.account.sid}"
 
     def client(self, account_sid: str | None = None) -> Client:
@@ -107,13 +107,13 @@ class Stage:
         auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """A raw call of Twilio's API; as the account itself unless `auth` or `headers` say otherwise."""
+        """Make a raw call of Twilio's API, as the account itself unless `auth` or `headers` are given."""
         username, password = auth or (self.account.sid, self.account.auth_token)
         sent = headers if headers is not None else {"Authorization": encode_basic_auth(username, password)}
         return await self._send(method, path, data=form, headers=sent)
 
     async def control(self, method: str, path: str, body: object = None) -> Reply:
-        """A call of the control API; `path` is what follows /_twin."""
+        """Call the control API; `path` is the part after /_twin."""
         return await self._send(method, f"/_twin{path}", json=body)
 
     async def _send(self, method: str, path: str, **content: Any) -> Reply:
@@ -124,7 +124,7 @@ class Stage:
 
 @asynccontextmanager
 async def open_stage(twin: Twin | None = None, numbers: int = 7) -> AsyncIterator[Stage]:
-    """Serves `twin` (a fresh one by default) with one account of `numbers` numbers more."""
+    """Serve `twin` (a new one by default) with one more account, of `numbers` numbers."""
     twin = twin or Twin()
     [account] = twin.seed(accounts=1, numbers=numbers)
     async with twin_server(twin) as url, aiohttp.ClientSession() as session:
@@ -132,7 +132,7 @@ async def open_stage(twin: Twin | None = None, numbers: int = 7) -> AsyncIterato
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop turn until `condition` holds; TimeoutError after ten seconds."""
+    """Let other tasks run until `condition` holds; TimeoutError after ten seconds."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (state without an event; a turn is all it needs)
+        while not condition():  # noqa: ASYNC110 (there is no event for this state)
             await asyncio.sleep(0)

@@ -1,6 +1,6 @@
-"""What Twilio remembers: accounts, tokens, keys, numbers, services, applications. No I/O.
+"""Twilio's state: accounts, tokens, keys, numbers, services, applications. No I/O.
 
-Tokens and secrets are kept out of every repr.
+No repr contains a token or secret.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ _E164 = re.compile(r"\+[1-9][0-9]{1,14}")
 
 
 class UnknownError(LookupError):
-    """The control API named something that the twin does not have."""
+    """A call of the control API names something that does not exist."""
 
 
 class ConflictError(ValueError):
-    """The control API asked for something that cannot be, such as one number twice."""
+    """A call of the control API is impossible, such as adding one number twice."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,11 +82,11 @@ class Number:
     settings: dict[str, str]
     updated: datetime
     service_sid: str | None = None
-    # The JSON of the last answer, until something changes: a page of 1,000 is then a join.
+    # The JSON of the last answer, until something changes: then a page of 1,000 is only a join.
     rendered: bytes | None = None
 
     def change(self, settings: Mapping[str, str], now: datetime) -> None:
-        """Sets fields by their snake_case name, without asking whether Twilio would allow it."""
+        """Set fields by their snake_case name, without Twilio's checks."""
         self.settings.update(settings)
         self.updated = now
         self.rendered = None
@@ -120,11 +120,10 @@ class NumberBook:
         del self._phones[bisect_left(self._phones, number.phone_number)]
 
     def matching(self, pattern: str) -> Sequence[Number]:
-        """Numbers that contain `pattern`, where `*` stands for one digit; all for "".
+        """Return the numbers that contain `pattern`, where `*` stands for one digit; all numbers for "".
 
-        Twilio matches partially even when the filter is a whole E.164 number. A "+" only ever comes first,
-        so a filter that starts with it is a prefix, and a sorted list answers it without a scan. Everything
-        else is scanned.
+        Twilio matches partially even when the filter is a whole E.164 number. A "+" can only come first: a filter
+        that starts with it is a prefix, which a sorted list finds without a scan. All others are scanned for.
         """
         if not pattern:
             return self._ordered
@@ -143,7 +142,7 @@ class NumberBook:
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """A Messaging Service; `inbound_request_url` None (or "") drops what arrives, unless the number decides."""
+    """A Messaging Service. With `inbound_request_url` None or "" messages are dropped, unless left to the number."""
 
     sid: str
     account_sid: str
@@ -158,7 +157,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A TwiML application: on a number it wins over the number's own URLs."""
+    """A TwiML application: set on a number, it overrides the number's own URLs."""
 
     sid: str
     account_sid: str
@@ -168,7 +167,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key: logs in for one account, and for no other, not even a subaccount."""
+    """An API key: gives access to one account only, not even to its subaccounts."""
 
     sid: str
     account: Account
@@ -178,7 +177,7 @@ class ApiKey:
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """An account or subaccount. `concurrency` is how many requests Twilio takes at a time, None for any."""
+    """An account or subaccount. `concurrency` is how many requests may be in flight, None for no limit."""
 
     sid: str
     friendly_name: str
@@ -198,25 +197,26 @@ class Account:
 
     @property
     def status(self) -> Status:
-        """A subaccount is never more alive than its parent."""
+        """Return the status; a subaccount of an account that is not active is not active either."""
         if self.own_status == "active" and self.parent is not None:
             return self.parent.status
         return self.own_status
 
     def accepts(self, token: str) -> bool:
+        """Return whether the token is one of the account's two."""
         given = token.encode()
         return compare_digest(given, self.auth_token.encode()) or (
             self.secondary_token is not None and compare_digest(given, self.secondary_token.encode())
         )
 
     def require_active(self) -> None:
-        """Refusal, by default 401/20005, when suspended or closed (Twilio's exact answer is not documented)."""
+        """Raise Refusal if suspended or closed: by default 401/20005 (Twilio's exact answer is not documented)."""
         if self.status != "active":
             raise Refusal(self.inactive_row)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """One request in flight; Refusal 429/20429 beyond the account's concurrency."""
+        """Count a request as in flight during the block; Refusal 429/20429 beyond the account's concurrency."""
         if self.concurrency is not None and self.in_flight >= self.concurrency:
             raise Refusal(TOO_MANY_REQUESTS)
         self.in_flight += 1
@@ -228,17 +228,17 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who logged in: an account, perhaps through one of its API keys."""
+    """The account that logged in, and the API key if it was one."""
 
     account: Account
     key: ApiKey | None = None
 
 
 class Twin:
-    """The whole of Twilio, as far as this product sees it.
+    """All of Twilio that this product uses.
 
-    `seed` makes SIDs and tokens repeatable; `concurrency` is what new accounts get; `latency` is how many
-    seconds every answer takes, without which requests in flight seldom meet.
+    `seed` makes SIDs and tokens repeatable; `concurrency` is the limit of new accounts; `latency` is the seconds that
+    every answer takes, without which few requests are in flight at the same time.
     """
 
     def __init__(
@@ -263,10 +263,10 @@ class Twin:
     def __repr__(self) -> str:
         return f"Twin({len(self.accounts)} accounts, {len(self.numbers)} numbers)"
 
-    # -- what the API needs ------------------------------------------------------------------------------
+    # -- for the API ------------------------------------------------------------------------------
 
     def authenticate(self, username: str, password: str) -> Principal:
-        """Refusal 401/20003 unless the SID and the token (either of two) or the key and its secret fit."""
+        """Check an account SID with either token, or a key with its secret; Refusal 401/20003 if they do not match."""
         key = self.keys.get(username)
         if key is not None and compare_digest(key.secret.encode(), password.encode()):
             return Principal(key.account, key)
@@ -276,10 +276,10 @@ class Twin:
         return Principal(account)
 
     def reach(self, principal: Principal, account_sid: str, path: str) -> Account:
-        """The account in a 2010 path, if `principal` may see it.
+        """Return the account in a 2010 path if `principal` has access: to its own, and with a token to its subaccounts.
 
-        Its own, or with the parent's token a subaccount. A relative that is out of reach (a key of the
-        parent, a subaccount looking up or sideways): Refusal 401/20003. A stranger: Refusal 404/20404.
+        Refusal 401/20003 for an account of the same family (a key of the parent, a subaccount for its parent or
+        sibling), 404/20404 for any other.
         """
         target = self.accounts.get(account_sid)
         own = principal.account
@@ -292,10 +292,10 @@ class Twin:
         return target
 
     def update(self, number: Number, form: Mapping[str, str]) -> None:
-        """A number's POST, without AccountSid: sets what is sent, clears what is sent empty, ignores the rest.
+        """Update a number from a form: set what is sent, clear what is sent empty, ignore AccountSid and the unknown.
 
-        Refusals: 21407 no SMS, 21402 a URL, 21403 a method, 21406 a fallback without SmsUrl. None changes
-        anything.
+        Raises Refusal and changes nothing: 21407 no SMS, 21402 invalid URL, 21403 invalid method, 21406 a fallback
+        URL without SmsUrl.
         """
         if not number.sms and any(value and name.startswith("Sms") for name, value in form.items()):
             raise Refusal(NO_SMS)
@@ -310,7 +310,7 @@ class Twin:
         if form.get("SmsUrl") == "" and form.get("SmsFallbackUrl", number.settings["sms_fallback_url"]):
             raise Refusal(FALLBACK_WITHOUT_URL)
         changed = {SETTINGS[name]: value for name, value in form.items() if name in SETTINGS}
-        # A method is never empty: cleared means the default.
+        # A method is never empty: clearing it sets the default.
         changed.update({name: "POST" for name, value in changed.items() if name.endswith("_method") and not value})
         number.change(changed, self.now())
 
@@ -326,7 +326,7 @@ class Twin:
         self.accounts[number.account_sid].numbers.remove(number)
         del self.numbers[number.phone_number]
 
-    # -- what only Twilio's console (here: the control API and tests) can do -------------------------------
+    # -- for the control API and tests: what Twilio's console can do -------------------------------
 
     def add_account(self, *, friendly_name: str = "", parent: Account | None = None, test: bool = False) -> Account:
         account = Account(
@@ -339,7 +339,7 @@ class Twin:
             concurrency=self.concurrency,
         )
         if parent is not None and parent.parent is not None:
-            raise ConflictError("a subaccount has no subaccounts")
+            raise ConflictError("a subaccount cannot have subaccounts")
         self.accounts[account.sid] = account
         return account
 
@@ -349,9 +349,9 @@ class Twin:
         return key
 
     def add_number(self, account: Account, phone_number: str, *, sms: bool = True, **settings: str) -> Number:
-        """A freshly bought number, with the demo webhook unless `settings` (snake_case) say otherwise."""
+        """Add a newly bought number, with the demo webhook unless `settings` (snake_case) name another."""
         if not _E164.fullmatch(phone_number):
-            raise ConflictError(f"{phone_number} is no E.164 number")
+            raise ConflictError(f"{phone_number} is not an E.164 number")
         if phone_number in self.numbers:
             raise ConflictError(f"{phone_number} belongs to {self.numbers[phone_number].account_sid}")
         now = self.now()
@@ -410,18 +410,18 @@ class Twin:
             number.service_sid = None
 
     def create_secondary_token(self, account: Account) -> str:
-        """A second live token; it replaces an earlier secondary."""
+        """Create a second valid token, which replaces an earlier secondary one."""
         account.secondary_token = self._new_secret()
         return account.secondary_token
 
     def promote(self, account: Account) -> None:
-        """The secondary becomes primary; the old primary is dead at once."""
+        """Make the secondary token the primary one; the old primary is invalid at once."""
         if account.secondary_token is None:
-            raise ConflictError("there is no secondary token to promote")
+            raise ConflictError("the account has no secondary token to promote")
         account.auth_token, account.secondary_token = account.secondary_token, None
 
     def seed(self, accounts: int = 1, numbers: int = 40, first: str | None = None) -> list[Account]:
-        """`accounts` accounts of `numbers` numbers each, counting up from `first` past what is taken."""
+        """Add accounts of `numbers` numbers each, counting up from `first` and skipping numbers that exist."""
         following = count(int((first or FIRST_NUMBER).removeprefix("+")))
         made = []
         for _ in range(accounts):
@@ -435,28 +435,28 @@ class Twin:
         return made
 
     def account(self, sid: str) -> Account:
-        """UnknownError when there is none."""
+        """Return an account by SID; UnknownError if there is none."""
         if sid not in self.accounts:
-            raise UnknownError(f"no account {sid}")
+            raise UnknownError(f"account {sid} not found")
         return self.accounts[sid]
 
     def number(self, name: str) -> Number:
-        """By E.164 or by PN SID. UnknownError when there is none."""
+        """Return a number by E.164 or PN SID; UnknownError if there is none."""
         if name in self.numbers:
             return self.numbers[name]
         for account in self.accounts.values():
             if name in account.numbers.by_sid:
                 return account.numbers.by_sid[name]
-        raise UnknownError(f"no number {name}")
+        raise UnknownError(f"number {name} not found")
 
     def service(self, sid: str) -> Service:
-        """UnknownError when there is none."""
+        """Return a messaging service by SID; UnknownError if there is none."""
         for account in self.accounts.values():
             if sid in account.services:
                 return account.services[sid]
-        raise UnknownError(f"no messaging service {sid}")
+        raise UnknownError(f"messaging service {sid} not found")
 
-    # -- chance and time -----------------------------------------------------------------------------------
+    # -- randomness and time -----------------------------------------------------------------------------------
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(int(self.clock()), UTC)
@@ -469,7 +469,7 @@ class Twin:
 
 
 def is_web_url(text: str) -> bool:
-    """Absolute http(s) with a host and no blanks. Unlike Twilio's, a loopback or private host will do."""
+    """Return whether this is an absolute http(s) URL without blanks. Unlike Twilio, accept loopback hosts."""
     if _BLANK.search(text):
         return False
     try:

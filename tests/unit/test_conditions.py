@@ -1,4 +1,4 @@
-"""Conditions: every reason's status keeps to the rules, moves its times rightly, and is told only once."""
+"""Conditions: the status of every reason keeps the rules, moves its times correctly, and is written only once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from smschannel.api.reasons import Reason
+from smschannel.api.reasons import Effective, Reason
 from smschannel.api.status import condition, reason_of
-from smschannel.core.conditions import next_status, still_trying, violations
+from smschannel.core.conditions import next_status, status_while_unavailable, violations
 from smschannel.core.plan import Verdict
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
+EARLIER = NOW - timedelta(minutes=1)
 STAMP, LATER_STAMP = "2026-01-02T03:04:05Z", "2026-01-02T03:05:05Z"
 URL = "https://sms.example.com/1"
 FRESH: dict[str, Any] = {"observedGeneration": -1}
@@ -23,13 +24,15 @@ WORKS = Verdict(Reason.Configured, "It works.", "PN1")
 Status = dict[str, Any]
 
 
-def told(verdict: Verdict, before: Status | None = None, *, generation: int = 1, now: datetime = NOW) -> Status:
-    return next_status(before or FRESH, verdict, generation=generation, webhook_url=URL, now=now)
+def report(
+    verdict: Verdict, before: Status | None = None, *, generation: int = 1, check_now: str = "", now: datetime = NOW
+) -> Status:
+    return next_status(before or FRESH, verdict, generation=generation, webhook_url=URL, check_now=check_now, now=now)
 
 
 def of(reason: Reason) -> Verdict:
     effective = {Reason.WebhookForeign, Reason.WebhookDrifted, Reason.WebhookOverridden}
-    return Verdict(reason, "As it is.", effective="UrlMismatch" if reason in effective else "")
+    return Verdict(reason, "As it is.", effective=Effective.URL_MISMATCH if reason in effective else None)
 
 
 def kinds(status: Status) -> dict[str, str]:
@@ -42,7 +45,7 @@ def part(status: Status, kind: str) -> dict[str, Any]:
     return dict(found)
 
 
-CONFIGURED = told(WORKS)
+CONFIGURED = report(WORKS)
 
 
 # The rules
@@ -55,12 +58,12 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
 @pytest.mark.parametrize(
     ("before", "after", "broken", "reason"),
     [
-        ([], [a_condition("Ready")], [], "a lone Ready is a right status"),
+        ([], [a_condition("Ready")], [], "Ready alone is a correct status"),
         (
             [],
             [a_condition("Ready", reason="TokenRejected"), a_condition("Stalled")],
             [],
-            "a rejected token is the one thing that stalls a channel that works",
+            "a rejected token is the only thing that stalls a channel that works",
         ),
         (
             [a_condition("Ready")],
@@ -68,7 +71,7 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             [],
             "status and time moved together",
         ),
-        ([], [], ["Ready is missing"], "whoever waits for Ready would wait for ever"),
+        ([], [], ["Ready is missing"], "kubectl wait for Ready would wait forever"),
         (
             [],
             [a_condition("Ready", "False"), a_condition("Reconciling"), a_condition("Stalled")],
@@ -79,13 +82,13 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             [],
             [a_condition("Ready", "False"), a_condition("Reconciling", "False")],
             ["Reconciling is there without being True"],
-            "kstatus wants it away when it is not True",
+            "kstatus expects it only while it is True",
         ),
         (
             [],
             [a_condition("Ready", "False"), a_condition("Stalled", "Unknown")],
             ["Stalled is there without being True"],
-            "kstatus wants it away when it is not True",
+            "kstatus expects it only while it is True",
         ),
         (
             [a_condition("Ready")],
@@ -113,22 +116,22 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
         ),
     ],
 )
-def test_each_broken_rule_is_seen(before: list[Status], after: list[Status], broken: list[str], reason: str) -> None:
+def test_each_broken_rule_is_found(before: list[Status], after: list[Status], broken: list[str], reason: str) -> None:
     assert violations({"conditions": before}, {"conditions": after}) == broken, reason
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_every_step_between_two_reasons_keeps_to_the_rules(reason: Reason) -> None:
+def test_every_step_between_two_reasons_keeps_the_rules(reason: Reason) -> None:
     for earlier in Reason:
-        before = told(of(earlier))
-        after = told(of(reason), before, now=LATER)
+        before = report(of(earlier))
+        after = report(of(reason), before, now=LATER)
         assert violations(FRESH, before) == []
         assert violations(before, after) == [], f"{earlier.name} to {reason.name}"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_a_status_says_what_the_table_of_reasons_says(reason: Reason) -> None:
-    status = told(of(reason), generation=4)
+def test_status_follows_the_table_of_reasons(reason: Reason) -> None:
+    status = report(of(reason), generation=4)
     assert part(status, "Ready")["status"] == reason.ready
     assert {"Reconciling", "Stalled"} & set(kinds(status)) == ({reason.progress} if reason.progress else set())
     assert reason_of(status) is reason
@@ -137,30 +140,30 @@ def test_a_status_says_what_the_table_of_reasons_says(reason: Reason) -> None:
     assert status["webhookUrl"] == URL
     assert (reason.remedy in part(status, "Ready")["message"]) is (
         reason.ready != "True" or reason is Reason.TokenRejected
-    ), "who must do something reads what"
+    ), "a person who must do something reads what"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_a_status_is_equal_when_there_is_nothing_new(reason: Reason) -> None:
-    status = told(of(reason))
-    assert told(of(reason), status, now=LATER) == status
+def test_status_is_equal_if_nothing_changed(reason: Reason) -> None:
+    status = report(of(reason))
+    assert report(of(reason), status, now=LATER) == status
 
 
-def test_a_new_generation_is_news_and_moves_no_time() -> None:
-    after = told(WORKS, CONFIGURED, generation=2, now=LATER)
+def test_new_generation_is_reported_and_moves_no_time() -> None:
+    after = report(WORKS, CONFIGURED, generation=2, now=LATER)
     assert {each["observedGeneration"] for each in after["conditions"]} == {2}
     assert {each["lastTransitionTime"] for each in after["conditions"]} == {STAMP}
 
 
-def test_a_new_reason_for_the_same_status_moves_no_time() -> None:
-    before = told(of(Reason.SecretNotFound))
-    after = told(of(Reason.SecretKeyMissing), before, now=LATER)
+def test_new_reason_for_the_same_status_moves_no_time() -> None:
+    before = report(of(Reason.SecretNotFound))
+    after = report(of(Reason.SecretKeyMissing), before, now=LATER)
     assert part(after, "Ready")["lastTransitionTime"] == STAMP
     assert part(after, "Ready")["reason"] == "SecretKeyMissing"
 
 
-def test_only_what_changed_its_status_moves_its_time() -> None:
-    after = told(of(Reason.WebhookDrifted), CONFIGURED, now=LATER)
+def test_only_a_changed_status_moves_its_time() -> None:
+    after = report(of(Reason.WebhookDrifted), CONFIGURED, now=LATER)
     assert {each["type"]: each["lastTransitionTime"] for each in after["conditions"]} == {
         "Ready": LATER_STAMP,
         "Stalled": LATER_STAMP,
@@ -169,116 +172,197 @@ def test_only_what_changed_its_status_moves_its_time() -> None:
     }
 
 
-def test_a_condition_that_comes_back_begins_anew() -> None:
-    stalled = told(of(Reason.NumberNotFound))
-    again = told(of(Reason.NumberNotFound), told(WORKS, stalled, now=NOW), now=LATER)
+def test_condition_that_comes_back_starts_again() -> None:
+    stalled = report(of(Reason.NumberNotFound))
+    again = report(of(Reason.NumberNotFound), report(WORKS, stalled, now=NOW), now=LATER)
     assert part(again, "Stalled")["lastTransitionTime"] == LATER_STAMP
 
 
-def test_times_are_utc_whatever_the_clock_says() -> None:
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
+def test_clock_that_is_behind_moves_no_transition_time_back(reason: Reason) -> None:
+    """A restart on a node whose clock is a minute behind is enough."""
+    for earlier in Reason:
+        before = report(of(earlier))
+        after = report(of(reason), before, now=EARLIER)
+        assert violations(before, after) == [], f"{earlier.name} to {reason.name}"
+        assert part(after, "Ready")["lastTransitionTime"] == STAMP
+
+
+def test_clock_that_is_behind_moves_no_transition_time_back_while_unavailable() -> None:
+    trying = status_while_unavailable(CONFIGURED, "HTTP 503", generation=2, now=LATER)
+    assert trying is not None
+    after = status_while_unavailable(trying, "HTTP 503", generation=2, now=NOW)
+    assert after == trying
+
+
+def test_times_are_utc_in_every_timezone() -> None:
     east = NOW.astimezone(timezone(timedelta(hours=10)))
-    assert told(WORKS, now=east) == CONFIGURED
+    assert report(WORKS, now=east) == CONFIGURED
 
 
-def test_a_message_fits_into_a_condition() -> None:
-    status = told(Verdict(Reason.Configured, "x" * 40000))
+def test_message_fits_into_a_condition() -> None:
+    status = report(Verdict(Reason.Configured, "x" * 40000))
     assert len(part(status, "Ready")["message"]) == 32768
 
 
 @pytest.mark.parametrize(
     ("verdict", "credentials", "webhook", "reason"),
     [
-        (WORKS, "True", "True", "Twilio took the login and has our webhook"),
+        (WORKS, "True", "True", "Twilio accepts the login and has our webhook"),
         (of(Reason.TokenRejected), "False", "True", "the newer token is refused, the messages go on"),
         (
             replace(of(Reason.WebhookDrifted), rejected="Refused."),
             "False",
             "False",
-            "a newer token that is not used is told beside what is worse",
+            "a newer token that is not used is reported beside what is worse",
         ),
-        (of(Reason.AuthenticationFailed), "False", "Unknown", "who cannot log in sees no webhook"),
-        (of(Reason.SecretNotFound), "False", "Unknown", "without a token nobody logs in"),
-        (of(Reason.TokenUnreadable), "False", "Unknown", "without a token nobody logs in"),
+        (of(Reason.AuthenticationFailed), "False", "Unknown", "without a login no webhook is read"),
+        (of(Reason.SecretNotFound), "False", "Unknown", "without a token there is no login"),
+        (of(Reason.TokenUnreadable), "False", "Unknown", "without a token there is no login"),
         (of(Reason.NumberNotFound), "True", "Unknown", "a login that works does not find the number"),
         (of(Reason.WebhookDrifted), "True", "False", "a foreign webhook gets the messages"),
         (of(Reason.WebhookOverridden), "True", "False", "something else gets the messages"),
-        (of(Reason.Pending), "Unknown", "Unknown", "nobody looked yet"),
-        (of(Reason.TwilioUnavailable), "Unknown", "Unknown", "Twilio said nothing about either"),
+        (of(Reason.Pending), "Unknown", "Unknown", "nothing was read yet"),
+        (of(Reason.TwilioUnavailable), "Unknown", "Unknown", "Twilio answered nothing about either"),
+        (of(Reason.RecordUnreadable), "Unknown", "Unknown", "Twilio was not asked"),
     ],
 )
-def test_what_is_known_of_credentials_and_webhook(
+def test_credentials_and_webhook_are_reported_as_far_as_they_are_known(
     verdict: Verdict, credentials: str, webhook: str, reason: str
 ) -> None:
-    known = kinds(told(verdict))
-    assert (known["CredentialsValid"], known["WebhookEffective"]) == (credentials, webhook), reason
+    found = kinds(report(verdict))
+    assert (found["CredentialsValid"], found["WebhookEffective"]) == (credentials, webhook), reason
 
 
 @pytest.mark.parametrize(
     ("verdict", "reason"),
     [
-        (of(Reason.Suspended), "a suspended channel is not looked at"),
-        (of(Reason.TwilioUnavailable), "Twilio said nothing new"),
-        (of(Reason.Restoring), "a channel on its way out is not looked at"),
-        (of(Reason.RestoreFailed), "a channel on its way out is not looked at"),
+        (of(Reason.Suspended), "a suspended channel is not checked"),
+        (of(Reason.TwilioUnavailable), "Twilio answered nothing new"),
+        (of(Reason.Restoring), "a channel that is being deleted is not checked"),
+        (of(Reason.RestoreFailed), "a channel that is being deleted is not checked"),
+        (of(Reason.RecordUnreadable), "Twilio is not asked without the record"),
     ],
 )
-def test_what_was_known_stays_where_nobody_looked(verdict: Verdict, reason: str) -> None:
-    after = told(verdict, CONFIGURED, now=LATER)
+def test_what_was_known_stays_if_nothing_was_checked(verdict: Verdict, reason: str) -> None:
+    after = report(verdict, CONFIGURED, now=LATER)
     for kind in ("CredentialsValid", "WebhookEffective"):
         assert part(after, kind) == part(CONFIGURED, kind), reason
     assert after["phoneNumberSid"] == "PN1", reason
 
 
-def test_a_number_is_named_once_it_is_known() -> None:
-    assert "phoneNumberSid" not in told(of(Reason.NumberNotFound))
-    assert told(Verdict(Reason.Configured, "", "PN2"), CONFIGURED)["phoneNumberSid"] == "PN2"
+@pytest.mark.parametrize(
+    ("effective", "unknown", "status", "reason"),
+    [
+        (None, "", "True", "Effective"),
+        (None, "Why.", "Unknown", "MessagingServicesUnreadable"),
+        (Effective.URL_MISMATCH, "", "False", "UrlMismatch"),
+        (Effective.FOREIGN_URL, "Why.", "False", "ForeignUrl"),
+    ],
+)
+def test_reason_of_webhook_effective(effective: Effective | None, unknown: str, status: str, reason: str) -> None:
+    found = part(report(replace(WORKS, effective=effective, unknown=unknown)), "WebhookEffective")
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert type(found["reason"]) is str, "a status is plain JSON"
+
+
+def test_record_that_cannot_be_opened_stalls_the_channel() -> None:
+    after = report(Verdict(Reason.RecordUnreadable, "Secret pn1 cannot be opened."), CONFIGURED, now=LATER)
+    assert kinds(after) == {
+        "Ready": "False",
+        "Stalled": "True",
+        "CredentialsValid": "True",
+        "WebhookEffective": "True",
+    }, "the messages go on"
+    assert violations(CONFIGURED, after) == []
+    assert after["phoneNumberSid"] == "PN1"
+
+
+# The check-now annotation
+
+
+def test_status_without_check_now_has_no_handled_value() -> None:
+    assert "lastHandledCheckNow" not in CONFIGURED
+
+
+def test_handled_check_now_is_reported_and_moves_no_time() -> None:
+    after = report(WORKS, CONFIGURED, check_now="1", now=LATER)
+    assert after == {**CONFIGURED, "lastHandledCheckNow": "1"}
+    assert report(WORKS, after, check_now="1", now=LATER) == after
+
+
+def test_newer_check_now_replaces_the_handled_one() -> None:
+    before = report(WORKS, check_now="1")
+    assert report(WORKS, before, check_now="2")["lastHandledCheckNow"] == "2"
+
+
+def test_handled_check_now_stays_after_the_annotation_is_removed() -> None:
+    """Otherwise the same value, applied again by GitOps, would be a new request."""
+    before = report(WORKS, check_now="1")
+    assert report(WORKS, before, now=LATER) == before
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_check_now_is_not_handled_while_twilio_is_unavailable(generation: int) -> None:
+    before = report(WORKS, check_now="1")
+    after = status_while_unavailable(before, "HTTP 503", generation=generation, now=LATER)
+    assert after is not None
+    assert after["lastHandledCheckNow"] == "1"
+
+
+# The number and the reason
+
+
+def test_number_is_named_once_it_is_known() -> None:
+    assert "phoneNumberSid" not in report(of(Reason.NumberNotFound))
+    assert report(Verdict(Reason.Configured, "", "PN2"), CONFIGURED)["phoneNumberSid"] == "PN2"
 
 
 @pytest.mark.parametrize(
     ("status", "known", "reason"),
     [
-        (FRESH, None, "nobody reported on it yet"),
+        (FRESH, None, "nothing was reported yet"),
         ({}, None, "there is no status at all"),
-        ({"conditions": [a_condition("Ready", reason="OfALaterRelease")]}, None, "another release knew more reasons"),
+        ({"conditions": [a_condition("Ready", reason="OfALaterRelease")]}, None, "another release has more reasons"),
         (CONFIGURED, Reason.Configured, "Ready carries it"),
     ],
 )
-def test_the_reason_of_a_status(status: Status, known: Reason | None, reason: str) -> None:
+def test_reason_of_a_status(status: Status, known: Reason | None, reason: str) -> None:
     assert reason_of(status) is known, reason
 
 
-# While Twilio cannot be reached
+# While Twilio is unavailable
 
 
 @pytest.mark.parametrize(
     ("before", "reason"),
     [
         (FRESH, "it never worked: TwilioUnavailable is its reason"),
-        (told(of(Reason.NumberNotFound)), "it does not work: TwilioUnavailable is its reason now"),
-        (told(of(Reason.Pending)), "it is Unknown whether it works"),
+        (report(of(Reason.NumberNotFound)), "it does not work: TwilioUnavailable is its reason now"),
+        (report(of(Reason.Pending)), "it is Unknown whether it works"),
     ],
 )
-def test_a_channel_that_does_not_work_has_nothing_to_keep(before: Status, reason: str) -> None:
-    assert still_trying(before, "HTTP 503", generation=1, now=LATER) is None, reason
+def test_channel_that_does_not_work_has_no_ready_to_keep(before: Status, reason: str) -> None:
+    assert status_while_unavailable(before, "HTTP 503", generation=1, now=LATER) is None, reason
 
 
 @pytest.mark.parametrize(
     ("reason", "why"),
     [
-        (Reason.Configured, "what works, works on"),
-        (Reason.TokenRejected, "what works and is stalled stays so"),
-        (Reason.Suspended, "it is left alone"),
+        (Reason.Configured, "a channel that works stays Ready"),
+        (Reason.TokenRejected, "a channel that works and is stalled stays so"),
+        (Reason.Suspended, "a suspended channel is left as it is"),
     ],
 )
-def test_the_generation_that_works_works_on(reason: Reason, why: str) -> None:
-    before = told(of(reason))
-    assert still_trying(before, "HTTP 503", generation=1, now=LATER) == before, why
+def test_generation_that_works_is_not_reported_as_broken(reason: Reason, why: str) -> None:
+    before = report(of(reason))
+    assert status_while_unavailable(before, "HTTP 503", generation=1, now=LATER) == before, why
 
 
 @pytest.mark.parametrize("reason", [Reason.Configured, Reason.TokenRejected, Reason.Suspended])
-def test_a_newer_generation_keeps_ready_and_is_not_there_yet(reason: Reason) -> None:
-    before = told(of(reason))
-    after = still_trying(before, "HTTP 503", generation=2, now=LATER)
+def test_newer_generation_keeps_ready_and_is_reported_as_reconciling(reason: Reason) -> None:
+    before = report(of(reason))
+    after = status_while_unavailable(before, "HTTP 503", generation=2, now=LATER)
     assert after is not None
     assert violations(before, after) == []
     assert part(after, "Ready") == part(before, "Ready")
@@ -289,16 +373,16 @@ def test_a_newer_generation_keeps_ready_and_is_not_there_yet(reason: Reason) -> 
     assert "Stalled" not in kinds(after), "Reconciling and Stalled exclude each other"
 
 
-def test_trying_on_is_told_once() -> None:
-    first = still_trying(CONFIGURED, "HTTP 503", generation=2, now=NOW)
+def test_outage_is_reported_once() -> None:
+    first = status_while_unavailable(CONFIGURED, "HTTP 503", generation=2, now=NOW)
     assert first is not None
-    assert still_trying(first, "HTTP 503", generation=2, now=LATER) == first
+    assert status_while_unavailable(first, "HTTP 503", generation=2, now=LATER) == first
 
 
-def test_success_ends_the_trying() -> None:
-    trying = still_trying(CONFIGURED, "HTTP 503", generation=2, now=NOW)
+def test_success_ends_reconciling() -> None:
+    trying = status_while_unavailable(CONFIGURED, "HTTP 503", generation=2, now=NOW)
     assert trying is not None
-    after = told(WORKS, trying, generation=2, now=LATER)
+    after = report(WORKS, trying, generation=2, now=LATER)
     assert violations(trying, after) == []
     assert "Reconciling" not in kinds(after)
     assert after["observedGeneration"] == 2

@@ -1,119 +1,577 @@
-"""What only a watch that missed something brings about: the controller, and an API server that does as a test says."""
+"""Events, resyncs and reconciles in every order that a watch and a network may give: a controller in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, cast
+import copy
+from typing import Any
 
 import pytest
 
-from smschannel.__main__ import _load
-from smschannel.api.errors import Conflict, NoKindMatch
-from smschannel.api.sealing import Keyring, SealingKey
-from smschannel.controller import Controller
-from smschannel.core.record import Claims, Record, WebhookTemplate
-from smschannel.kube_store import KubeStore
-from smschannel.reconcile import Key, Outcome, Reconciler
-from smschannel.settings import Settings
-from smschannel.twilio.client import TwilioClient
+from smschannel import metrics
+from smschannel.api.errors import Expired, KubernetesUnavailable, Refused, TwilioThrottled, TwilioUnavailable
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER
+from smschannel.core.record import Key
+from tests.unit.memory import (
+    BEFORE,
+    NAMESPACE,
+    MemoryApi,
+    MemoryTwilio,
+    Operator,
+    instance,
+    raising,
+    running,
+    sid_of,
+    url_of,
+)
+from tests.unit.virtual_time import virtually
 
-INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
-CHANNEL: dict[str, Any] = {
-    "metadata": {
-        "name": INSTANCE,
-        "namespace": "sms-channels",
-        "generation": 1,
-        "uid": "uid-1",
-        "resourceVersion": "7",
-        "creationTimestamp": "2026-01-02T03:04:05Z",
-    },
-    "spec": {"accountSid": "AC" + "0" * 32},
-}
+N, M = "+61400000001", "+61400000002"
 
 
-class _WithoutCrd:
-    """One channel and its record; then the CRD is gone, and no watch has told."""
+class Held:
+    """Blocks the next call to Twilio of one kind until it is let through."""
 
-    gone = False
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.arrived = asyncio.Event()
+        self.let_through = asyncio.Event()
 
-    async def records(self) -> AsyncIterator[Record]:
-        yield Record(uid="uid-1", namespace="sms-channels", name=INSTANCE)
-
-    async def channels(self, _: str) -> AsyncIterator[dict[str, Any]]:
-        yield CHANNEL
-
-    async def channel_metadata(self, _: str) -> AsyncIterator[dict[str, Any]]:
-        if self.gone:
-            raise NoKindMatch(404, "404 page not found")
-        yield CHANNEL["metadata"]
-
-    async def channel(self, *_: str) -> dict[str, Any]:
-        raise NoKindMatch(404, "404 page not found")
+    async def __call__(self, kind: str, _: str) -> None:
+        if kind == self.kind and not self.arrived.is_set():
+            self.arrived.set()
+            await self.let_through.wait()
 
 
-class _Orphans:
-    def __init__(self) -> None:
-        self.first: asyncio.Future[Key] = asyncio.get_running_loop().create_future()
-
-    async def reconcile(self, key: Key, channel: object, **_: bool) -> Outcome:
-        if not self.first.done():
-            self.first.set_result(key)
-        raise NoKindMatch(404, "404 page not found")
+# Ordinary life
 
 
-async def test_a_deleted_crd_counts_at_the_second_resync_also_where_no_watch_told_of_its_channels() -> None:
-    kube, orphans = _WithoutCrd(), _Orphans()
-    controller = Controller(
-        cast(KubeStore, kube),
-        cast(Reconciler, orphans),
-        Claims(),
-        namespaces=("sms-channels",),
-        template=WebhookTemplate("https://sms.example.com/{instance_id}"),
-        workers=1,
-        concurrency=1,
-        retry_floor=1,
-        retry_ceiling=300,
-        resync_interval=600,
-        drift_interval=600,
-    )
-    await controller.load()
-    await controller.resync()
-    kube.gone = True
-    with pytest.raises(NoKindMatch):
-        await controller.resync()  # a proxy's answer, perhaps
-    await controller.resync()
-    running = asyncio.create_task(controller.run())
-    key = await asyncio.wait_for(orphans.first, 5)
-    assert key == Key("sms-channels", INSTANCE, "uid-1"), "what its record says is given back"
-    running.cancel()
-    await asyncio.wait({running})
+@virtually
+async def test_channel_life_takes_the_number_and_restores_it() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        assert api.reason(1) == "Configured"
+        assert twilio.webhook(N) == url_of(1)
+        assert api.records()[N].name == instance(1)
+        api.delete(1)
+        await asyncio.sleep(1)
+        assert api.channel(1) is None
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+    assert twilio.writes == [(N, url_of(1)), (N, BEFORE)]
 
 
-class _Expiring:
-    """A list that expires once between two of its pages: a database that was compacted meanwhile answers 410."""
-
-    lists = 0
-
-    async def open_keyring(self) -> Keyring:
-        return Keyring([SealingKey.generate()])
-
-    async def publish_settings(self, _: object) -> None:
-        pass
-
-    async def records(self) -> AsyncIterator[Record]:
-        return
-        yield
-
-    async def channels(self, _: str) -> AsyncIterator[dict[str, Any]]:
-        self.lists += 1
-        yield CHANNEL
-        if self.lists == 1:
-            raise Conflict("The provided continue parameter is too old")
+@virtually
+async def test_new_channel_costs_three_writes_and_one_reconcile() -> None:
+    """The echoes of our own writes must not cause reconciles."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.calls.clear()
+        before = metrics.RECONCILES.labels("Configured")._value.get()
+        api.apply(1, N)
+        await asyncio.sleep(60)
+        writes = [method for method, _ in api.calls if method not in {"GET", "LIST"}]
+        assert writes == ["PATCH", "POST", "PATCH"], "finalizer, record, status"
+        assert metrics.RECONCILES.labels("Configured")._value.get() == before + 1
 
 
-async def test_a_list_that_expires_at_the_start_is_begun_anew() -> None:
-    kube = _Expiring()
-    settings = Settings(webhook_url_template="https://sms.example.com/{instance_id}")
-    await _load(settings, cast(KubeStore, kube), cast(TwilioClient, None))
-    assert kube.lists == 2
+@virtually
+async def test_healthy_channel_is_not_reconciled_at_start() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    api.calls.clear()
+    twilio.calls = 0
+    operator = Operator(api, twilio)
+    await operator.start()
+    await asyncio.sleep(0)
+    await operator.stop()
+    assert twilio.calls == 0
+    assert {method for method, _ in api.calls} == {"GET", "LIST"}, "nothing is written"
+
+
+@virtually
+async def test_restart_configures_what_was_missed() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    api.delete(1)
+    api.apply(2, M)
+    async with running(api, twilio):
+        await asyncio.sleep(1)
+        assert api.channel(1) is None
+        assert api.reason(2) == "Configured"
+    assert twilio.webhook(N) == BEFORE
+
+
+@virtually
+async def test_changed_number_restores_the_old_one_after_the_new_one_works() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        api.apply(1, M)
+        await asyncio.sleep(1)
+        assert api.reason(1) == "Configured"
+    assert twilio.writes == [(N, url_of(1)), (M, url_of(1)), (N, BEFORE)]
+    assert api.records().keys() == {M}
+
+
+# Waiting for a number
+
+
+@virtually
+async def test_freed_number_goes_to_the_oldest_waiter_and_the_next_one_keeps_waiting() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N, day=1)
+        await asyncio.sleep(1)
+        api.apply(3, N, day=3)
+        await asyncio.sleep(1)
+        api.apply(2, N, day=2)
+        await asyncio.sleep(1)
+        api.delete(1)
+        await asyncio.sleep(10)
+        assert (api.reason(2), api.reason(3)) == ("Configured", "NumberInUse")
+        api.delete(2)
+        await asyncio.sleep(10)
+        assert api.reason(3) == "Configured"
+        api.delete(3)
+        await asyncio.sleep(10)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_deleted_waiter_does_not_keep_a_living_one_waiting() -> None:
+    """C1: a channel without finalizer is deleted during its own reconcile, and must not go on waiting as a ghost."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N, day=1)
+        await asyncio.sleep(1)
+        twilio.on_call = held = Held("find")
+        api.apply(2, N, day=2)
+        await held.arrived.wait()
+        api.delete(2)
+        held.let_through.set()
+        await asyncio.sleep(1)
+        api.apply(3, N, day=3)
+        await asyncio.sleep(1)
+        assert api.reason(3) == "NumberInUse"
+        api.delete(1)
+        await asyncio.sleep(5)
+        assert api.reason(3) == "Configured"
+
+
+@virtually
+async def test_deleted_waiter_does_not_prevent_a_swap() -> None:
+    """C1: an older ghost would count as the next holder, so that the two would wait for each other forever."""
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio):
+        api.apply(1, N, day=5)
+        api.apply(2, M, day=6)
+        await asyncio.sleep(1)
+        twilio.on_call = held = Held("find")
+        api.apply(9, M, day=1)
+        await held.arrived.wait()
+        api.delete(9)
+        held.let_through.set()
+        await asyncio.sleep(1)
+        api.apply(1, M)
+        api.apply(2, N)
+        await asyncio.sleep(60)
+        assert (api.reason(1), api.reason(2)) == ("Configured", "Configured")
+        assert (twilio.webhook(N), twilio.webhook(M)) == (url_of(2), url_of(1))
+        for n in (1, 2):
+            api.delete(n)
+        await asyncio.sleep(60)
+    assert (twilio.webhook(N), twilio.webhook(M), api.records()) == (BEFORE, BEFORE, {})
+
+
+@virtually
+async def test_ring_of_three_swaps() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M, "+61400000003")
+    phones = [N, M, "+61400000003"]
+    async with running(api, twilio):
+        for n, phone in enumerate(phones):
+            api.apply(n, phone)
+        await asyncio.sleep(1)
+        for n in range(3):
+            api.apply(n, phones[(n + 1) % 3])
+        await asyncio.sleep(120)
+        assert [api.reason(n) for n in range(3)] == ["Configured"] * 3
+        assert [twilio.webhook(phones[(n + 1) % 3]) for n in range(3)] == [url_of(n) for n in range(3)]
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "across a restart"])
+def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
+    """C2: a record that cannot be opened for a while costs nobody the number or its webhook."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), MemoryTwilio(N)
+        operator = Operator(api, twilio)
+        await operator.start()
+        api.apply(1, N, day=1)
+        await asyncio.sleep(1)
+        api.apply(2, N, day=2)
+        await asyncio.sleep(1)
+        good = api.edit_record(N, {"record": "AAAA"})
+        if restart:
+            await operator.stop()
+            operator = Operator(api, twilio)
+            await operator.start()
+        await asyncio.sleep(1500)
+        assert (api.reason(1), api.reason(2)) == ("RecordUnreadable", "NumberInUse")
+        assert twilio.webhook(N) == url_of(1)
+        api.edit_record(N, good)
+        await asyncio.sleep(4000)
+        assert (api.reason(1), api.reason(2)) == ("Configured", "NumberInUse")
+        for n in (1, 2):
+            api.delete(n)
+            await asyncio.sleep(400)
+        assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+        await operator.stop()
+
+    story()
+
+
+# Events in any order
+
+
+@virtually
+async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
+    """C7: kopf handles the events of each uid by a task of its own, so that they come interleaved."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        api.silent = True
+        old = api.apply(1, N)
+        edited = copy.deepcopy(old)
+        edited["metadata"]["generation"] = 2
+        api.delete(1)
+        new = api.apply(1, N)
+        api.silent = False
+        for kind, event in (("MODIFIED", old), ("ADDED", new), ("MODIFIED", edited), ("DELETED", edited)):
+            operator.controller.on_channel(kind, copy.deepcopy(event))
+        await asyncio.sleep(5)
+        assert api.reason(1) == "Configured"
+        cached = operator.channels.get(Key(NAMESPACE, instance(1)))
+        assert cached
+        assert cached.uid == new["metadata"]["uid"]
+
+
+@virtually
+async def test_late_answer_to_a_resync_does_not_revive_a_deleted_channel() -> None:
+    """C8: a list that was answered before the deletion, and arrives after it, must not take the number again."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        listed, arrives = asyncio.Event(), asyncio.Event()
+        pages = api.pages
+
+        async def late_pages(path: str, *args: Any, **options: Any) -> Any:
+            found = [each async for each in pages(path, *args, **options)]
+            if "smschannels" in path:
+                listed.set()
+                await arrives.wait()
+            for each in found:
+                yield each
+
+        api.pages = late_pages  # type: ignore[method-assign]
+        api.silent = True
+        api.annotate(1, note="an edit that the watch missed")
+        api.silent = False
+        resync = asyncio.create_task(operator.controller.resync())
+        await listed.wait()
+        api.delete(1)
+        await asyncio.sleep(1)
+        assert (api.channel(1), twilio.webhook(N)) == (None, BEFORE)
+        twilio.writes.clear()
+        arrives.set()
+        await resync
+        await asyncio.sleep(600)
+    assert (twilio.writes, api.records()) == ([], {})
+
+
+@virtually
+async def test_resync_finds_what_the_watch_missed() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        api.silent = True
+        api.apply(2, M)
+        api.delete(1)
+        await asyncio.sleep(700)
+        assert api.channel(1) is None
+        assert api.reason(2) == "Configured"
+    assert (twilio.webhook(N), twilio.webhook(M)) == (BEFORE, url_of(2))
+
+
+@virtually
+async def test_channel_deleted_during_its_reconcile_leaves_nothing_behind() -> None:
+    """What it claimed meanwhile is restored at once, not at the next resync."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9):
+        twilio.on_call = held = Held("set")
+        api.apply(1, N)
+        await held.arrived.wait()
+        api.delete(1, force=True)
+        held.let_through.set()
+        await asyncio.sleep(30)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_removed_finalizer_is_added_again() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        there = api.channel(1)
+        assert there
+        api._store("smschannels", {**there, "metadata": {**there["metadata"], "finalizers": []}}, "MODIFIED")
+        await asyncio.sleep(5)
+        there = api.channel(1)
+        assert there
+        assert there["metadata"]["finalizers"] == [FINALIZER]
+
+
+# Records
+
+
+@virtually
+async def test_record_repaired_after_its_channel_went_is_restored() -> None:
+    """C9: while the operator runs, without a restart."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        good = api.edit_record(N, {"record": "AAAA"})
+        api.delete(1)
+        await asyncio.sleep(500)
+        assert api.channel(1) is None, "the grace period is over"
+        assert api.records()[N].restore_since, "the record says since when it is to be restored"
+        api.edit_record(N, good)
+        await asyncio.sleep(700)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_record_found_at_resync_only_is_restored() -> None:
+    """A record that this process never saw: another operator's, or one from a restored backup."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    kept = {place: body for place, body in api.objects.items() if place[2] == sid_of(N).lower()}
+    async with running(api, twilio):
+        api.delete(1)
+        await asyncio.sleep(1)
+        await twilio.set_webhook(*_anything(), number_sid=sid_of(N), webhook=_webhook(url_of(1)))
+        api.objects.update(kept)  # etcd was restored
+        await asyncio.sleep(700)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+def _anything() -> tuple[Any, Any]:
+    return None, ""
+
+
+def _webhook(url: str) -> Any:
+    from smschannel.core.record import Webhook
+
+    return Webhook(url=url, method="POST")
+
+
+@virtually
+async def test_successor_waits_until_its_predecessors_number_is_restored() -> None:
+    """One key reconciles the channel and what its predecessor left, so that the previous webhook is never lost."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        twilio.on_call = raising(TwilioUnavailable("Twilio answers HTTP 503."), method="fetch")
+        api.delete(1, force=True)
+        api.apply(1, N)
+        await asyncio.sleep(30)
+        assert api.reason(1) == "NumberInUse"
+        assert "earlier channel" in str(api.channel(1))
+        twilio.on_call = _no_failure
+        await asyncio.sleep(300)
+        assert api.reason(1) == "Configured"
+        api.delete(1)
+        await asyncio.sleep(1)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+async def _no_failure(*_: str) -> None:
+    """Twilio is well again."""
+
+
+# Metrics and memory follow the truth
+
+
+def _gauge(gauge: Any) -> float:
+    samples = gauge.collect()[0].samples
+    [value] = [each.value for each in samples if each.labels in ({}, {"reason": "Configured"})]
+    return float(value)
+
+
+@virtually
+async def test_load_that_is_retried_counts_its_channels_once() -> None:
+    """C10: a list that expires between two of its pages is begun again, by a new controller."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    api.on_call = raising(Expired("The provided continue parameter is too old"), method="LIST", path="smschannels")
+    with pytest.raises(Expired):
+        await Operator(api, twilio).start()
+    api.on_call = _no_failure
+    async with running(api, twilio):
+        assert _gauge(metrics.CHANNELS) == 1
+
+
+@virtually
+async def test_check_now_that_was_set_while_the_operator_was_down_is_taken_care_of_once() -> None:
+    """C10: the status says which request was taken care of last, so that no memory is needed."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    api.annotate(1, **{CHECK_NOW_ANNOTATION: "now"})
+    twilio.calls = 0
+    async with running(api, twilio):
+        await asyncio.sleep(5)
+        assert twilio.calls > 0
+        status = (api.channel(1) or {})["status"]
+        assert status["lastHandledCheckNow"] == "now"
+    twilio.calls = 0
+    operator = Operator(api, twilio)
+    await operator.start()
+    await asyncio.sleep(0)
+    await operator.stop()
+    assert twilio.calls == 0
+
+
+@virtually
+async def test_check_now_during_an_outage_stays_to_be_taken_care_of() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        twilio.on_call = raising(TwilioUnavailable("Twilio answers HTTP 503."))
+        api.annotate(1, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(60)
+        assert "lastHandledCheckNow" not in (api.channel(1) or {})["status"]
+        twilio.on_call = _no_failure
+        await asyncio.sleep(600)
+        assert (api.channel(1) or {})["status"]["lastHandledCheckNow"] == "now"
+
+
+@virtually
+async def test_failing_reconciles_of_deleted_channels_leave_nothing_in_the_queue() -> None:
+    """C10: 50 channels, each deleted during its own first reconcile."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        for n in range(50):
+            twilio.on_call = held = Held("find")
+            api.apply(n, N)
+            await held.arrived.wait()
+            api.delete(n)
+            held.let_through.set()
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(7200)
+        queue = operator.controller._queue
+        assert (queue._failures, queue._scheduled) == ({}, {})
+        assert len(operator.channels) == 0
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_pending_restores_are_counted_during_an_outage() -> None:
+    """C10: a number that Twilio refuses to restore is pending, whatever the next reconciles come to."""
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    refused = Refused(Reason.WebhookRefused, "Twilio refuses the webhook.")
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        twilio.on_call = raising(refused, method="set", path=BEFORE)
+        api.apply(1, M)
+        await asyncio.sleep(20)
+        assert (api.reason(1), _gauge(metrics.PENDING_RESTORES)) == ("Configured", 1)
+        twilio.on_call = raising(TwilioUnavailable("Twilio answers HTTP 503."))
+        await asyncio.sleep(700)
+        assert _gauge(metrics.PENDING_RESTORES) == 1
+        twilio.on_call = _no_failure
+        await asyncio.sleep(700)
+        assert _gauge(metrics.PENDING_RESTORES) == 0
+
+
+# Outages
+
+
+@virtually
+async def test_pause_that_twilio_asks_for_pauses_the_account_not_each_channel_in_turn() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(*(f"+6140000{n:04d}" for n in range(50)))
+    async with running(api, twilio):
+        for n in range(50):
+            api.apply(n, f"+6140000{n:04d}")
+        await asyncio.sleep(5)
+        throttled = raising(TwilioThrottled("Twilio answers HTTP 429.", 100))
+        twilio.on_call, twilio.calls = throttled, 0
+        for n in range(50):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(90)
+        assert twilio.calls <= 2 * 8, "what ran already; the others wait in the queue"
+        twilio.on_call = _no_failure
+        await asyncio.sleep(120)
+        handled = [(api.channel(n) or {})["status"].get("lastHandledCheckNow") for n in range(50)]
+        assert handled == ["now"] * 50
+
+
+@pytest.mark.parametrize("hang", [5.0, 15.0])
+def test_deletion_ends_with_the_grace_period_and_one_timeout(hang: float) -> None:
+    """C5: a reconcile that starts before the grace period ends, and ends after it, lets the channel go."""
+    took: list[float] = []
+
+    async def story(offset: float) -> None:
+        api, twilio = MemoryApi(), MemoryTwilio(N)
+
+        async def hanging(*_: str) -> None:
+            await asyncio.sleep(hang)
+            raise TwilioUnavailable("Twilio does not answer.")
+
+        async with running(api, twilio):
+            api.apply(1, N)
+            await asyncio.sleep(1 + offset)
+            twilio.on_call = hanging
+            started = asyncio.get_running_loop().time()
+            api.delete(1)
+            while api.channel(1) is not None:  # noqa: ASYNC110  (virtual)
+                await asyncio.sleep(0.1)
+            took.append(asyncio.get_running_loop().time() - started)
+
+    for offset in range(20):
+        virtually(lambda offset=offset: story(offset / 3))()  # type: ignore[misc]
+    assert max(took) <= 120 + hang + 2, f"{max(took):.0f} s"
+
+
+@virtually
+async def test_kubernetes_outage_is_survived() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.on_call = raising(KubernetesUnavailable("the API server does not answer"))
+        api.apply(1, N)
+        await asyncio.sleep(100)
+        api.on_call = _no_failure
+        await asyncio.sleep(400)
+        assert api.reason(1) == "Configured"
+        api.delete(1)
+        await asyncio.sleep(1)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})

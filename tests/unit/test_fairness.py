@@ -1,7 +1,7 @@
-"""An account whose calls hang delays no other: the work queue and the gate together, in virtual time.
+"""Test that an account whose calls hang delays no other: the work queue and the limiter together, in virtual time.
 
-What `python -m tests.bench --parts fairness` measures with real processes, here without a machine's noise: 64 workers,
-9 healthy accounts, and others whose calls end with a time-out of 15 seconds.
+`python -m tests.bench --parts fairness` measures the same with real processes; here there is no noise. 64 workers,
+9 healthy accounts, and others whose calls end with a timeout of 15 seconds.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import pytest
 from pydantic import SecretStr
 
 from smschannel.api.errors import TwilioTimeout
-from smschannel.controller import lane_share
 from smschannel.core.record import Login
-from smschannel.queue import WorkQueue
-from smschannel.twilio.limits import Gate
+from smschannel.queue import WorkQueue, flow_limit
+from smschannel.twilio.limits import Limiter
 from tests.unit.virtual_time import now, virtually
 
 WORKERS, CONCURRENCY = 64, 4
 HEALTHY, THEIRS = 9, 300
-TIME_OUT = 15.0
+TIMEOUT = 15.0
 KUBERNETES = 0.02
-"""Seconds that a turn spends there: half of it before and after, half between its two calls to Twilio."""
+"""Seconds that a reconcile spends at the API server: one half before each of its two calls to Twilio."""
 
 Key = tuple[int, int]
-"""Account and channel."""
+"""The number of the account and the number of the channel."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """`channels` of each healthy account, all at once or `rate` in a second, with calls to Twilio of `call` seconds."""
+    """`channels` per healthy account, created at once or at `rate` per second; calls to Twilio take `call` seconds."""
 
     channels: int = 100
     call: float = 0.03
@@ -39,51 +38,54 @@ class Load:
 
 
 class Operator:
+    """The workers of an operator. Calls of the `hanging` accounts time out while `is_down`."""
+
     def __init__(self, load: Load, hanging: int) -> None:
         self.load = load
         self.ready: dict[Key, float] = {}
         self.hanging = range(HEALTHY, HEALTHY + hanging)
         self.is_down = False
         self._queue: WorkQueue[Key] = WorkQueue(
-            lane_of=lambda key: key[0],
-            lane_share=lane_share(WORKERS, CONCURRENCY),
+            flow_of=lambda key: key[0],
+            flow_limit=flow_limit(WORKERS, CONCURRENCY),
             retry_floor=1,
             retry_ceiling=300,
         )
-        self._gate = Gate(concurrency=CONCURRENCY, refusal_memory=450, clock=now)
+        self._limiter = Limiter(concurrency=CONCURRENCY, refusal_memory=450, clock=now)
         self.workers = [asyncio.ensure_future(self._work()) for _ in range(WORKERS)]
 
     async def _work(self) -> None:
         while True:
             key, _ = await self._queue.get()
-            self._queue.done(key, well=await self._turn(key))
+            self._queue.done(key, succeeded=await self._reconcile(key))
 
-    async def _turn(self, key: Key) -> bool:
+    async def _reconcile(self, key: Key) -> bool:
         try:
             for _ in range(2):
                 await asyncio.sleep(KUBERNETES / 2)
                 await self._call(key[0])
         except TwilioTimeout:
-            self._queue.retry(key)
+            self._queue.add_rate_limited(key)
             return False
         self.ready[key] = now()
         return True
 
     async def _call(self, account: int) -> None:
         sid = f"AC{account}"
-        async with self._gate.call(Login(sid=sid, token=SecretStr("token")), sid):
+        async with self._limiter.call(Login(sid=sid, token=SecretStr("token")), sid):
             if self.is_down and account in self.hanging:
-                await asyncio.sleep(TIME_OUT)
+                await asyncio.sleep(TIMEOUT)
                 raise TwilioTimeout("Twilio does not answer.")
             await asyncio.sleep(self.load.call)
 
-    def look_at_theirs(self) -> None:
+    def enqueue_hanging(self) -> None:
+        """Add all channels of the hanging accounts."""
         for account in self.hanging:
             for number in range(THEIRS):
                 self._queue.add((account, number))
 
     async def serve(self) -> list[float]:
-        """Times to Ready of the healthy accounts' channels, the longest last."""
+        """Create the channels of the healthy accounts. Return the seconds until each was Ready, the longest last."""
         created = {}
         for number in range(self.load.channels):
             for account in range(HEALTHY):
@@ -97,13 +99,16 @@ class Operator:
 
 
 async def p99(load: Load, hanging: int, *, known: bool) -> float:
-    """`known`: their channels were Ready, and have earned their share of the workers, when they are looked at again."""
+    """Return the 99th percentile of the seconds until Ready.
+
+    With `known`, the hanging accounts answered until the outage began: their channels are Ready and their limits high.
+    """
     operator = Operator(load, hanging)
     if known:
-        operator.look_at_theirs()
+        operator.enqueue_hanging()
         await asyncio.sleep(60)
     operator.is_down = True
-    operator.look_at_theirs()
+    operator.enqueue_hanging()
     await asyncio.sleep(0.5)
     times = await operator.serve()
     for worker in operator.workers:
@@ -116,15 +121,15 @@ LOADS = pytest.mark.parametrize(
     "load",
     [
         pytest.param(Load(), id="a burst that keeps all workers busy"),
-        pytest.param(Load(call=0.3), id="a burst that waits for a slow Twilio"),
-        pytest.param(Load(rate=100), id="channels that come one by one"),
+        pytest.param(Load(call=0.3), id="a burst, and a slow Twilio"),
+        pytest.param(Load(rate=100), id="single channels"),
     ],
 )
 
 
 @LOADS
-@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until now"])
-def test_one_account_that_hangs_makes_the_others_wait_hardly_longer(load: Load, known: bool) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until the outage"])
+def test_one_hanging_account_slows_the_others_by_less_than_a_fifth(load: Load, known: bool) -> None:
     @virtually
     async def story() -> None:
         alone = await p99(load, 0, known=known)
@@ -133,9 +138,9 @@ def test_one_account_that_hangs_makes_the_others_wait_hardly_longer(load: Load, 
     story()
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until now"])
-def test_six_accounts_that_hang_together_leave_room_for_channels_that_come_one_by_one(known: bool) -> None:
-    """They hold eight workers each until their first time-out: only a burst of the others would miss them."""
+@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until the outage"])
+def test_six_hanging_accounts_leave_room_for_single_channels(known: bool) -> None:
+    """They occupy eight workers each until their first timeout: only a burst of the others would need those."""
 
     @virtually
     async def story() -> None:
@@ -146,13 +151,13 @@ def test_six_accounts_that_hang_together_leave_room_for_channels_that_come_one_b
     story()
 
 
-def test_an_account_alone_is_as_fast_as_twilio_lets_it() -> None:
-    """A larger share would only wait for the login's four calls in flight."""
+def test_account_alone_uses_all_calls_it_may_have_in_flight() -> None:
+    """A higher flow limit would only queue for the four calls that one credential may have in flight."""
 
     @virtually
     async def story() -> None:
         operator = Operator(Load(call=0.03), 1)
-        operator.look_at_theirs()
+        operator.enqueue_hanging()
         while len(operator.ready) < THEIRS:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         assert now() < 1.1 * THEIRS * 2 * 0.03 / CONCURRENCY

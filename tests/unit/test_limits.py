@@ -1,11 +1,14 @@
-"""Who may call Twilio now: one login's limits, pauses and refusals never reach another's."""
+"""Test the limits on calls to Twilio: each credential has its own, and circuit breakers spare callers a timeout."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import random
+import re
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 import pytest
 from pydantic import SecretStr
@@ -13,63 +16,69 @@ from pydantic import SecretStr
 from smschannel.api.errors import NotFound, Refused, TwilioThrottled, TwilioTimeout, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter, Origin
 from tests.unit.virtual_time import now, virtually
 
 ACCOUNT, ANOTHER = "AC1", "AC2"
 MEMORY = 450.0
 POOL = 16
-"""So many calls of logins that Twilio never accepted are made at once, in all."""
+"""How many calls with unverified credentials are in flight at a time, in all."""
 
 
 def login(word: str = "right", sid: str = ACCOUNT) -> Login:
     return Login(sid=sid, token=SecretStr(word))
 
 
-OWNER, STRANGER = login(), login("wrong")
+OWNER, GUESS = login(), login("wrong")
 REFUSED = Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
 SUSPENDED = Refused(Reason.AccountSuspended, "The Twilio account is suspended.")
 DOWN = TwilioUnavailable("Twilio answers HTTP 503.")
-SILENT = TwilioTimeout("Twilio does not answer (TimeoutError).")
+TIMEOUT = TwilioTimeout("Twilio does not answer (TimeoutError).")
 
 
 class Twilio:
-    """Calls through a gate, each of `seconds`; how many were made, and how many at once at most."""
+    """A Twilio behind a limiter. Counts the calls that are made, in flight, and most in flight."""
 
     def __init__(self, concurrency: int = 2) -> None:
-        self.gate = Gate(concurrency=concurrency, refusal_memory=MEMORY, clock=now)
+        self.limiter = Limiter(concurrency=concurrency, refusal_memory=MEMORY, clock=now)
         self.made = 0
-        self.at_once = 0
-        self.most_at_once = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
 
     async def call(
-        self, who: Login = OWNER, account: str = ACCOUNT, *, seconds: float = 1, ends: Exception | None = None
+        self,
+        login: Login = OWNER,
+        account: str = ACCOUNT,
+        *,
+        seconds: float = 1,
+        ends: Exception | None = None,
+        origin: Origin = "api",
     ) -> float:
-        """When it ended."""
-        async with self.gate.call(who, account):
+        """Make a call of `seconds` that ends with the error, if any. Return when it ended."""
+        async with self.limiter.call(login, account, origin=origin):
             self.made += 1
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
             try:
                 await asyncio.sleep(seconds)
             finally:
-                self.at_once -= 1
+                self.in_flight -= 1
             if ends:
                 raise ends
         return now()
 
-    async def open(self, who: Login = OWNER, account: str = ACCOUNT) -> None:
-        """A call that takes no time: Twilio accepts the login."""
-        await self.call(who, account, seconds=0)
+    async def verify(self, login: Login = OWNER, account: str = ACCOUNT) -> None:
+        """Make a call that succeeds at once."""
+        await self.call(login, account, seconds=0)
 
-    async def closed(self, who: Login, ends: Exception, account: str = ACCOUNT) -> None:
-        """A call that takes no time and ends with an error."""
+    async def fail(self, login: Login, ends: Exception, account: str = ACCOUNT) -> None:
+        """Make a call that ends with an error at once."""
         with pytest.raises(type(ends)):
-            await self.call(who, account, seconds=0, ends=ends)
+            await self.call(login, account, seconds=0, ends=ends)
 
 
 async def outcomes(*calls: Awaitable[float]) -> list[float | type]:
-    """When each ended, or how it failed."""
+    """Return when each call ended, or the type of its error."""
     ended = await asyncio.gather(*calls, return_exceptions=True)
     return [type(each) if isinstance(each, BaseException) else round(each, 3) for each in ended]
 
@@ -78,65 +87,63 @@ async def outcomes(*calls: Awaitable[float]) -> list[float | type]:
 
 
 @virtually
-async def test_a_login_that_was_accepted_has_so_many_calls_at_once() -> None:
+async def test_verified_credential_has_as_many_calls_in_flight_as_configured() -> None:
     twilio = Twilio(concurrency=2)
-    await twilio.open()
+    await twilio.verify()
     assert await outcomes(*(twilio.call() for _ in range(5))) == [1, 1, 2, 2, 3]
-    assert twilio.most_at_once == 2
+    assert twilio.most_in_flight == 2
 
 
 @virtually
-async def test_a_login_that_was_never_accepted_has_one_call_and_the_others_go_on_once_it_is() -> None:
-    """Those who wait are not kept in the queue of strangers: after the first answer they share the login's limit."""
+async def test_first_answer_verifies_a_credential_and_frees_the_callers_that_wait() -> None:
+    """They do not wait for unverified slots any more: from the first answer on the credential has its own limit."""
     twilio = Twilio(concurrency=2)
     assert await outcomes(*(twilio.call() for _ in range(6))) == [1, 2, 2, 3, 3, 4]
 
 
 @virtually
-async def test_limits_are_each_logins_own() -> None:
-    """Two keys of one account, and one login at two accounts: nobody waits for a neighbour."""
+async def test_each_credential_has_limits_of_its_own() -> None:
+    """Two keys of one account, and one login at two accounts: none waits for another."""
     twilio = Twilio(concurrency=1)
-    doors = [(OWNER, ACCOUNT), (login("key", "SK1"), ACCOUNT), (OWNER, ANOTHER)]
-    for who, account in doors:
-        await twilio.open(who, account)
-    assert await outcomes(*(twilio.call(who, account) for who, account in doors)) == [1, 1, 1]
+    credentials = [(OWNER, ACCOUNT), (login("key", "SK1"), ACCOUNT), (OWNER, ANOTHER)]
+    for each, account in credentials:
+        await twilio.verify(each, account)
+    assert await outcomes(*(twilio.call(each, account) for each, account in credentials)) == [1, 1, 1]
 
 
 @virtually
-async def test_who_was_accepted_does_not_wait_for_strangers_at_the_same_account() -> None:
-    """A stranger's call that takes long holds the account's one place for guesses, and that is all."""
+async def test_verified_credential_does_not_wait_for_unverified_ones_of_its_account() -> None:
+    """A guess that takes long occupies the account's one unverified slot, and nothing else."""
     twilio = Twilio()
-    await twilio.open()
-    stranger = asyncio.ensure_future(twilio.call(STRANGER, seconds=15))
+    await twilio.verify()
+    guess = asyncio.ensure_future(twilio.call(GUESS, seconds=15))
     await asyncio.sleep(0)
     assert await twilio.call() == 1
-    assert twilio.at_once == 1, "the stranger's is still under way"
-    await stranger
+    assert twilio.in_flight == 1, "the guess is still in flight"
+    await guess
 
 
 @virtually
-async def test_a_stranger_stays_one_when_the_neighbour_is_accepted() -> None:
-    """Both waited for the account's one place: only who was accepted leaves it for the login's own places."""
+async def test_credential_stays_unverified_when_another_of_the_account_is_verified() -> None:
+    """Both waited for the account's one unverified slot: only the verified credential leaves it for its own slots."""
     twilio = Twilio(concurrency=2)
-    ended = await outcomes(
-        twilio.call(OWNER), twilio.call(STRANGER, ends=REFUSED), twilio.call(OWNER), twilio.call(STRANGER)
-    )
-    assert ended == [1, Refused, 3, Refused], "the second of the owner's had the stranger before it in the line"
-    assert twilio.made == 3, "the stranger's second call is answered with what the first brought"
+    ended = await outcomes(twilio.call(OWNER), twilio.call(GUESS, ends=REFUSED), twilio.call(OWNER), twilio.call(GUESS))
+    assert ended == [1, Refused, 3, Refused], "the owner's second call waited behind the guess"
+    assert twilio.made == 3, "the second guess fails with the result of the first"
 
 
 @virtually
-async def test_all_who_were_never_accepted_share_a_small_pool() -> None:
+async def test_unverified_credentials_share_a_small_pool() -> None:
     twilio = Twilio()
     accounts = [f"AC{number}" for number in range(POOL + 4)]
     ended = await outcomes(*(twilio.call(login(sid=each), each) for each in accounts))
     assert ended == [1] * POOL + [2] * 4
-    assert twilio.most_at_once == POOL
+    assert twilio.most_in_flight == POOL
 
 
 @virtually
-async def test_an_account_takes_one_place_in_the_pool_however_many_guess_at_it() -> None:
-    """A hundred tokens for one account whose calls hang: another account's first call does not wait."""
+async def test_account_has_one_unverified_call_however_many_tokens_are_guessed() -> None:
+    """A hundred tokens for an account whose calls hang: another account's first call does not wait."""
     twilio = Twilio()
     guesses = [asyncio.ensure_future(twilio.call(login(str(number)), seconds=15)) for number in range(100)]
     await asyncio.sleep(0)
@@ -147,45 +154,48 @@ async def test_an_account_takes_one_place_in_the_pool_however_many_guess_at_it()
 
 
 @virtually
-async def test_a_full_pool_is_nothing_to_who_was_accepted() -> None:
+async def test_full_pool_does_not_delay_verified_credentials() -> None:
     twilio = Twilio()
-    await twilio.open()
+    await twilio.verify()
     guesses = [asyncio.ensure_future(twilio.call(login(sid=f"X{n}"), f"X{n}", seconds=15)) for n in range(2 * POOL)]
     await asyncio.sleep(0)
     assert await twilio.call() == 1
-    assert twilio.at_once == POOL
+    assert twilio.in_flight == POOL
     await asyncio.wait(guesses)
 
 
 @pytest.mark.parametrize(
     ("ends", "reason"),
     [
-        (TwilioThrottled("429", 1), "a 429 may be for the account's owner: it says nothing about this login"),
-        (DOWN, "nobody looked at the login"),
-        (NotFound("404"), "an account that the login does not reach is answered the same way"),
-        (ValueError(), "a mistake of ours says nothing about the login"),
+        (
+            TwilioThrottled("429", 1),
+            "a 429 may be the fault of the account's owner: it says nothing about this credential",
+        ),
+        (DOWN, "Twilio did not check the credential"),
+        (NotFound("404"), "an account that the credential cannot see is answered the same way"),
+        (ValueError(), "a bug of ours says nothing about the credential"),
     ],
 )
-def test_what_does_not_make_a_login_an_accepted_one(ends: Exception, reason: str) -> None:
+def test_result_that_does_not_verify_a_credential(ends: Exception, reason: str) -> None:
     @virtually
     async def story() -> None:
         twilio = Twilio()
-        await twilio.closed(OWNER, ends)
+        await twilio.fail(OWNER, ends)
         await asyncio.sleep(10)
         assert await outcomes(*(twilio.call(ends=DOWN) for _ in range(3))) == [TwilioUnavailable] * 3
-        assert twilio.most_at_once == 1, reason
+        assert twilio.most_in_flight == 1, reason
 
     story()
 
 
 @pytest.mark.parametrize("reason", [Reason.NumberLacksSms, Reason.WebhookRefused])
-def test_a_refusal_of_what_was_asked_accepts_the_login_and_is_not_remembered(reason: Reason) -> None:
-    """Twilio looks at the login first: what it refuses later is about one number, not about who asks."""
+def test_refusal_about_a_number_verifies_the_credential_and_is_not_kept(reason: Reason) -> None:
+    """Twilio checks the credential first: what it refuses after that is about one number."""
 
     @virtually
     async def story() -> None:
         twilio = Twilio(concurrency=3)
-        await twilio.closed(OWNER, Refused(reason, "no"))
+        await twilio.fail(OWNER, Refused(reason, "no"))
         assert await outcomes(*(twilio.call() for _ in range(3))) == [1, 1, 1]
 
     story()
@@ -195,38 +205,38 @@ def test_a_refusal_of_what_was_asked_accepts_the_login_and_is_not_remembered(rea
 
 
 @pytest.mark.parametrize("refusal", [REFUSED, SUSPENDED])
-def test_a_refused_login_is_not_tried_again_for_a_while(refusal: Refused) -> None:
-    """Asking meanwhile makes no call, repeats reason and message, and does not make the while longer."""
+def test_refused_credential_is_not_tried_again_for_a_while(refusal: Refused) -> None:
+    """Calls meanwhile fail immediately, with the same reason and message, and do not extend it."""
 
     @virtually
     async def story() -> None:
         twilio = Twilio()
-        await twilio.closed(OWNER, refusal)
+        await twilio.fail(OWNER, refusal)
         for _ in range(3):
             with pytest.raises(Refused) as raised:
                 await twilio.call()
             assert (raised.value.reason, str(raised.value)) == (refusal.reason, str(refusal))
             await asyncio.sleep(MEMORY / 3 + 0.001)
         assert twilio.made == 1
-        await twilio.open()
+        await twilio.verify()
 
     story()
 
 
 @virtually
-async def test_a_refusal_is_one_logins_at_one_account() -> None:
-    """Who has the account's SID and a wrong token shuts no door but their own."""
+async def test_refusal_is_kept_for_one_credential_at_one_account() -> None:
+    """Whoever knows the account SID and tries a wrong token blocks nobody else."""
     twilio = Twilio()
-    await twilio.closed(STRANGER, REFUSED)
-    await twilio.open(OWNER)
-    await twilio.closed(STRANGER, REFUSED)
-    await twilio.open(STRANGER, ANOTHER)
-    await twilio.open(login("wrong", "SK1"))
+    await twilio.fail(GUESS, REFUSED)
+    await twilio.verify(OWNER)
+    await twilio.fail(GUESS, REFUSED)
+    await twilio.verify(GUESS, ANOTHER)
+    await twilio.verify(login("wrong", "SK1"))
     assert twilio.made == 4
 
 
 @virtually
-async def test_all_who_wait_with_a_login_learn_of_its_refusal_without_a_call_of_their_own() -> None:
+async def test_callers_that_wait_fail_with_the_refusal_without_a_call() -> None:
     twilio = Twilio()
     assert await outcomes(*(twilio.call(ends=REFUSED) for _ in range(20))) == [Refused] * 20
     assert twilio.made == 1
@@ -234,34 +244,34 @@ async def test_all_who_wait_with_a_login_learn_of_its_refusal_without_a_call_of_
 
 
 @virtually
-async def test_a_forgotten_refusal_is_tried_at_once() -> None:
+async def test_forgotten_refusal_is_tried_again_at_once() -> None:
     twilio = Twilio()
-    for who in (OWNER, STRANGER):
-        await twilio.closed(who, REFUSED)
-    twilio.gate.forget_refusal(OWNER, ACCOUNT)
-    await twilio.open(OWNER)
-    await twilio.closed(STRANGER, REFUSED)
-    assert twilio.made == 3, "the stranger's is not forgotten with it"
-    twilio.gate.forget_refusal(login("never seen"), ACCOUNT)
+    for each in (OWNER, GUESS):
+        await twilio.fail(each, REFUSED)
+    twilio.limiter.forget_refusal(OWNER, ACCOUNT)
+    await twilio.verify(OWNER)
+    await twilio.fail(GUESS, REFUSED)
+    assert twilio.made == 3, "the guess is still refused"
+    twilio.limiter.forget_refusal(login("never seen"), ACCOUNT)
 
 
 @virtually
-async def test_who_was_accepted_and_is_refused_begins_anew() -> None:
-    """A revoked token is a guess like any other: one call at a time, until Twilio takes it again."""
+async def test_refused_credential_is_unverified_again() -> None:
+    """A revoked token is a guess like any other: one call at a time, until Twilio accepts it again."""
     twilio = Twilio()
-    await twilio.open()
-    await twilio.closed(OWNER, REFUSED)
+    await twilio.verify()
+    await twilio.fail(OWNER, REFUSED)
     await asyncio.sleep(MEMORY)
-    twilio.most_at_once = 0
+    twilio.most_in_flight = 0
     await outcomes(*(twilio.call(ends=DOWN) for _ in range(3)))
-    assert twilio.most_at_once == 1
+    assert twilio.most_in_flight == 1
 
 
 @virtually
-async def test_twilios_last_word_counts() -> None:
-    """Where a token was made a moment ago, one of Twilio's machines may refuse it and the next one take it."""
+async def test_last_answer_of_twilio_counts() -> None:
+    """One of Twilio's machines may refuse a new token that the next one accepts already."""
     twilio = Twilio()
-    await twilio.open()
+    await twilio.verify()
     ended = await outcomes(twilio.call(ends=REFUSED, seconds=1), twilio.call(seconds=2))
     assert ended == [Refused, 2]
     assert await twilio.call() == 3
@@ -274,42 +284,44 @@ async def test_twilios_last_word_counts() -> None:
     ("retry_after", "pause", "reason"),
     [
         (30.0, 30.0, "as long as Twilio says"),
-        (None, 1.0, "a second where it does not say"),
+        (None, 1.0, "a second if it does not say"),
         (0.0, 1.0, "none at all would be no pause"),
     ],
 )
-def test_a_429_is_a_pause(retry_after: float | None, pause: float, reason: str) -> None:
+def test_429_pauses_the_credential(retry_after: float | None, pause: float, reason: str) -> None:
     @virtually
     async def story() -> None:
         twilio = Twilio()
-        await twilio.open()
-        await twilio.closed(OWNER, TwilioThrottled("429", retry_after))
+        await twilio.verify()
+        await twilio.fail(OWNER, TwilioThrottled("429", retry_after))
         await asyncio.sleep(pause * 0.75)
-        with pytest.raises(TwilioThrottled, match=r"^429$") as raised:  # other words would be another status each time
+        with pytest.raises(
+            TwilioThrottled, match=r"^429$"
+        ) as raised:  # another message would be another status each time
             await twilio.call()
-        assert raised.value.retry_after == pytest.approx(pause / 4), "what is left of it"
+        assert raised.value.retry_after == pytest.approx(pause / 4), "the rest of the pause"
         assert twilio.made == 2, "no call was made"
         await asyncio.sleep(pause / 4)
-        await twilio.open()
+        await twilio.verify()
 
     story()
 
 
 @virtually
-async def test_a_pause_is_one_logins() -> None:
-    """Twilio's limit is the account's, but a stranger must not be able to use it up for the owner."""
+async def test_pause_is_kept_for_one_credential_at_one_account() -> None:
+    """Twilio limits the account, but guesses must not be able to use the limit up for the owner."""
     twilio = Twilio()
-    await twilio.open()
-    await twilio.closed(STRANGER, TwilioThrottled("429", 900))
-    await twilio.open()
-    await twilio.open(STRANGER, ANOTHER)
+    await twilio.verify()
+    await twilio.fail(GUESS, TwilioThrottled("429", 900))
+    await twilio.verify()
+    await twilio.verify(GUESS, ANOTHER)
 
 
 @virtually
-async def test_who_waits_for_a_place_learns_of_the_pause_at_once() -> None:
-    """Their workers have other things to do; and no call is made that Twilio would refuse again."""
+async def test_callers_that_wait_fail_with_the_pause_at_once() -> None:
+    """Their workers are needed elsewhere, and Twilio would refuse the calls again."""
     twilio = Twilio(concurrency=2)
-    await twilio.open()
+    await twilio.verify()
     throttled = TwilioThrottled("429", 30)
     assert await outcomes(*(twilio.call(ends=throttled) for _ in range(20))) == [TwilioThrottled] * 20
     assert now() == 1
@@ -317,10 +329,10 @@ async def test_who_waits_for_a_place_learns_of_the_pause_at_once() -> None:
 
 
 @virtually
-async def test_a_pause_is_not_cut_short_by_a_429_that_names_none() -> None:
-    """Calls that were under way together are refused together, and not all of Twilio's answers say for how long."""
+async def test_pause_is_not_shortened_by_a_429_without_retry_after() -> None:
+    """Calls in flight together are refused together, and not all answers say for how long."""
     twilio = Twilio(concurrency=2)
-    await twilio.open()
+    await twilio.verify()
     await outcomes(twilio.call(ends=TwilioThrottled("429", 30)), twilio.call(ends=TwilioThrottled("429")))
     await asyncio.sleep(20)
     with pytest.raises(TwilioThrottled):
@@ -329,41 +341,46 @@ async def test_a_pause_is_not_cut_short_by_a_429_that_names_none() -> None:
 
 
 @virtually
-async def test_a_pause_does_not_make_a_stranger_of_who_was_accepted() -> None:
+async def test_credential_stays_verified_after_a_pause() -> None:
     twilio = Twilio(concurrency=2)
-    await twilio.open()
-    await twilio.closed(OWNER, TwilioThrottled("429", 5))
+    await twilio.verify()
+    await twilio.fail(OWNER, TwilioThrottled("429", 5))
     await asyncio.sleep(5)
     assert await outcomes(twilio.call(), twilio.call()) == [6, 6]
 
 
-# Silence
+# The circuit breaker of a credential
 
 
 @virtually
-async def test_two_calls_in_a_row_that_hang_spare_the_others_their_time_out() -> None:
-    """A thousand deletions, say: they are told at once, for as long as the last one hung."""
+async def test_two_consecutive_timeouts_open_the_breaker_of_the_credential() -> None:
+    """A thousand deletions, say: they fail immediately, for as long as the last call hung."""
     twilio = Twilio(concurrency=1)
-    await twilio.open()
-    many = [twilio.call(seconds=15, ends=SILENT) for _ in range(1000)]
+    await twilio.verify()
+    await asyncio.sleep(1)
+    many = [twilio.call(seconds=15, ends=TIMEOUT) for _ in range(1000)]
     assert await outcomes(*many) == [TwilioTimeout] * 1000
-    assert (now(), twilio.made) == (30, 1 + 2), "one alone may have been an accident"
+    assert (now(), twilio.made) == (16, 1 + 1), "those that waited for the slot have waited long enough"
+    assert await outcomes(twilio.call(seconds=15, ends=TIMEOUT)) == [TwilioTimeout]
+    assert (now(), twilio.made) == (31, 1 + 2), "a single timeout may be an accident"
     await asyncio.sleep(14)
-    assert await outcomes(twilio.call(), twilio.call(STRANGER)) == [TwilioTimeout, 45], "it is one login's"
-    await twilio.closed(OWNER, SILENT)
-    assert twilio.made == 1 + 2 + 2, "then it is asked again"
+    assert await outcomes(twilio.call(), twilio.call(GUESS)) == [TwilioTimeout, 46], (
+        "it is the breaker of one credential"
+    )
+    await twilio.fail(OWNER, TIMEOUT)
+    assert twilio.made == 1 + 2 + 2, "then calls are made again"
 
 
 @pytest.mark.parametrize("ends", [None, DOWN, NotFound("20404"), REFUSED, TwilioThrottled("429")])
-def test_whatever_it_answers_is_no_silence(ends: Exception | None) -> None:
+def test_any_answer_between_two_timeouts_resets_the_count(ends: Exception | None) -> None:
     @virtually
     async def story() -> None:
         twilio = Twilio()
-        await outcomes(twilio.call(seconds=15, ends=SILENT))
+        await outcomes(twilio.call(seconds=15, ends=TIMEOUT))
         await outcomes(twilio.call(ends=ends))
-        twilio.gate.forget_refusal(OWNER, ACCOUNT)
+        twilio.limiter.forget_refusal(OWNER, ACCOUNT)
         await asyncio.sleep(60)
-        await outcomes(twilio.call(seconds=15, ends=SILENT))
+        await outcomes(twilio.call(seconds=15, ends=TIMEOUT))
         made = twilio.made
         await outcomes(twilio.call())
         assert twilio.made == made + 1
@@ -371,16 +388,258 @@ def test_whatever_it_answers_is_no_silence(ends: Exception | None) -> None:
     story()
 
 
-# Callers that go away, and errors
+# The circuit breaker of an API
+
+
+def account_sid(number: int) -> str:
+    return f"AC{number}"
+
+
+class Accounts:
+    """Accounts whose reconciles call Twilio and retry with backoff, as the operator's do, with a worker each.
+
+    Calls of accounts for which `hangs` is true time out after `hang` seconds; others take 50 ms.
+    """
+
+    def __init__(self, count: int, hang: float) -> None:
+        self.twilio = Twilio(concurrency=4)
+        self.hang = hang
+        self.hangs: Callable[[int], bool] = lambda number: False
+        self.longest = 0.0
+        self.tasks = [asyncio.ensure_future(self._reconcile(number)) for number in range(count)]
+
+    async def call(self, number: int, origin: Origin = "api") -> float:
+        """Make a call. Return the seconds that it took; raise `TwilioTimeout` if it failed."""
+        began, sid = now(), account_sid(number)
+        seconds, ends = (self.hang, TIMEOUT) if self.hangs(number) else (0.05, None)
+        await self.twilio.call(login(sid=sid), sid, seconds=seconds, ends=ends, origin=origin)
+        return now() - began
+
+    async def _reconcile(self, number: int) -> None:
+        chance = random.Random(number)  # noqa: S311
+        failures = 0
+        await asyncio.sleep(chance.random())
+        while True:
+            began = now()
+            try:
+                await self.call(number)
+                failures, at_least = 0, 60.0
+            except TwilioTimeout as timeout:
+                failures, at_least = failures + 1, timeout.retry_after or 0
+            self.longest = max(self.longest, now() - began)
+            await asyncio.sleep(max(at_least, chance.uniform(1, min(300, 2**failures))))
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["verified before", "the operator was restarted"])
+@pytest.mark.parametrize("hang", [5, 15])
+@pytest.mark.parametrize("count", [10, 100, 300, 1000, 2000])
+def test_when_everybody_hangs_no_caller_waits_longer_than_one_timeout(count: int, hang: float, restarted: bool) -> None:
+    """Deletions must end in time: whatever the number of accounts, not each of them may find out alone."""
+
+    @virtually
+    async def story() -> None:
+        accounts = Accounts(count, hang)
+        if not restarted:
+            await asyncio.sleep(120)
+        made = accounts.twilio.made
+        accounts.hangs = lambda number: True
+        began, accounts.longest = now(), 0.0
+        await asyncio.sleep(hang + 1)
+        for _ in range(40):
+            await asyncio.sleep(7)
+            before = now()
+            with pytest.raises(TwilioTimeout) as raised:
+                await accounts.call(7)
+            assert now() - before <= hang + 0.001
+            assert str(raised.value) == str(TIMEOUT)
+            if now() == before:
+                assert raised.value.retry_after, "it fails without a call"
+        assert accounts.longest <= hang + 0.001, "nobody ever waited longer, from the first second on"
+        probes = accounts.twilio.made - made - count
+        assert probes <= (now() - began) / hang + 2, "one call at a time, after at most one for each account"
+        accounts.hangs = lambda number: False
+        ended = now()
+        for _ in range(int(2 * hang) + 2):
+            with suppress(TwilioTimeout):
+                await accounts.call(7)
+                break
+            await asyncio.sleep(1)
+        assert now() - ended <= 2 * hang + 2, "the probe in flight still hangs, and the next one waits"
+        await accounts.stop()
+
+    story()
+
+
+async def hang_together(twilio: Twilio, numbers: Iterable[int], seconds: float = 15) -> None:
+    """Let calls of these accounts time out at the same time."""
+    calls = (
+        twilio.call(login(sid=account_sid(each)), account_sid(each), seconds=seconds, ends=TIMEOUT) for each in numbers
+    )
+    assert set(await outcomes(*calls)) == {TwilioTimeout}
 
 
 @virtually
-async def test_who_gives_up_waiting_leaves_the_place_to_the_next() -> None:
-    """In the line for guesses and in the line of an accepted login."""
-    for accepted in (False, True):
+async def test_three_credentials_that_time_out_open_the_breaker_for_all() -> None:
+    twilio = Twilio()
+    await twilio.verify()
+    await asyncio.sleep(1)
+    await hang_together(twilio, [11, 12, 11])
+    assert await twilio.call(seconds=0) == 16, "two credentials may hang on their own"
+    await asyncio.sleep(1)
+    await hang_together(twilio, [13, 14, 15])
+    made = twilio.made
+    with pytest.raises(TwilioTimeout, match=f"^{re.escape(str(TIMEOUT))}$") as raised:
+        await twilio.call(login(sid="AC99"), "AC99")
+    assert (twilio.made, raised.value.retry_after) == (made, 15), "as long as the last call hung"
+
+
+@virtually
+async def test_open_breaker_lets_one_probe_through_at_a_time() -> None:
+    twilio = Twilio()
+    await hang_together(twilio, range(3))
+    await asyncio.sleep(15)
+    made = twilio.made
+    calls = [
+        twilio.call(login(sid=account_sid(each)), account_sid(each), seconds=15, ends=TIMEOUT)
+        for each in range(10, 110)
+    ]
+    probe, *others = [asyncio.ensure_future(each) for each in calls]
+    await asyncio.wait(others, timeout=0.001)
+    assert all(isinstance(each.exception(), TwilioTimeout) for each in others), "they fail immediately"
+    assert {getattr(each.exception(), "retry_after", None) for each in others} == {15}, "when the probe may end"
+    await asyncio.wait([probe])
+    assert twilio.made == made + 1
+    with pytest.raises(TwilioTimeout):
+        await twilio.call(login(sid="AC1000"), "AC1000")
+    await asyncio.sleep(15)
+    assert twilio.made == made + 1, "the next probe waits as long as this one hung"
+    assert await outcomes(twilio.call()) == [61], "its success closes the breaker"
+    assert len(set(await outcomes(*(twilio.call(login(sid=f"X{each}"), f"X{each}") for each in range(5))))) == 1
+
+
+@virtually
+async def test_verified_credential_that_never_timed_out_probes_at_once() -> None:
+    """In a quiet hour three hanging accounts are enough to open the breaker: it must not cost the others a minute."""
+    twilio = Twilio()
+    await twilio.verify()
+    await asyncio.sleep(1)
+    await hang_together(twilio, range(11, 31))
+    assert await twilio.call(seconds=0) == now()
+    await twilio.verify(login("key", "SK1"))
+    assert now() < 100
+
+
+@virtually
+async def test_cancelled_probe_leaves_the_probe_to_the_next() -> None:
+    twilio = Twilio()
+    await hang_together(twilio, range(3))
+    await asyncio.sleep(15)
+    probe = asyncio.ensure_future(twilio.call())
+    await asyncio.sleep(0.5)
+    probe.cancel()
+    await asyncio.wait([probe])
+    assert await twilio.call() == 31.5
+
+
+@pytest.mark.parametrize("ends", [DOWN, NotFound("20404"), REFUSED, TwilioThrottled("429")])
+def test_any_answer_closes_the_breaker_of_an_api(ends: Exception) -> None:
+    @virtually
+    async def story() -> None:
+        twilio = Twilio()
+        await hang_together(twilio, range(3))
+        await asyncio.sleep(15)
+        await twilio.fail(OWNER, ends)
+        assert await outcomes(*(twilio.call(login(sid=f"X{each}"), f"X{each}") for each in range(5))) == [31] * 5
+
+    story()
+
+
+@virtually
+async def test_each_api_has_a_breaker_of_its_own() -> None:
+    twilio = Twilio()
+    for each in range(3):
+        await outcomes(twilio.call(login(str(each)), seconds=5, ends=TIMEOUT, origin="messaging"))
+    assert await outcomes(twilio.call(origin="messaging"), twilio.call(origin="api")) == [TwilioTimeout, 16]
+
+
+@virtually
+async def test_callers_that_wait_for_a_slot_fail_when_the_breaker_opens() -> None:
+    """After a restart all credentials are unverified: a thousand wait for sixteen slots."""
+    twilio = Twilio()
+    await hang_together(twilio, range(1000))
+    assert (now(), twilio.made) == (15, POOL)
+
+
+@virtually
+async def test_nobody_waits_for_a_slot_while_the_breaker_is_open() -> None:
+    twilio = Twilio(concurrency=1)
+    await twilio.verify()
+    await asyncio.sleep(1)
+    held = asyncio.ensure_future(twilio.call(seconds=15))  # began before the others hang, and holds the only slot
+    await asyncio.sleep(1)
+    await hang_together(twilio, range(11, 14), 5)
+    assert await outcomes(twilio.call()) == [TwilioTimeout]
+    assert now() == 7
+    assert await held == 16
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["verified before", "the operator was restarted"])
+def test_twenty_hanging_accounts_do_not_affect_healthy_ones(restarted: bool) -> None:
+    """They time out at the same moments, and healthy accounts are answered meanwhile."""
+
+    @virtually
+    async def story() -> None:
+        accounts = Accounts(10 + 20, 15)
+        if not restarted:
+            await asyncio.sleep(120)
+        accounts.hangs = lambda number: number >= 10
+        chance = random.Random(3)  # noqa: S311
+        took = []
+        for _ in range(2000):
+            took.append(await accounts.call(chance.randrange(10)))
+            await asyncio.sleep(chance.random())
+        slow = [seconds for seconds in took if seconds > 0.06]
+        assert len(slow) <= (10 if restarted else 0), "only a first call may wait for an unverified slot"
+        assert max(took) < 15.06
+        await accounts.stop()
+
+    story()
+
+
+@virtually
+async def test_hostile_credentials_cannot_open_the_breaker_while_others_are_answered() -> None:
+    """However many they are: no timeout counts whose call was in flight while the API answered."""
+    twilio = Twilio()
+    await twilio.verify()
+    guesses = [
+        asyncio.ensure_future(
+            twilio.call(login(f"{each}", f"AC{each % 16}"), f"AC{each % 16}", seconds=15, ends=TIMEOUT)
+        )
+        for each in range(2, 500)
+    ]
+    for _ in range(60):
+        await asyncio.sleep(10)
+        await twilio.verify()
+    for guess in guesses:
+        guess.cancel()
+    await asyncio.wait(guesses)
+
+
+# Cancelled callers, and errors
+
+
+@virtually
+async def test_caller_cancelled_while_it_waits_leaves_the_slot_to_the_next() -> None:
+    """For the unverified slot as for those of a verified credential."""
+    for verified in (False, True):
         twilio = Twilio(concurrency=1)
-        if accepted:
-            await twilio.open()
+        if verified:
+            await twilio.verify()
         began = now()
         first, second, third = (asyncio.ensure_future(twilio.call()) for _ in range(3))
         await asyncio.sleep(0.5)
@@ -391,77 +650,77 @@ async def test_who_gives_up_waiting_leaves_the_place_to_the_next() -> None:
 
 
 @virtually
-async def test_who_gives_up_in_the_moment_of_the_turn_leaves_it_to_the_next() -> None:
-    """Woken and cancelled before it ran: the place must not be lost."""
+async def test_caller_cancelled_as_it_gets_the_slot_leaves_it_to_the_next() -> None:
+    """It is woken, and cancelled before it runs: the slot must not be lost."""
     twilio = Twilio(concurrency=1)
-    await twilio.open()
+    await twilio.verify()
     first, second, third = (asyncio.ensure_future(twilio.call()) for _ in range(3))
     first.add_done_callback(lambda _: second.cancel())
     assert await third == 2
     assert second.cancelled()
 
 
-@pytest.mark.parametrize("accepted", [False, True], ids=["a guess", "an accepted login"])
-def test_a_call_that_is_cancelled_or_fails_gives_its_place_back(accepted: bool) -> None:
+@pytest.mark.parametrize("verified", [False, True], ids=["unverified", "verified"])
+def test_call_that_fails_or_is_cancelled_frees_its_slot(verified: bool) -> None:
     @virtually
     async def story() -> None:
         twilio = Twilio(concurrency=1)
-        if accepted:
-            await twilio.open()
+        if verified:
+            await twilio.verify()
         for ends in (DOWN, ValueError()):
-            await twilio.closed(OWNER, ends)
-        under_way = asyncio.ensure_future(twilio.call(seconds=1000))
+            await twilio.fail(OWNER, ends)
+        in_flight = asyncio.ensure_future(twilio.call(seconds=1000))
         await asyncio.sleep(1)
-        under_way.cancel()
+        in_flight.cancel()
         assert await twilio.call() == 2
 
     story()
 
 
 @virtually
-async def test_a_cancelled_call_accepts_nobody() -> None:
+async def test_cancelled_call_verifies_nothing() -> None:
     twilio = Twilio()
     cancelled = asyncio.ensure_future(twilio.call())
     await asyncio.sleep(0.5)
     cancelled.cancel()
     await outcomes(*(twilio.call(ends=DOWN) for _ in range(3)))
-    assert twilio.most_at_once == 1
+    assert twilio.most_in_flight == 1
 
 
 @virtually
-async def test_nothing_is_kept_of_doors_that_nobody_stands_at() -> None:
-    """Account SIDs are whatever somebody writes into a channel: places are made when needed, and go afterwards."""
+async def test_slots_that_nobody_uses_are_discarded() -> None:
+    """Account SIDs are whatever a person writes into a channel: slots are made when needed, and discarded then."""
     twilio = Twilio()
     for number in range(50):
-        await twilio.open(login(str(number)), f"AC{number}")
-        await twilio.open(login(str(number)), f"AC{number}")
+        await twilio.verify(login(str(number)), f"AC{number}")
+        await twilio.verify(login(str(number)), f"AC{number}")
     gc.collect()
-    assert len(twilio.gate._slots) == 0
+    assert len(twilio.limiter._slots) == 0
 
 
 @virtually
-async def test_a_remembered_refusal_keeps_nothing_of_the_call_that_brought_it() -> None:
-    """An exception holds on to every frame that it passed: the login in plain text, Twilio's answer, the channel."""
+async def test_kept_refusal_keeps_nothing_of_its_call_alive() -> None:
+    """An exception keeps every frame that it passed alive: the login in plain text, Twilio's answer, the channel."""
     twilio = Twilio()
 
     channels: weakref.WeakSet[asyncio.Event] = weakref.WeakSet()
 
-    async def turn() -> None:
+    async def reconcile() -> None:
         channel = asyncio.Event()
         channels.add(channel)
         await twilio.call(seconds=0, ends=Refused(Reason.AuthenticationFailed, "no"))
 
     with pytest.raises(Refused):
-        await turn()
+        await reconcile()
     gc.collect()
     assert not channels
 
 
 @virtually
-async def test_no_error_repeats_the_token() -> None:
+async def test_no_error_contains_the_token() -> None:
     twilio = Twilio()
-    await twilio.closed(login("s3cr3t"), REFUSED)
+    await twilio.fail(login("s3cr3t"), REFUSED)
     with pytest.raises(Refused) as raised:
         await twilio.call(login("s3cr3t"))
     assert "s3cr3t" not in repr(raised.value)
-    assert "s3cr3t" not in repr(vars(twilio.gate))
+    assert "s3cr3t" not in repr(vars(twilio.limiter))

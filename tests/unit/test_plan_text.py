@@ -1,55 +1,66 @@
-"""A plan in words: each kind of change, what is left as it is and why, and URLs without what nobody may see."""
+"""A plan in words: each kind of change, numbers that are left as they are and why, and URLs without their secrets."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smschannel.api.resource import DeletionPolicy
 from smschannel.cli.plan_text import Outlook, shown
-from smschannel.core.plan import Debt, Desired, Observed, Routing, foresee
-from smschannel.core.record import Entry, Record, Webhook
+from smschannel.core.plan import Current, Desired, Observed, RestoreWebhook, Routing, SetWebhook, foresee
+from smschannel.core.record import Record, Webhook
 from tests.unit.test_plan import (
     ACCOUNT,
     ANOTHER_INSTANCE,
     BEFORE,
+    CLEAR,
+    CONFIGURED,
+    DAMAGED,
+    DEADLINE_OVER,
+    DELETING,
     DENIED,
+    DESIRED,
     DOWN,
     ELSEWHERE,
-    ENTRY,
-    GOING,
+    GONE,
+    IN_USE,
+    LATE,
     MOVED,
     NEW,
     NEWER,
     NOW,
+    OLD_RECORD,
+    OTHER_ACCOUNT,
+    OTHER_LOGIN,
     OURS,
-    SEALED_AWAY,
-    SET,
-    TEMPLATE,
-    WANT,
+    RECORD,
+    RULES,
+    SUSPENDED,
+    UNREADABLE,
     at,
-    kept,
-    owing,
+    by_number,
+    situations,
 )
 
 
-def outlook(want: Desired | None, seen: Observed) -> Outlook:
-    policy = want.deletion_policy if want else seen.record.deletion_policy
-    return Outlook(seen, foresee(want, seen, TEMPLATE, NOW), policy)
+def outlook(desired: Desired | None, observed: Observed) -> Outlook:
+    policy = desired.deletion_policy if desired else None
+    return Outlook(observed, foresee(desired, observed, RULES, NOW), policy)
 
 
-def told(want: Desired | None, seen: Observed) -> list[str]:
-    return [text for _, text in outlook(want, seen).changes()]
+def texts(desired: Desired | None, observed: Observed) -> list[str]:
+    return [text for _, text in outlook(desired, observed).changes()]
 
 
 @pytest.mark.parametrize(
     ("url", "safe", "reason"),
     [
         ("", "(empty)", "a number without a webhook"),
-        ("https://a.example.com/x?y=1#rc=2", "https://a.example.com/x?y=1#rc=2", "what is harmless stays whole"),
+        ("https://a.example.com/x?y=1#rc=2", "https://a.example.com/x?y=1#rc=2", "a harmless URL stays whole"),
         ("https://user:pw@a.example.com/x", "https://***@a.example.com/x", "a password"),
         ("https://user@a.example.com/x", "https://***@a.example.com/x", "a user alone may be a key"),
         ("https://user:p@w@a.example.com/x", "https://***@a.example.com/x", "the last @ ends the password"),
@@ -58,12 +69,12 @@ def told(want: Desired | None, seen: Observed) -> list[str]:
         ("user:pw@a.example.com/x", "***@a.example.com/x", "no slashes either"),
         ("https:///user:pw@a.example.com", "https:///***@a.example.com", "a slash too many"),
         ("https://us\ner:pw@a.example.com", "https://***@a.example.com", "over two lines"),
-        ("https://us\x1b[2Jer:pw@a.example.com/\x1b[2J", "https://***@a.example.com/?[2J", "a terminal's commands"),
+        ("https://us\x1b[2Jer:pw@a.example.com/\x1b[2J", "https://***@a.example.com/?[2J", "control characters"),
         ("https://a.example.com/@home", "https://a.example.com/@home", "an @ in the path is no password"),
         ("https://a.example.com/?mail=a@b", "https://a.example.com/?mail=a@b", "nor is one in the query"),
     ],
 )
-def test_what_is_shown_of_a_url(url: str, safe: str, reason: str) -> None:
+def test_shown_url(url: str, safe: str, reason: str) -> None:
     assert shown(url) == safe, reason
 
 
@@ -71,148 +82,324 @@ def test_what_is_shown_of_a_url(url: str, safe: str, reason: str) -> None:
     user=st.text(st.characters(exclude_characters="/?#", exclude_categories=["Cs"]), min_size=1),
     path=st.text(st.characters(exclude_characters="@", exclude_categories=["Cs"])),
 )
-def test_no_password_is_ever_shown(user: str, path: str) -> None:
+def test_password_is_never_shown(user: str, path: str) -> None:
     assert shown(f"https://{user}:s3cret@h.example.com/{path}").startswith("https://***@h.example.com/")
 
 
-ONCE = f"record what +61400111222 (PN1) points at now: {BEFORE.url}"
-POINT = f"write +61400111222 (PN1): SmsUrl {BEFORE.url} -> {OURS.url}, SmsMethod GET -> POST"
-GIVE_BACK = f"give back +61400111222 (PN1): SmsUrl {OURS.url} -> {BEFORE.url}, SmsMethod POST -> GET"
-FINALIZER = "add the finalizer channels.hydracore.io/restore"
-DROP = "drop the operator's record of the channel"
-LET_GO = "remove the finalizer, so that the channel can go"
+CLAIM = f"claim +61400111222 (PN1), and record what it points at now: {BEFORE.url}"
+SET = f"set the webhook of +61400111222 (PN1): SmsUrl {BEFORE.url} -> {OURS.url}, SmsMethod GET -> POST"
+RESTORE = f"restore the webhook of +61400111222 (PN1): SmsUrl {OURS.url} -> {BEFORE.url}, SmsMethod POST -> GET"
+RESTORE_OLD = RESTORE.replace("+61400111222 (PN1)", "+61400000000 (PN0)")
+FREE = "free +61400111222 (PN1): delete the operator's record of it"
+FREE_OLD = "free +61400000000 (PN0): delete the operator's record of it"
+WRITE_OFF = "write off +61400111222 (PN1): stop trying to restore it, and keep a copy of its record"
+ADD_FINALIZER = "add the finalizer channels.hydracore.io/restore"
+REMOVE_FINALIZER = "remove the finalizer, so that the channel can go"
 
 
 @pytest.mark.parametrize(
-    ("want", "seen", "texts"),
+    ("desired", "observed", "expected"),
     [
-        pytest.param(WANT, NEW, [FINALIZER, ONCE, POINT], id="a new channel"),
+        pytest.param(DESIRED, NEW, [ADD_FINALIZER, CLAIM, SET], id="a new channel"),
         pytest.param(
-            WANT,
+            DESIRED,
             replace(NEW, number=at(ANOTHER_INSTANCE)),
             [
-                FINALIZER,
-                "record what +61400111222 (PN1) points at now: not known, for it is already a webhook of this operator",
-                f"write +61400111222 (PN1): SmsUrl {ANOTHER_INSTANCE.url} -> {OURS.url}",
+                ADD_FINALIZER,
+                "claim +61400111222 (PN1), and record what it points at now:"
+                " not known, since it is already a webhook of this operator",
+                f"set the webhook of +61400111222 (PN1): SmsUrl {ANOTHER_INSTANCE.url} -> {OURS.url}",
             ],
             id="a number that another instance had",
         ),
-        pytest.param(WANT, SET, [], id="all is well"),
+        pytest.param(DESIRED, CONFIGURED, [], id="all is well"),
         pytest.param(
-            WANT,
-            replace(SET, number=at(Webhook(url=OURS.url, method="GET"))),
-            ["write +61400111222 (PN1): SmsMethod GET -> POST"],
-            id="the method alone has drifted",
+            DESIRED,
+            replace(CONFIGURED, number=at(Webhook(url=OURS.url, method="GET"))),
+            ["set the webhook of +61400111222 (PN1): SmsMethod GET -> POST"],
+            id="only the method has drifted",
         ),
         pytest.param(
-            WANT, replace(SET, login=NEWER), ["record the credentials that Twilio accepts"], id="a rotated token"
+            DESIRED,
+            replace(CONFIGURED, login=NEWER),
+            ["record for +61400111222 (PN1): the credentials that Twilio accepts"],
+            id="a rotated token",
         ),
         pytest.param(
-            WANT,
-            replace(SET, source="secret/twilio@2"),
-            ["record the credentials that Twilio accepts"],
+            DESIRED,
+            replace(CONFIGURED, source="secret/twilio@2"),
+            ["record for +61400111222 (PN1): the credentials that Twilio accepts"],
             id="the same token from elsewhere",
         ),
         pytest.param(
-            replace(WANT, deletion_policy=DeletionPolicy.CLEAR),
-            SET,
-            ["record the deletion policy Clear"],
+            DESIRED,
+            replace(MOVED, login=NEWER, to_restore={"PN0": DOWN}),
+            [
+                "record for +61400000000 (PN0): the credentials that Twilio accepts",
+                "record for +61400111222 (PN1): the credentials that Twilio accepts",
+            ],
+            id="a rotated token for two numbers",
+        ),
+        pytest.param(
+            CLEAR,
+            CONFIGURED,
+            ["record for +61400111222 (PN1): deletion policy Clear"],
             id="another policy",
         ),
         pytest.param(
-            replace(WANT, webhook=ELSEWHERE),
-            SET,
+            replace(CLEAR, account_sid=OTHER_ACCOUNT),
+            replace(CONFIGURED, login=OTHER_LOGIN),
             [
-                f"record that {ELSEWHERE.url} is ours",
-                f"write +61400111222 (PN1): SmsUrl {OURS.url} -> {ELSEWHERE.url}",
+                f"record for +61400111222 (PN1): deletion policy Clear, account {OTHER_ACCOUNT},"
+                " the credentials that Twilio accepts"
+            ],
+            id="another account and another policy",
+        ),
+        pytest.param(
+            DESIRED,
+            replace(CONFIGURED, records=by_number(replace(RECORD, restore_since=NOW))),
+            ["record for +61400111222 (PN1): no longer to be restored"],
+            id="a channel that is there again",
+        ),
+        pytest.param(
+            replace(DESIRED, webhook=ELSEWHERE),
+            CONFIGURED,
+            [
+                f"record for +61400111222 (PN1): {ELSEWHERE.url} as a URL of ours",
+                f"set the webhook of +61400111222 (PN1): SmsUrl {OURS.url} -> {ELSEWHERE.url}",
             ],
             id="another template",
         ),
         pytest.param(
-            WANT,
-            replace(SET, record=MOVED, debts={"PN0": at(OURS, "PN0")}),
-            [
-                f"give back +61400111222 (PN0): SmsUrl {OURS.url} -> {BEFORE.url}, SmsMethod POST -> GET",
-                "strike +61400000000 (PN0) off the record",
-            ],
-            id="the number before is given back",
+            DESIRED,
+            MOVED,
+            [RESTORE_OLD, FREE_OLD],
+            id="a former number is restored",
         ),
-        pytest.param(None, GOING, [GIVE_BACK, DROP, LET_GO], id="a deletion"),
-        pytest.param(None, replace(GOING, finalizer=False), [GIVE_BACK, DROP], id="a record whose channel is gone"),
-        pytest.param(None, replace(GOING, debts={"PN1": DOWN}), [], id="a deletion that waits"),
+        pytest.param(
+            DESIRED,
+            replace(CONFIGURED, number=IN_USE, to_restore={"PN1": at(OURS)}),
+            [RESTORE, FREE],
+            id="two channels swap their numbers",
+        ),
+        pytest.param(None, DELETING, [RESTORE, FREE, REMOVE_FINALIZER], id="a deletion"),
+        pytest.param(None, GONE, [RESTORE, FREE], id="a record whose channel is gone"),
+        pytest.param(None, replace(DELETING, to_restore={"PN1": DOWN}), [], id="a deletion that waits"),
         pytest.param(
             None,
-            replace(GOING, debts={"PN1": DOWN}, grace_over=True),
-            ["record since when this is owed", LET_GO],
+            replace(LATE, to_restore={"PN1": DOWN}),
+            ["record for +61400111222 (PN1): to be restored since 2026-01-02T03:04:05Z", REMOVE_FINALIZER],
             id="a deletion that does not wait any longer",
         ),
         pytest.param(
             None,
-            replace(GOING, finalizer=False, debts={"PN1": DOWN}, deadline_over=True),
-            ["give up: write off what is still owed, and keep the record for people to look at"],
-            id="a debt that is too old",
+            replace(GONE, records=by_number(replace(RECORD, restore_since=DEADLINE_OVER)), to_restore={"PN1": DOWN}),
+            [WRITE_OFF],
+            id="a restore whose deadline is over",
+        ),
+        pytest.param(
+            None,
+            replace(LATE, records=by_number(UNREADABLE), to_restore={"PN1": DAMAGED}),
+            ["record for +61400111222 (PN1): to be restored since 2026-01-02T03:04:05Z", REMOVE_FINALIZER],
+            id="a deletion without a readable record",
+        ),
+        pytest.param(
+            None,
+            replace(LATE, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": None, "PN1": DENIED}),
+            [
+                FREE_OLD,
+                "record for +61400111222 (PN1): to be restored since 2026-01-02T03:04:05Z",
+                REMOVE_FINALIZER,
+            ],
+            id="of two numbers one cannot be restored",
         ),
     ],
 )
-def test_changes_in_words(want: Desired | None, seen: Observed, texts: list[str]) -> None:
-    assert told(want, seen) == texts
+def test_changes_in_words(desired: Desired | None, observed: Observed, expected: list[str]) -> None:
+    assert texts(desired, observed) == expected
 
 
 @pytest.mark.parametrize(
-    ("record", "debt", "says"),
+    ("record", "current", "why"),
     [
-        (kept(deletion_policy=DeletionPolicy.RETAIN), None, "is left as it is: the deletion policy is Retain"),
-        (kept(), None, f"is not in account {ACCOUNT} any more: there is nothing to give back"),
-        (kept(), at(ELSEWHERE), f"is left as it is: somebody pointed it elsewhere since, at {ELSEWHERE.url}"),
-        (owing(previous=None), at(OURS), "is left as it is: what it pointed at before is not known"),
-        (owing(previous=OURS), at(OURS), "is left as it is: it points there already"),
-        (kept(), DENIED, "cannot be given back: Twilio refuses the credentials."),
-        (kept(), DOWN, "cannot be given back: Twilio answers HTTP 503."),
+        (
+            replace(RECORD, deletion_policy=DeletionPolicy.RETAIN),
+            None,
+            "is left as it is: the deletion policy is Retain",
+        ),
+        (RECORD, None, f"is no longer in account {ACCOUNT}: there is nothing to restore"),
+        (RECORD, at(ELSEWHERE), f"is left as it is: somebody pointed it elsewhere since, at {ELSEWHERE.url}"),
+        (
+            RECORD.with_contents(previous=None),
+            at(OURS),
+            "is left as it is: what it pointed at before is not known",
+        ),
+        (RECORD.with_contents(previous=OURS), at(OURS), "is left as it is: it points there already"),
+        (RECORD, DENIED, "cannot be restored: Twilio refuses the credentials."),
+        (RECORD, DOWN, "cannot be restored: Twilio answers HTTP 503."),
+        (UNREADABLE, DAMAGED, "cannot be restored: the record cannot be opened"),
+        (UNREADABLE, None, "cannot be restored: its record cannot be opened"),
     ],
 )
-def test_what_is_left_as_it_is_and_why(record: Record, debt: Debt, says: str) -> None:
-    looked = outlook(None, replace(GOING, record=record, debts={"PN1": debt}))
-    assert [(entry.number_sid, text) for entry, text in looked.left()] == [("PN1", f"+61400111222 (PN1) {says}")]
+def test_numbers_that_are_not_restored_and_why(record: Record, current: Current, why: str) -> None:
+    found = outlook(None, replace(DELETING, records=by_number(record), to_restore={"PN1": current}))
+    assert list(found.not_restored()) == [(record, f"+61400111222 (PN1) {why}")]
 
 
-@pytest.mark.parametrize(
-    ("want", "seen", "stuck", "verdict"),
-    [
-        (WANT, SET, False, "Configured. The number points at the instance's webhook."),
-        (WANT, NEW, False, "Configured. The number points at the instance's webhook."),
-        (WANT, replace(NEW, number=DENIED), True, "AuthenticationFailed. Twilio refuses the credentials. Take the"),
-        (WANT, replace(SET, number=replace(at(OURS), application_sid="AP1")), True, "WebhookOverridden. The TwiML"),
-        (replace(WANT, suspend=True), SET, False, "Suspended. Twilio is left as it is: spec.suspend is true. Set"),
-        (None, GOING, False, ""),
-        (None, replace(GOING, finalizer=False, debts={"PN1": DOWN}, deadline_over=True), True, ""),
-        (None, replace(GOING, debts={"PN1": DOWN}), True, "Restoring. The number is not given back yet: Twilio"),
-        (None, replace(GOING, debts={"PN1": DENIED}), True, "RestoreFailed. The number is not given back yet: Twilio"),
-        (None, replace(GOING, debts={"": SEALED_AWAY}), True, "RestoreFailed. The number is not given back yet: the"),
-    ],
-)
-def test_the_end_of_it(want: Desired | None, seen: Observed, stuck: bool, verdict: str) -> None:
-    looked = outlook(want, seen)
-    assert looked.stuck is stuck
-    assert looked.verdict.startswith(verdict)
-    assert bool(looked.verdict) is bool(verdict)
-
-
-def test_what_could_not_be_seen_is_told() -> None:
-    looked = outlook(WANT, replace(SET, routing=Routing(unknown="The Messaging Services cannot be read.")))
-    assert looked.verdict.endswith("at the instance's webhook. The Messaging Services cannot be read.")
-    assert not looked.stuck
-
-
-def test_no_document_holds_a_password() -> None:
-    found = Webhook(url="https://user:s3cret@before.example.com/", method="POST")
-    entry: Entry = ENTRY.model_copy(update={"previous": found})
-    cases = [
-        (WANT, replace(NEW, number=at(found))),
-        (None, replace(GOING, record=kept(entries=(entry,)))),
-        (None, replace(GOING, debts={"PN1": at(found)})),
+def test_current_policy_says_why_a_former_number_is_not_restored() -> None:
+    """The record still has the policy of before; it is updated first."""
+    found = outlook(replace(DESIRED, deletion_policy=DeletionPolicy.RETAIN), replace(MOVED, to_restore={"PN0": None}))
+    assert [text for _, text in found.not_restored()] == [
+        "+61400000000 (PN0) is left as it is: the deletion policy is Retain"
     ]
-    for want, seen in cases:
-        document = str(outlook(want, seen).document())
+
+
+def test_restored_numbers_are_not_among_those_that_are_not() -> None:
+    assert list(outlook(None, DELETING).not_restored()) == []
+    assert list(outlook(DESIRED, MOVED).not_restored()) == []
+
+
+def test_moved_names_the_number_and_both_webhooks() -> None:
+    found = outlook(None, DELETING)
+    change = next(change for change, _ in found.changes() if isinstance(change, RestoreWebhook))
+    moved = found.moved(change)
+    assert moved == f"+61400111222 (PN1): SmsUrl {OURS.url} -> {BEFORE.url}, SmsMethod POST -> GET"
+
+
+WRITTEN_OFF = replace(GONE, records=by_number(replace(RECORD, restore_since=DEADLINE_OVER)), to_restore={"PN1": DOWN})
+
+
+@pytest.mark.parametrize(
+    ("desired", "observed", "stuck", "verdict"),
+    [
+        (DESIRED, CONFIGURED, False, "Configured. The number points at the instance's webhook."),
+        (DESIRED, NEW, False, "Configured. The number points at the instance's webhook."),
+        (
+            DESIRED,
+            replace(NEW, number=DENIED),
+            True,
+            "AuthenticationFailed. Twilio refuses the credentials. Take the",
+        ),
+        (
+            DESIRED,
+            replace(CONFIGURED, number=replace(at(OURS), application_sid="AP1")),
+            True,
+            "WebhookOverridden. The TwiML",
+        ),
+        (SUSPENDED, CONFIGURED, False, "Suspended. Twilio is left as it is: spec.suspend is true. Set"),
+        (None, DELETING, False, ""),
+        (None, WRITTEN_OFF, True, ""),
+        (
+            None,
+            replace(
+                WRITTEN_OFF,
+                records=by_number(replace(OLD_RECORD, restore_since=NOW), *WRITTEN_OFF.records.values()),
+                to_restore={"PN0": DOWN, "PN1": DOWN},
+            ),
+            True,
+            "Restoring. The number is not restored yet: Twilio answers HTTP 503.",
+        ),
+        (
+            None,
+            replace(DELETING, to_restore={"PN1": DOWN}),
+            True,
+            "Restoring. The number is not restored yet: Twilio answers HTTP 503.",
+        ),
+        (
+            None,
+            replace(DELETING, to_restore={"PN1": DENIED}),
+            True,
+            "RestoreFailed. The number is not restored yet: Twilio refuses the credentials.",
+        ),
+        (
+            None,
+            replace(DELETING, records=by_number(UNREADABLE), to_restore={"PN1": DAMAGED}),
+            True,
+            "RestoreFailed. The number is not restored yet: the record cannot be opened",
+        ),
+    ],
+)
+def test_verdict_in_words(desired: Desired | None, observed: Observed, stuck: bool, verdict: str) -> None:
+    found = outlook(desired, observed)
+    assert found.stuck is stuck
+    assert found.verdict.startswith(verdict)
+    assert bool(found.verdict) is bool(verdict)
+
+
+def test_routing_that_cannot_be_read_is_reported() -> None:
+    found = outlook(DESIRED, replace(CONFIGURED, routing=Routing(unknown="The Messaging Services cannot be read.")))
+    assert found.verdict.endswith("at the instance's webhook. The Messaging Services cannot be read.")
+    assert not found.stuck
+
+
+def test_document_of_a_new_channel() -> None:
+    number = {"accountSid": ACCOUNT, "numberSid": "PN1", "phoneNumber": "+61400111222"}
+    assert outlook(DESIRED, NEW).document() == {
+        "reason": "Configured",
+        "message": "The number points at the instance's webhook.",
+        "remedy": "Nothing to do.",
+        "unknown": "",
+        "stuck": False,
+        "changes": [
+            {"change": "AddFinalizer", "text": ADD_FINALIZER},
+            {"change": "CreateRecord", "text": CLAIM, **number},
+            {
+                "change": "SetWebhook",
+                "text": SET,
+                **number,
+                "from": {"smsUrl": BEFORE.url, "smsMethod": "GET"},
+                "to": {"smsUrl": OURS.url, "smsMethod": "POST"},
+            },
+        ],
+        "notRestored": [],
+    }
+
+
+def test_document_of_a_deletion() -> None:
+    number = {"accountSid": ACCOUNT, "numberSid": "PN1", "phoneNumber": "+61400111222"}
+    old = {"accountSid": ACCOUNT, "numberSid": "PN0", "phoneNumber": "+61400000000"}
+    records = by_number(OLD_RECORD, replace(RECORD, deletion_policy=DeletionPolicy.CLEAR))
+    document = outlook(None, replace(DELETING, records=records, to_restore={"PN0": None, "PN1": at(OURS)})).document()
+    assert document["changes"] == [
+        {"change": "DeleteRecord", "text": FREE_OLD, **old},
+        {
+            "change": "RestoreWebhook",
+            "text": f"restore the webhook of +61400111222 (PN1): SmsUrl {OURS.url} -> (empty)",
+            **number,
+            "from": {"smsUrl": OURS.url, "smsMethod": "POST"},
+            "to": {"smsUrl": "", "smsMethod": "POST"},
+        },
+        {"change": "DeleteRecord", "text": FREE, **number},
+        {"change": "RemoveFinalizer", "text": REMOVE_FINALIZER},
+    ]
+    assert document["notRestored"] == [
+        {**old, "text": f"+61400000000 (PN0) is no longer in account {ACCOUNT}: there is nothing to restore"}
+    ]
+
+
+@settings(deadline=None)
+@given(situation=situations())
+def test_every_plan_can_be_shown(situation: tuple[Desired | None, Observed]) -> None:
+    found = outlook(*situation)
+    document = json.loads(json.dumps(found.document()))
+    assert [each["text"] for each in document["changes"]] == [text for _, text in found.changes()]
+    assert len(document["changes"]) == len(found.plan.changes)
+    written = [each for each in document["changes"] if each["change"] in {"SetWebhook", "RestoreWebhook"}]
+    assert all(each["from"] != each["to"] for each in written)
+    assert sum(isinstance(each, SetWebhook | RestoreWebhook) for each in found.plan.changes) == len(written)
+    assert all("no change" not in each["text"] for each in document["changes"])
+
+
+def test_document_holds_no_password() -> None:
+    found = Webhook(url="https://user:s3cret@before.example.com/", method="POST")
+    cases: list[tuple[Desired | None, Observed]] = [
+        (DESIRED, replace(NEW, number=at(found))),
+        (None, replace(DELETING, records=by_number(RECORD.with_contents(previous=found)))),
+        (None, replace(DELETING, to_restore={"PN1": at(found)})),
+    ]
+    for desired, observed in cases:
+        document = str(outlook(desired, observed).document())
         assert "https://***@before.example.com/" in document
         assert "s3cret" not in document
-        assert ENTRY.login.token.get_secret_value() not in document
+        assert RECORD.contents
+        assert RECORD.contents.login.token.get_secret_value() not in document

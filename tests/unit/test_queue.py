@@ -1,4 +1,4 @@
-"""The work queue: one turn at a time for a key, its last word on later turns, and lanes that leave room for others."""
+"""Test the work queue: one worker per key, one scheduled requeue per key, fair flows, and pauses."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smschannel.queue import WorkQueue
-from tests.unit.virtual_time import VirtualTime, now, virtually
+from smschannel.queue import WorkQueue, flow_limit
+from tests.unit.virtual_time import VirtualTime, iterations, now, virtually
 
 FLOOR, CEILING = 1.0, 60.0
 
 Queue = WorkQueue[str]
 
 
-def queue(share: int = 10, lane_of: Callable[[str], str] = lambda key: key[0]) -> Queue:
-    """A key's lane is its first letter."""
-    return WorkQueue(lane_of=lane_of, lane_share=share, retry_floor=FLOOR, retry_ceiling=CEILING)
+def new_queue(limit: int = 10, flow_of: Callable[[str], str] = lambda key: key[0]) -> Queue:
+    """Return a queue in which the flow of a key is its first letter."""
+    return WorkQueue(flow_of=flow_of, flow_limit=limit, retry_floor=FLOOR, retry_ceiling=CEILING)
 
 
-async def take(waiting: Queue) -> str:
-    key, _ = await waiting.get()
+async def take(queue: Queue) -> str:
+    """Wait for the next key."""
+    key, _ = await queue.get()
     return key
 
 
 async def is_idle(waiting: Awaitable[object], seconds: float = 1000) -> bool:
-    """Whether nothing comes of it for so long."""
+    """Return whether nothing comes of it within `seconds`."""
     try:
         await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
@@ -37,78 +38,78 @@ async def is_idle(waiting: Awaitable[object], seconds: float = 1000) -> bool:
     return False
 
 
-# A key's turns
+# Keys
 
 
 @virtually
-async def test_a_key_is_in_the_queue_once() -> None:
-    waiting = queue()
+async def test_key_added_three_times_is_handed_out_once() -> None:
+    queue = new_queue()
     for _ in range(3):
-        waiting.add("a")
-    assert len(waiting) == 1
-    assert await take(waiting) == "a"
-    waiting.done("a")
-    assert await is_idle(waiting.get())
+        queue.add("a")
+    assert len(queue) == 1
+    assert await take(queue) == "a"
+    queue.done("a")
+    assert await is_idle(queue.get())
 
 
 @virtually
-async def test_keys_of_a_lane_come_in_turn() -> None:
-    waiting = queue()
+async def test_keys_of_a_flow_keep_their_order() -> None:
+    queue = new_queue()
     for key in ("a1", "a2", "a3"):
-        waiting.add(key)
-    assert [await take(waiting) for _ in range(3)] == ["a1", "a2", "a3"]
+        queue.add(key)
+    assert [await take(queue) for _ in range(3)] == ["a1", "a2", "a3"]
 
 
 @virtually
-async def test_it_is_told_how_long_a_key_waited() -> None:
-    waiting = queue()
-    waiting.add("a")
+async def test_get_returns_how_long_the_key_waited() -> None:
+    queue = new_queue()
+    queue.add("a")
     assert await is_idle(asyncio.get_running_loop().create_future(), 5)
-    waiting.add("a")
-    assert await waiting.get() == ("a", 5)
+    queue.add("a")
+    assert await queue.get() == ("a", 5)
 
 
 @virtually
-async def test_what_is_added_during_a_turn_gets_one_more_afterwards() -> None:
-    waiting = queue()
-    waiting.add("a")
-    await take(waiting)
-    waiting.add("a")
-    waiting.add("a")
-    assert len(waiting) == 0, "it is in a worker's hands"
-    assert await is_idle(waiting.get()), "never in two workers' hands"
-    waiting.done("a")
-    assert await take(waiting) == "a"
-    waiting.done("a")
-    assert await is_idle(waiting.get()), "one more, however often it was added"
+async def test_key_added_while_it_runs_is_queued_again_once() -> None:
+    queue = new_queue()
+    queue.add("a")
+    await take(queue)
+    queue.add("a")
+    queue.add("a")
+    assert len(queue) == 0, "it runs"
+    assert await is_idle(queue.get()), "it never runs in two workers"
+    queue.done("a")
+    assert await take(queue) == "a"
+    queue.done("a")
+    assert await is_idle(queue.get()), "once, however often it was added"
 
 
 @virtually
-async def test_no_key_is_in_two_workers_hands_and_none_is_forgotten() -> None:
-    """Eight workers, keys added all the time from everywhere: a turn follows each add."""
-    waiting, chance = queue(share=3), random.Random(7)  # noqa: S311
+async def test_no_key_runs_twice_at_a_time_and_none_is_lost() -> None:
+    """Eight workers, and keys added all the time: each add is followed by a run."""
+    queue, chance = new_queue(limit=3), random.Random(7)  # noqa: S311
     busy: set[str] = set()
     added: dict[str, int] = {}
     seen: dict[str, int] = {}
 
     async def work() -> None:
         while True:
-            key = await take(waiting)
+            key = await take(queue)
             assert key not in busy
             busy.add(key)
             seen[key] = added[key]
             await asyncio.sleep(chance.random())
             busy.remove(key)
-            waiting.done(key)
+            queue.done(key)
 
     async def feed() -> None:
         for count in range(500):
             key = chance.choice("abc") + chance.choice("123")
             added[key] = count
             if chance.random() < 0.3:
-                waiting.add_after(key, chance.random())
+                queue.add_after(key, chance.random())
             else:
-                waiting.add(key)
+                queue.add(key)
             await asyncio.sleep(chance.random() / 10)
 
     workers = [asyncio.ensure_future(work()) for _ in range(8)]
@@ -116,99 +117,99 @@ async def test_no_key_is_in_two_workers_hands_and_none_is_forgotten() -> None:
     await asyncio.wait(workers, timeout=1000)
     assert not any(worker.done() for worker in workers), "no worker failed"
     assert seen == added
-    assert len(waiting) == 0
+    assert len(queue) == 0
     for worker in workers:
         worker.cancel()
     await asyncio.wait(workers)
 
 
-# Later turns
+# Scheduled requeues
 
 
 @virtually
-async def test_a_later_turn_comes_when_it_is_due() -> None:
-    waiting = queue()
-    waiting.add_after("late", 20)
-    waiting.add_after("soon", 10)
-    assert len(waiting) == 0
-    assert (await take(waiting), now()) == ("soon", 10)
-    assert (await take(waiting), now()) == ("late", 20)
+async def test_scheduled_keys_come_when_they_are_due() -> None:
+    queue = new_queue()
+    queue.add_after("late", 20)
+    queue.add_after("soon", 10)
+    assert len(queue) == 0
+    assert (await take(queue), now()) == ("soon", 10)
+    assert (await take(queue), now()) == ("late", 20)
 
 
 @virtually
-async def test_the_last_word_on_a_later_turn_counts() -> None:
-    waiting = queue()
-    waiting.add_after("a", 10)
-    waiting.add_after("a", 30)
-    waiting.add_after("b", 30)
-    waiting.add_after("b", 10)
-    assert (await take(waiting), now()) == ("b", 10)
-    assert (await take(waiting), now()) == ("a", 30)
-    waiting.done("a")
-    waiting.done("b")
-    assert await is_idle(waiting.get()), "there was one later turn each"
+async def test_last_schedule_of_a_key_counts() -> None:
+    queue = new_queue()
+    queue.add_after("a", 10)
+    queue.add_after("a", 30)
+    queue.add_after("b", 30)
+    queue.add_after("b", 10)
+    assert (await take(queue), now()) == ("b", 10)
+    assert (await take(queue), now()) == ("a", 30)
+    queue.done("a")
+    queue.done("b")
+    assert await is_idle(queue.get()), "each was scheduled once"
 
 
 @virtually
-async def test_a_later_turn_stays_when_the_key_is_added_for_now() -> None:
-    waiting = queue()
-    waiting.add_after("a", 10)
-    assert waiting.planned("a")
-    waiting.add("a")
-    assert (await take(waiting), now()) == ("a", 0)
-    waiting.done("a")
-    assert waiting.planned("a")
-    assert (await take(waiting), now()) == ("a", 10)
-    assert not waiting.planned("a")
+async def test_key_added_for_now_stays_scheduled() -> None:
+    queue = new_queue()
+    queue.add_after("a", 10)
+    assert queue.is_scheduled("a")
+    queue.add("a")
+    assert (await take(queue), now()) == ("a", 0)
+    queue.done("a")
+    assert queue.is_scheduled("a")
+    assert (await take(queue), now()) == ("a", 10)
+    assert not queue.is_scheduled("a")
 
 
 @virtually
-async def test_a_dropped_key_has_no_later_turn() -> None:
-    waiting = queue()
-    waiting.add_after("a", 10)
-    waiting.drop("a")
-    assert not waiting.planned("a")
-    assert await is_idle(waiting.get())
+async def test_cancelled_key_is_not_scheduled() -> None:
+    queue = new_queue()
+    queue.add_after("a", 10)
+    queue.cancel("a")
+    assert not queue.is_scheduled("a")
+    assert await is_idle(queue.get())
 
 
 @virtually
-async def test_a_dropped_key_that_waits_has_its_turn() -> None:
-    waiting = queue()
-    waiting.add("a")
-    waiting.drop("a")
-    assert await take(waiting) == "a"
+async def test_cancelled_key_that_waits_is_handed_out() -> None:
+    queue = new_queue()
+    queue.add("a")
+    queue.cancel("a")
+    assert await take(queue) == "a"
 
 
 @virtually
-async def test_a_dropped_key_may_be_planned_again() -> None:
-    waiting = queue()
-    waiting.add_after("a", 10)
-    waiting.drop("a")
-    waiting.add_after("a", 30)
-    assert (await take(waiting), now()) == ("a", 30)
+async def test_cancelled_key_can_be_scheduled_again() -> None:
+    queue = new_queue()
+    queue.add_after("a", 10)
+    queue.cancel("a")
+    queue.add_after("a", 30)
+    assert (await take(queue), now()) == ("a", 30)
 
 
 @virtually
-async def test_a_later_turn_that_comes_during_a_turn_follows_it() -> None:
-    waiting = queue()
-    waiting.add("a")
-    await take(waiting)
-    waiting.add_after("a", 10)
-    assert await is_idle(waiting.get(), 20)
-    waiting.done("a")
-    assert (await take(waiting), now()) == ("a", 20)
+async def test_key_that_becomes_due_while_it_runs_is_queued_again() -> None:
+    queue = new_queue()
+    queue.add("a")
+    await take(queue)
+    queue.add_after("a", 10)
+    assert await is_idle(queue.get(), 20)
+    queue.done("a")
+    assert (await take(queue), now()) == ("a", 20)
 
 
-def test_a_clock_of_ones_own_tells_when_turns_are_due() -> None:
+def test_injected_clock_decides_what_is_due() -> None:
     async def story() -> None:
         clock = {"now": 100.0}
-        waiting: Queue = WorkQueue(
-            lane_of=lambda key: key, lane_share=1, retry_floor=1, retry_ceiling=1, clock=lambda: clock["now"]
+        queue: Queue = WorkQueue(
+            flow_of=lambda key: key, flow_limit=1, retry_floor=1, retry_ceiling=1, clock=lambda: clock["now"]
         )
-        waiting.add_after("a", 10)
-        assert await is_idle(waiting.get(), 9)
+        queue.add_after("a", 10)
+        assert await is_idle(queue.get(), 9)
         clock["now"] = 111.0
-        assert await take(waiting) == "a"
+        assert await take(queue) == "a"
 
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
         runner.run(story())
@@ -218,247 +219,253 @@ def test_a_clock_of_ones_own_tells_when_turns_are_due() -> None:
 
 
 @virtually
-async def test_a_backoff_doubles_between_floor_and_ceiling() -> None:
-    waiting = queue()
+async def test_backoff_doubles_between_floor_and_ceiling() -> None:
+    queue = new_queue()
     for failures in range(1, 100):
-        delay = waiting.retry("a")
+        delay = queue.add_rate_limited("a")
         assert FLOOR <= delay <= min(CEILING, FLOOR * 2**failures)
-    delays = [waiting.retry("a") for _ in range(200)]
+    delays = [queue.add_rate_limited("a") for _ in range(200)]
     assert max(delays) > CEILING / 2, "it grows to the ceiling"
-    assert min(delays) < CEILING / 2, "full jitter: those that failed together do not come back together"
+    assert min(delays) < CEILING / 2, "full jitter: keys that failed together do not come back together"
 
 
 @virtually
-async def test_an_error_plans_the_turn_that_it_says() -> None:
-    waiting = queue()
-    delay = waiting.retry("a")
-    assert waiting.planned("a")
-    assert await take(waiting) == "a"
+async def test_failure_schedules_the_key_after_the_returned_delay() -> None:
+    queue = new_queue()
+    delay = queue.add_rate_limited("a")
+    assert queue.is_scheduled("a")
+    assert await take(queue) == "a"
     assert now() == pytest.approx(delay)
 
 
 @virtually
-async def test_twilio_may_ask_for_more_than_the_backoff_never_for_less() -> None:
-    waiting = queue()
-    assert waiting.retry("a", at_least=500) == 500, "even beyond the ceiling"
-    assert waiting.retry("b", at_least=0) >= FLOOR
+async def test_at_least_lengthens_the_backoff_and_never_shortens_it() -> None:
+    queue = new_queue()
+    assert queue.add_rate_limited("a", at_least=500) == 500, "even beyond the ceiling"
+    assert queue.add_rate_limited("b", at_least=0) >= FLOOR
 
 
 @virtually
-async def test_what_is_forgiven_or_dropped_begins_at_the_floor_again() -> None:
-    waiting = queue()
-    for again in (waiting.forgive, waiting.drop):
+async def test_forget_and_cancel_reset_the_backoff() -> None:
+    queue = new_queue()
+    for reset in (queue.forget, queue.cancel):
         for _ in range(20):
-            waiting.retry("a")
-        again("a")
-        assert waiting.retry("a") <= 2 * FLOOR
-        again("a")
+            queue.add_rate_limited("a")
+        reset("a")
+        assert queue.add_rate_limited("a") <= 2 * FLOOR
+        reset("a")
 
 
 @settings(deadline=None)
 @given(floor=st.floats(0.001, 10), factor=st.floats(1, 1000), failures=st.integers(1, 2000))
 def test_every_backoff_lies_between_floor_and_ceiling(floor: float, factor: float, failures: int) -> None:
     async def story() -> None:
-        waiting: Queue = WorkQueue(
-            lane_of=lambda key: key, lane_share=1, retry_floor=floor, retry_ceiling=floor * factor
-        )
-        delays = [waiting.retry("a") for _ in range(failures)]
+        queue: Queue = WorkQueue(flow_of=lambda key: key, flow_limit=1, retry_floor=floor, retry_ceiling=floor * factor)
+        delays = [queue.add_rate_limited("a") for _ in range(failures)]
         assert floor <= delays[-1] <= floor * factor * 1.000001
 
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
         runner.run(story())
 
 
-# Lanes
+# Flows
+
+
+@pytest.mark.parametrize(
+    ("workers", "concurrency", "limit"), [(64, 4, 8), (10, 4, 5), (2, 4, 1), (1, 4, 1), (64, 1, 2)]
+)
+def test_flow_limit_is_twice_the_calls_and_at_most_half_the_workers(workers: int, concurrency: int, limit: int) -> None:
+    assert flow_limit(workers, concurrency) == limit
 
 
 @virtually
-async def test_a_lane_holds_only_its_share_and_the_others_go_on() -> None:
-    waiting = queue(share=2)
+async def test_flow_at_its_limit_leaves_workers_to_the_others() -> None:
+    queue = new_queue(limit=2)
     for key in ("a1", "a2", "a3", "b1"):
-        waiting.add(key)
-    assert {await take(waiting) for _ in range(3)} == {"a1", "a2", "b1"}
-    assert await is_idle(waiting.get()), "a3 waits for its lane"
-    waiting.add("c1")
-    assert await take(waiting) == "c1"
-    waiting.done("b1")
-    assert await is_idle(waiting.get()), "another lane's end is no room in this one"
-    waiting.done("a2")
-    assert await take(waiting) == "a3"
+        queue.add(key)
+    assert {await take(queue) for _ in range(3)} == {"a1", "a2", "b1"}
+    assert await is_idle(queue.get()), "a3 waits: its flow is at its limit"
+    queue.add("c1")
+    assert await take(queue) == "c1"
+    queue.done("b1")
+    assert await is_idle(queue.get()), "another flow's place is of no use to this one"
+    queue.done("a2")
+    assert await take(queue) == "a3"
 
 
 @virtually
-async def test_lanes_take_turns() -> None:
-    waiting = queue()
+async def test_flows_are_served_round_robin() -> None:
+    queue = new_queue()
     for key in ("a1", "a2", "a3", "b1", "c1"):
-        waiting.add(key)
-    assert [await take(waiting) for _ in range(5)] == ["a1", "b1", "c1", "a2", "a3"]
+        queue.add(key)
+    assert [await take(queue) for _ in range(5)] == ["a1", "b1", "c1", "a2", "a3"]
 
 
 @virtually
-async def test_room_in_a_lane_wakes_a_worker_that_waits() -> None:
-    waiting = queue(share=1)
-    waiting.add("a1")
-    waiting.add("a2")
-    await take(waiting)
-    worker = asyncio.ensure_future(take(waiting))
+async def test_free_place_in_a_flow_wakes_a_worker() -> None:
+    queue = new_queue(limit=1)
+    queue.add("a1")
+    queue.add("a2")
+    await take(queue)
+    worker = asyncio.ensure_future(take(queue))
     await asyncio.sleep(0)
-    waiting.done("a1")
+    queue.done("a1")
     assert await worker == "a2"
 
 
 @virtually
-async def test_a_key_that_changes_its_lane_during_a_turn_gives_back_the_place_it_took() -> None:
-    lanes = {"x": "old", "y": "old"}
-    waiting = queue(share=1, lane_of=lanes.__getitem__)
-    waiting.add("x")
-    await take(waiting)
-    waiting.add("y")
-    lanes["x"] = "new"
-    waiting.add("x")
-    waiting.done("x")
-    assert {await take(waiting), await take(waiting)} == {"x", "y"}
-    waiting.done("x")
-    waiting.done("y")
-    waiting.add("y")
-    assert await take(waiting) == "y"
+async def test_key_that_changes_its_flow_while_it_runs_frees_the_place_it_took() -> None:
+    flows = {"x": "old", "y": "old"}
+    queue = new_queue(limit=1, flow_of=flows.__getitem__)
+    queue.add("x")
+    await take(queue)
+    queue.add("y")
+    flows["x"] = "new"
+    queue.add("x")
+    queue.done("x")
+    assert {await take(queue), await take(queue)} == {"x", "y"}
+    queue.done("x")
+    queue.done("y")
+    queue.add("y")
+    assert await take(queue) == "y"
 
 
-# A lane earns its share
+# Concurrency limits
 
 
-async def held(waiting: Queue, lane: str) -> list[str]:
-    """Takes all that the lane may have now."""
+async def take_all(queue: Queue, flow: str) -> list[str]:
+    """Take keys until the flow is at its limit."""
     taken = []
-    while not await is_idle(key := asyncio.ensure_future(take(waiting)), 1):
-        assert key.result().startswith(lane)
+    while not await is_idle(key := asyncio.ensure_future(take(queue)), 1):
+        assert key.result().startswith(flow)
         taken.append(key.result())
     return taken
 
 
-def fill(waiting: Queue, lane: str, count: int = 100) -> None:
+def fill(queue: Queue, flow: str, count: int = 100) -> None:
+    """Add `count` keys to the flow."""
     for number in range(count):
-        waiting.add(f"{lane}{number}")
+        queue.add(f"{flow}{number}")
 
 
 @virtually
-async def test_a_lane_begins_with_a_few_turns_and_each_that_went_well_earns_one_more() -> None:
-    """Nothing is known of an account at first: it must not have half of the workers to hang on to."""
-    waiting = queue(share=8)
-    fill(waiting, "a")
-    taken = await held(waiting, "a")
+async def test_limit_starts_at_four_and_rises_by_one_per_success() -> None:
+    """Nothing is known about a new account: it must not be able to hang half of the workers."""
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    taken = await take_all(queue, "a")
     assert len(taken) == 4
     for most in (5, 6, 7, 8, 8, 8):
-        waiting.done(taken.pop(0))
-        taken += await held(waiting, "a")
-        assert len(taken) == most, "one for the turn that ended, one more, and never more than the share"
+        queue.done(taken.pop(0))
+        taken += await take_all(queue, "a")
+        assert len(taken) == most, "one for the place that is free, one more, and never more than the flow limit"
 
 
 @virtually
-async def test_a_lane_whose_turn_did_not_go_well_has_one_turn_at_a_time() -> None:
-    """Those under way are let end; none is begun until they have."""
-    waiting = queue(share=8)
-    fill(waiting, "a")
-    first, *others = await held(waiting, "a")
-    waiting.done(first, well=False)
+async def test_failure_drops_the_limit_to_one() -> None:
+    """What runs already may end; nothing is handed out until it has."""
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    first, *others = await take_all(queue, "a")
+    queue.done(first, succeeded=False)
     for key in others[:-1]:
-        assert await held(waiting, "a") == []
-        waiting.done(key, well=False)
-    waiting.done(others[-1], well=False)
+        assert await take_all(queue, "a") == []
+        queue.done(key, succeeded=False)
+    queue.done(others[-1], succeeded=False)
     for _ in range(3):
-        [only] = await held(waiting, "a")
-        waiting.done(only, well=False)
+        [only] = await take_all(queue, "a")
+        queue.done(only, succeeded=False)
 
 
 @virtually
-async def test_a_lane_that_recovers_earns_its_share_again() -> None:
-    waiting = queue(share=8)
-    fill(waiting, "a")
-    taken = await held(waiting, "a")
+async def test_limit_rises_again_after_failures() -> None:
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    taken = await take_all(queue, "a")
     for key in taken:
-        waiting.done(key, well=False)
+        queue.done(key, succeeded=False)
     taken = []
     for most in (1, 2, 3, 4, 5, 6, 7, 8, 8):
-        taken += await held(waiting, "a")
+        taken += await take_all(queue, "a")
         assert len(taken) == most
-        waiting.done(taken.pop(0))
+        queue.done(taken.pop(0))
 
 
 @virtually
-async def test_one_bad_turn_takes_back_what_was_earned_before_it() -> None:
-    """Turns that began in better times and end well after it earn anew from one."""
-    waiting = queue(share=8)
-    fill(waiting, "a")
-    taken = await held(waiting, "a")
+async def test_one_failure_drops_the_limit_whatever_succeeded_before() -> None:
+    """Keys that were running before it and succeed after it raise the limit from one again."""
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    taken = await take_all(queue, "a")
     for _ in range(4):
-        waiting.done(taken.pop(0))
-        taken += await held(waiting, "a")
+        queue.done(taken.pop(0))
+        taken += await take_all(queue, "a")
     assert len(taken) == 8
-    waiting.done(taken.pop(0), well=False)
+    queue.done(taken.pop(0), succeeded=False)
     for _ in range(3):
-        waiting.done(taken.pop(0))
-    assert await held(waiting, "a") == [], "four are under way, and four is what it has earned"
-    waiting.done(taken.pop(0))
-    assert len(await held(waiting, "a")) == 2
+        queue.done(taken.pop(0))
+    assert await take_all(queue, "a") == [], "four run, and four is the limit"
+    queue.done(taken.pop(0))
+    assert len(await take_all(queue, "a")) == 2
 
 
 @virtually
-async def test_what_a_lane_earned_or_lost_is_its_own() -> None:
-    waiting = queue(share=8)
-    for lane in "ab":
-        waiting.add(f"{lane}0")
-        key = await take(waiting)
-        waiting.done(key, well=lane == "a")
-    for lane, most in (("a", 5), ("b", 1), ("c", 4)):
-        fill(waiting, lane)
-        assert len(await held(waiting, lane)) == most
+async def test_limit_of_one_flow_is_not_another_flows() -> None:
+    queue = new_queue(limit=8)
+    for flow in "ab":
+        queue.add(f"{flow}0")
+        key = await take(queue)
+        queue.done(key, succeeded=flow == "a")
+    for flow, most in (("a", 5), ("b", 1), ("c", 4)):
+        fill(queue, flow)
+        assert len(await take_all(queue, flow)) == most
 
 
-@pytest.mark.parametrize("share", [1, 2, 3])
-def test_a_share_may_be_smaller_than_what_a_lane_begins_with(share: int) -> None:
-    """With two workers in all, half of them is one."""
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_flow_limit_below_four_is_kept(limit: int) -> None:
+    """Half of two workers is one."""
 
     @virtually
     async def story() -> None:
-        waiting = queue(share=share)
-        fill(waiting, "a")
+        queue = new_queue(limit=limit)
+        fill(queue, "a")
         for _ in range(3):
-            taken = await held(waiting, "a")
-            assert len(taken) == share
+            taken = await take_all(queue, "a")
+            assert len(taken) == limit
             for key in taken:
-                waiting.done(key)
+                queue.done(key)
 
     story()
 
 
 @virtually
-async def test_a_turn_that_earned_one_more_wakes_two_workers() -> None:
-    """The one that ended its turn may be busy elsewhere by then."""
-    waiting = queue(share=8)
-    fill(waiting, "a")
-    taken = await held(waiting, "a")
-    workers = [asyncio.ensure_future(take(waiting)) for _ in range(3)]
+async def test_success_that_raises_the_limit_wakes_two_workers() -> None:
+    """The worker that ended may be busy elsewhere by then."""
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    taken = await take_all(queue, "a")
+    workers = [asyncio.ensure_future(take(queue)) for _ in range(3)]
     await asyncio.sleep(0)
-    waiting.done(taken[0])
+    queue.done(taken[0])
     await asyncio.sleep(1)
     assert [worker.done() for worker in workers] == [True, True, False]
     workers[2].cancel()
 
 
 class Workers:
-    """Workers whose turns take as long, and end as well, as their lane does."""
+    """Workers for which a key takes as long, and ends as well, as `results` says for its flow."""
 
-    def __init__(self, waiting: Queue, count: int, turns: dict[str, tuple[float, bool]]) -> None:
+    def __init__(self, queue: Queue, count: int, results: dict[str, tuple[float, bool]]) -> None:
         self.ended: dict[str, list[float]] = {}
-        self._waiting, self._turns = waiting, turns
+        self._queue, self._results = queue, results
         self._tasks = [asyncio.ensure_future(self._work()) for _ in range(count)]
 
     async def _work(self) -> None:
         while True:
-            key = await take(self._waiting)
-            seconds, well = self._turns[key[0]]
+            key = await take(self._queue)
+            seconds, succeeded = self._results[key[0]]
             await asyncio.sleep(seconds)
-            self._waiting.done(key, well=well)
+            self._queue.done(key, succeeded=succeeded)
             self.ended.setdefault(key[0], []).append(now())
 
     async def stop(self) -> None:
@@ -468,84 +475,325 @@ class Workers:
 
 
 @virtually
-async def test_many_accounts_that_hang_leave_workers_for_the_others() -> None:
-    """Three of four accounts hang, with hundreds of turns that were there first. Sixteen workers, of which they have
-    twelve at first and three from the first time-out on: the fourth account never has less than its own four.
+async def test_hanging_accounts_leave_workers_to_the_others() -> None:
+    """Three of four accounts hang, and their hundreds of keys were added first. Of sixteen workers they occupy twelve
+    until their first timeout and three from then on: the fourth account always has at least its own four.
     """
-    waiting = queue(share=8)
+    queue = new_queue(limit=8)
     hanging = dict.fromkeys("abc", (15.0, False))
-    for lane in hanging:
-        fill(waiting, lane, 300)
-    fill(waiting, "d", 200)
-    workers = Workers(waiting, 16, {**hanging, "d": (1.0, True)})
+    for flow in hanging:
+        fill(queue, flow, 300)
+    fill(queue, "d", 200)
+    workers = Workers(queue, 16, {**hanging, "d": (1.0, True)})
     await asyncio.sleep(100)
     assert len(workers.ended["d"]) == 200
     assert workers.ended["d"][-1] <= 50, "no slower than with four workers of its own"
-    assert [len(workers.ended[lane]) for lane in hanging] == [4 + 5] * 3, "one turn at a time after the first four"
+    assert [len(workers.ended[flow]) for flow in hanging] == [4 + 5] * 3, "one at a time after the first four"
     await workers.stop()
 
 
 @virtually
-async def test_every_key_has_its_turns_however_they_end() -> None:
-    """Shares come and go at random: no lane stands still with keys in it while workers are idle."""
-    waiting, chance = queue(share=6), random.Random(11)  # noqa: S311
+async def test_every_key_is_handed_out_however_keys_end() -> None:
+    """Limits change at random: no flow is stuck with waiting keys while workers are idle."""
+    queue, chance = new_queue(limit=6), random.Random(11)  # noqa: S311
     added: dict[str, int] = {}
     seen: dict[str, int] = {}
 
     async def work() -> None:
         while True:
-            key = await take(waiting)
+            key = await take(queue)
             seen[key] = added[key]
             await asyncio.sleep(chance.random())
-            waiting.done(key, well=chance.random() < 0.7)
+            queue.done(key, succeeded=chance.random() < 0.7)
 
     workers = [asyncio.ensure_future(work()) for _ in range(12)]
     for count in range(1000):
         key = chance.choice("abcd") + chance.choice("123456789")
         added[key] = count
-        waiting.add(key)
+        queue.add(key)
         await asyncio.sleep(chance.random() / 20)
     await asyncio.wait(workers, timeout=1000)
     assert seen == added
-    assert len(waiting) == 0
+    assert len(queue) == 0
     for worker in workers:
         worker.cancel()
     await asyncio.wait(workers)
 
 
-# Workers that go away
+# Pauses
 
 
 @virtually
-async def test_a_cancelled_get_loses_no_wake_up() -> None:
-    """Cancelled in the very moment between its wake-up and its run: the other worker must have the key."""
-    waiting = queue()
-    first = asyncio.ensure_future(take(waiting))
-    second = asyncio.ensure_future(take(waiting))
+async def test_paused_flow_is_not_handed_out_and_keeps_its_order() -> None:
+    queue = new_queue()
+    fill(queue, "a", 3)
+    queue.pause("a", 30)
+    assert len(queue) == 0, "keys of a paused flow do not count"
+    assert await is_idle(queue.get(), 29)
+    queue.add("a0")
+    queue.add("a3")
+    assert [await take(queue) for _ in range(4)] == ["a0", "a1", "a2", "a3"]
+    assert now() == 30
+
+
+@virtually
+async def test_pause_before_the_first_key_counts() -> None:
+    queue = new_queue()
+    queue.pause("a", 30)
+    queue.add("a")
+    queue.add_after("a1", 5)
+    assert [await take(queue), await take(queue)] == ["a", "a1"]
+    assert now() == 30
+
+
+@virtually
+async def test_pause_leaves_other_flows_alone() -> None:
+    queue = new_queue()
+    for key in ("a", "b1"):
+        queue.add(key)
+    queue.pause("a", 30)
+    queue.add("b2")
+    assert len(queue) == 2
+    assert [await take(queue), await take(queue)] == ["b1", "b2"]
+    assert now() == 0
+    assert (await take(queue), now()) == ("a", 30)
+
+
+@virtually
+async def test_end_of_a_pause_wakes_as_many_workers_as_the_limit_allows() -> None:
+    queue = new_queue()
+    workers = [asyncio.ensure_future(take(queue)) for _ in range(6)]
     await asyncio.sleep(0)
-    waiting.add("a")  # wakes the first
+    queue.pause("a", 30)
+    fill(queue, "a", 10)
+    await asyncio.sleep(29)
+    assert not any(worker.done() for worker in workers)
+    await asyncio.sleep(2)
+    assert [worker.done() for worker in workers] == [True] * 4 + [False] * 2
+    for worker in workers[4:]:
+        worker.cancel()
+
+
+@pytest.mark.parametrize(
+    ("pauses", "ends"),
+    [((10, 30), 30), ((30, 10), 30), ((30, 0), 30), ((30, -1), 30), ((0,), 0), ((-1,), 0)],
+)
+def test_second_pause_extends_and_never_shortens(pauses: tuple[float, ...], ends: float) -> None:
+    @virtually
+    async def story() -> None:
+        queue = new_queue()
+        queue.add("a")
+        for seconds in pauses:
+            queue.pause("a", seconds)
+        assert (await take(queue), now()) == ("a", ends)
+
+    story()
+
+
+@virtually
+async def test_pause_does_not_touch_keys_that_run() -> None:
+    queue = new_queue()
+    fill(queue, "a", 2)
+    await take(queue)
+    queue.pause("a", 30)
+    queue.add("a0")
+    queue.done("a0")
+    assert [await take(queue), await take(queue)] == ["a1", "a0"]
+    assert now() == 30
+
+
+@virtually
+async def test_pause_is_no_failure_of_the_flow() -> None:
+    """The limit is what it was before the pause."""
+    queue = new_queue(limit=8)
+    fill(queue, "a")
+    for key in await take_all(queue, "a"):
+        queue.done(key)
+    queue.pause("a", 30)
+    assert await take_all(queue, "a") == []
+    await asyncio.sleep(30)
+    assert len(await take_all(queue, "a")) == 8
+
+
+@virtually
+async def test_key_that_changes_its_flow_leaves_a_paused_one() -> None:
+    """A channel that is being deleted does not wait for the pause of those that are not."""
+    flows = {"x": "paused", "y": "paused"}
+    queue = new_queue(flow_of=lambda key: flows[key])
+    for key in flows:
+        queue.add(key)
+    queue.pause("paused", 30)
+    await asyncio.sleep(5)
+    flows["x"] = "deleted"
+    assert await is_idle(queue.get(), 2), "the queue cannot know until the key is added"
+    queue.add("x")
+    assert len(queue) == 1
+    assert await queue.get() == ("x", 0)
+    queue.done("x")
+    assert await queue.get() == ("y", 0)
+    assert now() == 30
+    queue.done("y")
+    assert await is_idle(queue.get()), "each was handed out once"
+
+
+@virtually
+async def test_key_that_changes_its_flow_joins_the_pause_of_the_new_one() -> None:
+    flows = {"x": "old"}
+    queue = new_queue(flow_of=lambda key: flows[key])
+    queue.add("x")
+    await asyncio.sleep(3)
+    flows["x"] = "paused"
+    queue.pause("paused", 30)
+    queue.add("x")
+    assert len(queue) == 0
+    assert await queue.get() == ("x", 0)
+    assert now() == 33
+
+
+@virtually
+async def test_key_that_changes_its_flow_keeps_the_time_it_waited() -> None:
+    flows = {"x": "old"}
+    queue = new_queue(flow_of=lambda key: flows[key])
+    queue.add("x")
+    await asyncio.sleep(3)
+    flows["x"] = "new"
+    queue.add("x")
+    await asyncio.sleep(1)
+    assert await queue.get() == ("x", 4)
+
+
+@virtually
+async def test_time_in_a_pause_does_not_count_as_waiting() -> None:
+    queue = new_queue()
+    queue.pause("a", 30)
+    queue.add("a")
+    await asyncio.sleep(34)
+    assert await queue.get() == ("a", 4)
+
+
+@virtually
+async def test_pause_of_an_unused_flow_is_forgotten_afterwards() -> None:
+    """Flows are named by account SIDs, which anybody can write into a channel."""
+    queue = new_queue()
+    for number in range(100):
+        queue.pause(number, 30)
+        queue.add(f"{number}")
+        queue.done(await take(queue))
+    await asyncio.sleep(31)
+    assert queue._flows == {}
+
+
+@virtually
+async def test_paused_flow_costs_no_time_while_it_waits() -> None:
+    """A worker waits for one timer; it does not poll."""
+    queue = new_queue()
+    fill(queue, "a", 50)
+    for _ in range(50):
+        queue.pause("a", 1000)
+    worker = asyncio.ensure_future(take(queue))
+    before = iterations()
+    assert await worker == "a0"
+    assert iterations() - before < 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_lost_whatever_is_paused_moved_or_cancelled(seed: int) -> None:
+    """Keys are added and moved, flows are paused and workers cancelled at random.
+
+    No key of a paused flow is handed out, no key runs twice at a time, limits hold, and each add is followed by a run.
+    """
+
+    @virtually
+    async def story() -> None:
+        chance = random.Random(seed)  # noqa: S311
+        flows = {f"{number}": chance.choice("abc") for number in range(30)}
+        joined = dict(flows)  # the flow that a key had when it was last added
+        queue = new_queue(limit=3, flow_of=flows.__getitem__)
+        paused: dict[str, float] = {}
+        running: dict[str, str] = {}
+        added: dict[str, int] = {}
+        seen: dict[str, int] = {}
+
+        async def work() -> None:
+            while True:
+                key = await take(queue)
+                assert key not in running
+                assert paused.get(joined[key], 0) <= now()
+                running[key] = joined[key]
+                assert list(running.values()).count(running[key]) <= 3
+                seen[key] = added[key]
+                await asyncio.sleep(chance.random())
+                if flows[key] != joined[key]:
+                    joined[key] = flows[key]  # it is queued again below, if it was added meanwhile
+                del running[key]
+                queue.done(key, succeeded=chance.random() < 0.8)
+
+        workers = [asyncio.ensure_future(work()) for _ in range(8)]
+        for count in range(1000):
+            key, what = chance.choice(list(flows)), chance.random()
+            if what < 0.1:
+                flow, seconds = chance.choice("abc"), 3 * chance.random()
+                queue.pause(flow, seconds)
+                paused[flow] = max(paused.get(flow, 0), now() + seconds)
+            else:
+                if what < 0.3:
+                    flows[key] = chance.choice("abc")
+                added[key] = count
+                queue.add(key)
+                if key not in running:
+                    joined[key] = flows[key]
+            if what > 0.95:
+                waiter = asyncio.ensure_future(take(queue))
+                await asyncio.sleep(0)
+                if waiter.done():
+                    queue.done(waiter.result())
+                    seen[waiter.result()] = added[waiter.result()]
+                waiter.cancel()
+            await asyncio.sleep(chance.random() / 10)
+        await asyncio.wait(workers, timeout=1000)
+        assert not any(worker.done() for worker in workers), "no worker failed"
+        assert seen == added
+        assert queue._flows == {}
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+
+    story()
+
+
+# Cancelled workers
+
+
+@virtually
+async def test_cancelled_get_passes_its_wake_up_on() -> None:
+    """It is cancelled after it was woken and before it runs: the other worker must get the key."""
+    queue = new_queue()
+    first = asyncio.ensure_future(take(queue))
+    second = asyncio.ensure_future(take(queue))
+    await asyncio.sleep(0)
+    queue.add("a")  # wakes the first
     first.cancel()
     assert await second == "a"
     assert first.cancelled()
 
 
 @virtually
-async def test_a_get_cancelled_before_is_not_woken() -> None:
-    waiting = queue()
-    first = asyncio.ensure_future(take(waiting))
-    second = asyncio.ensure_future(take(waiting))
+async def test_get_cancelled_earlier_is_not_woken() -> None:
+    queue = new_queue()
+    first = asyncio.ensure_future(take(queue))
+    second = asyncio.ensure_future(take(queue))
     await asyncio.sleep(0)
     first.cancel()
-    waiting.add("a")
+    queue.add("a")
     assert await second == "a"
 
 
 @virtually
-async def test_a_cancelled_get_takes_no_key_with_it() -> None:
-    waiting = queue()
-    only = asyncio.ensure_future(take(waiting))
+async def test_cancelled_get_takes_no_key() -> None:
+    queue = new_queue()
+    only = asyncio.ensure_future(take(queue))
     await asyncio.sleep(0)
-    waiting.add("a")
+    queue.add("a")
     only.cancel()
     await asyncio.wait({only})
-    assert await take(waiting) == "a"
+    assert await take(queue) == "a"

@@ -1,4 +1,4 @@
-"""The table of reasons: each row is sound, and README.md tells people the same."""
+"""The table of reasons: each row is sound, and README.md has the same table."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from smschannel.api.reasons import NOT_CONFIGURED, Look, Reason
+from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason, Recheck
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = "## What to do for each reason"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_a_row_is_sound(reason: Reason) -> None:
+def test_row_is_sound(reason: Reason) -> None:
     assert reason.ready in {"True", "False", "Unknown"}
     assert reason.progress in {"Reconciling", "Stalled", None}, "one of them at most: they exclude each other"
-    assert (reason.progress is None) <= (reason.ready == "True"), "what is not Ready either goes on or stands still"
-    assert re.fullmatch("[A-Z][A-Za-z]+", reason.name), "Kubernetes wants reasons in CamelCase"
+    assert (reason.progress is None) <= (reason.ready == "True"), "what is not Ready is either Reconciling or Stalled"
+    assert re.fullmatch("[A-Z][A-Za-z]+", reason.name), "Kubernetes expects reasons in CamelCase"
     assert re.fullmatch("[a-z]+(_[a-z]+)*", reason.rest_status)
     assert reason.remedy.strip() == reason.remedy
-    assert reason.remedy, "a reason without a remedy leaves a person alone"
-    assert "|" not in reason.remedy, "it stands in a markdown table"
-    assert "\n" not in reason.remedy, "it stands in a markdown table"
-    assert reason.look in Look
+    assert reason.remedy, "a person is told what to do about each reason"
+    assert "|" not in reason.remedy, "it is part of a markdown table"
+    assert "\n" not in reason.remedy, "it is part of a markdown table"
+    assert reason.recheck in Recheck
 
 
 def test_not_configured_is_for_instances_without_a_channel() -> None:
@@ -39,8 +39,8 @@ def test_not_configured_is_for_instances_without_a_channel() -> None:
             {"Pending", "TwilioUnavailable", "SecretNotFound", "SecretKeyMissing", "SecretNotLabelled"},
             "a REST client can only wait for these",
         ),
-        ("removing", {"Restoring", "RestoreFailed"}, "whether it stands still does not matter to who removed it"),
-        ("active", {"Configured"}, "only a channel without any trouble is active"),
+        ("removing", {"Restoring", "RestoreFailed"}, "a client that removed the channel need not tell them apart"),
+        ("active", {"Configured"}, "only a channel without any problem is active"),
         ("degraded", {"TokenRejected"}, "it works, and its last change failed"),
     ],
 )
@@ -50,6 +50,40 @@ def test_which_reasons_share_a_rest_status(status: str, names: set[str], reason:
 
 def test_reasons_with_equal_rows_would_be_one_reason() -> None:
     assert len({reason.value for reason in Reason}) == len(Reason.__members__)
+
+
+def test_rest_statuses_are_a_closed_list_without_duplicates() -> None:
+    assert set(REST_STATUSES) == {reason.rest_status for reason in Reason} | {NOT_CONFIGURED}
+    assert len(REST_STATUSES) == len(set(REST_STATUSES))
+
+
+@pytest.mark.parametrize(
+    ("recheck", "names", "reason"),
+    [
+        (
+            Recheck.DRIFT,
+            {"Configured", "WebhookForeign", "WebhookDrifted", "WebhookOverridden"},
+            "somebody may change the webhook or its routing at Twilio",
+        ),
+        (
+            Recheck.BACKOFF,
+            {"Pending", "TwilioUnavailable", "Restoring", "RestoreFailed"},
+            "the operator has not finished",
+        ),
+    ],
+)
+def test_which_reasons_are_checked_more_often_than_slowly(recheck: Recheck, names: set[str], reason: str) -> None:
+    assert {each.name for each in Reason if each.recheck is recheck} == names, reason
+
+
+def test_record_that_cannot_be_opened_stalls_the_channel() -> None:
+    row = Reason.RecordUnreadable
+    assert (row.ready, row.progress, row.rest_status) == ("False", "Stalled", "record_unreadable")
+
+
+@pytest.mark.parametrize("effective", Effective)
+def test_reason_of_webhook_effective_is_camel_case(effective: Effective) -> None:
+    assert re.fullmatch("[A-Z][A-Za-z]+", effective.value), "Kubernetes expects reasons in CamelCase"
 
 
 def test_stalled_beside_ready_is_for_a_rejected_token_only() -> None:

@@ -1,4 +1,4 @@
-"""Twilio's refusals become ours by status and code, never by their words, which may say anything."""
+"""Test that Twilio's error answers are mapped by HTTP status and code, never by their text."""
 
 from __future__ import annotations
 
@@ -10,51 +10,53 @@ from smschannel.api.errors import ChannelError, NotFound, Refused, Retryable, Tw
 from smschannel.api.reasons import Reason
 from smschannel.twilio.client import twilio_error
 
-WORDS = "5e5c0ffee5e5c0ffee5e5c0ffee5e5c0 is not a token"
+TEXT = "5e5c0ffee5e5c0ffee5e5c0ffee5e5c0 is not a token"
 
 
 def body(code: object = None) -> str:
-    return json.dumps({"code": code, "message": WORDS, "more_info": WORDS, "status": 400})
+    return json.dumps({"code": code, "message": TEXT, "more_info": TEXT, "status": 400})
 
 
 @pytest.mark.parametrize(
     ("status", "answer", "becomes", "reason"),
     [
-        (429, body(20429), TwilioThrottled, "too many requests is a matter of time"),
-        (429, body(20003), TwilioThrottled, "a limit is no judgement of the credentials, whatever the code says"),
-        (500, body(20500), TwilioUnavailable, "an internal error is a matter of time"),
-        (503, "upstream connect error", TwilioUnavailable, "a proxy's words are not Twilio's"),
+        (429, body(20429), TwilioThrottled, "too many requests: a retry helps"),
+        (429, body(20003), TwilioThrottled, "a rate limit, whatever the code says about the credentials"),
+        (500, body(20500), TwilioUnavailable, "an internal error: a retry helps"),
+        (503, "upstream connect error", TwilioUnavailable, "the text of a proxy"),
         (401, body(20003), Reason.AuthenticationFailed, "a wrong token"),
         (403, body(20003), Reason.AuthenticationFailed, "an API key without the right"),
-        (401, "<html>", Reason.AuthenticationFailed, "401 alone says it"),
-        (403, body(20008), Reason.AuthenticationFailed, "test credentials own no numbers"),
+        (401, "<html>", Reason.AuthenticationFailed, "401 is enough"),
+        (403, body(20008), Reason.AuthenticationFailed, "test credentials have no numbers"),
         (401, body(20005), Reason.AccountSuspended, "the account is not active"),
         (403, body(20403), Reason.AccountSuspended, "the account may not do anything"),
-        (400, body(10001), Reason.AccountSuspended, "the account is not active, said in another way"),
+        (400, body(10001), Reason.AccountSuspended, "another code for an account that is not active"),
         (400, body(21407), Reason.NumberLacksSms, "an SMS webhook for a number without SMS"),
         (400, body(21402), Reason.WebhookRefused, "the URL is not valid"),
         (400, body(21403), Reason.WebhookRefused, "the method is not valid"),
-        (400, body(21406), Reason.WebhookRefused, "the SMS URL is not valid"),
-        (400, body("21406"), Reason.WebhookRefused, "a code in quotes is a code"),
+        (400, body(21406), Reason.WebhookRefused, "a fallback URL without an SMS URL"),
+        (400, body("21406"), Reason.WebhookRefused, "the code as a string"),
         (404, body(20404), NotFound, "the number is not in the account"),
-        (404, "<html>", TwilioUnavailable, "a proxy's 404 is not Twilio's: nothing may be written off for it"),
-        (404, body(20005), Reason.AccountSuspended, "a suspended account hides its numbers, and nothing is gone"),
-        (400, body(99999), TwilioUnavailable, "what is not known must not stop a channel for good"),
-        (400, body("many"), TwilioUnavailable, "a code that is no number is no code"),
-        (400, body([1]), TwilioUnavailable, "a code that is no number is no code"),
-        (400, "[]", TwilioUnavailable, "JSON of another shape has no code"),
+        (404, "<html>", TwilioUnavailable, "the 404 of a proxy does not mean that the number is gone"),
+        (404, body(20005), Reason.AccountSuspended, "a suspended account hides its numbers, which are not gone"),
+        (400, body(99999), TwilioUnavailable, "an unknown error must not stop a channel for good"),
+        (400, body("many"), TwilioUnavailable, "a code that is not a number is ignored"),
+        (400, body([1]), TwilioUnavailable, "a code that is not a number is ignored"),
+        (400, "[]", TwilioUnavailable, "JSON that is not an object has no code"),
         (302, "", TwilioUnavailable, "a redirect is not followed: the token stays with Twilio"),
     ],
 )
-def test_the_table(status: int, answer: str, becomes: type[ChannelError] | Reason, reason: str) -> None:
+def test_answer_becomes_the_error_of_the_table(
+    status: int, answer: str, becomes: type[ChannelError] | Reason, reason: str
+) -> None:
     error = twilio_error(status, answer)
     if isinstance(becomes, Reason):
         assert isinstance(error, Refused), reason
         assert error.reason is becomes, reason
     else:
         assert type(error) is becomes, reason
-    assert f"HTTP {status}" in str(error), "support will ask for it"
-    assert WORDS not in str(error), "Twilio may repeat what it was sent"
+    assert f"HTTP {status}" in str(error), "Twilio's support asks for it"
+    assert TEXT not in str(error), "Twilio may repeat what it was sent"
     assert error.__cause__ is None
     assert error.__context__ is None
 
@@ -62,17 +64,17 @@ def test_the_table(status: int, answer: str, becomes: type[ChannelError] | Reaso
 @pytest.mark.parametrize(
     ("status", "retry_after", "reason"),
     [
-        (429, 7.0, "Twilio said when"),
+        (429, 7.0, "Twilio says when"),
         (503, 7.0, "a service that is down may say when, too"),
-        (429, None, "Twilio did not say when"),
+        (429, None, "Twilio does not say when"),
     ],
 )
-def test_it_is_told_when_to_come_back(status: int, retry_after: float | None, reason: str) -> None:
+def test_retry_after_is_kept(status: int, retry_after: float | None, reason: str) -> None:
     error = twilio_error(status, body(), retry_after)
     assert isinstance(error, Retryable), reason
     assert error.retry_after == retry_after, reason
 
 
-def test_a_code_is_named_where_there_is_one() -> None:
+def test_message_names_the_code_if_there_is_one() -> None:
     assert "code 21406" in str(twilio_error(400, body(21406)))
     assert "code" not in str(twilio_error(400, body()))

@@ -1,4 +1,4 @@
-"""A loop whose time is virtual: it jumps to the next timer, and a wait that nothing would ever end fails at once."""
+"""An event loop in virtual time: it jumps to the next timer, and fails when nothing can ever happen again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from typing import Any
 
 
 class Jump(selectors.DefaultSelector):  # type: ignore[misc, valid-type, unused-ignore]  # an alias for the platform's
-    """Passes time instead of waiting for it."""
+    """Advance the clock instead of waiting."""
 
     now = 0.0
+    iterations = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready now, or else pass `timeout` seconds of virtual time."""
+        self.iterations += 1
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         if not ready:
-            assert timeout is not None, "everybody waits, and nothing is to come"
+            assert timeout is not None, "every task waits, and no timer is left"
             self.now += max(0.0, timeout)
         return ready
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop whose clock starts at 0 and is advanced by its selector."""
+
     def __init__(self) -> None:
-        self._jump = Jump()
-        super().__init__(self._jump)
+        self.selector = Jump()
+        super().__init__(self.selector)
 
     def time(self) -> float:
-        return self._jump.now
+        return self.selector.now
 
 
 def virtually(story: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test that is run in virtual time."""
+    """Make a test of a coroutine function, which runs in virtual time."""
 
     def test() -> None:
         with asyncio.Runner(loop_factory=VirtualTime) as runner:
@@ -42,4 +47,12 @@ def virtually(story: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], No
 
 
 def now() -> float:
+    """Return the seconds of virtual time that have passed."""
     return asyncio.get_running_loop().time()
+
+
+def iterations() -> int:
+    """Return how often the running loop has gone round: a busy loop shows in it."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTime)
+    return loop.selector.iterations

@@ -35,6 +35,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 _PAGE_SIZE = 500  # objects per list call
 _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class KubeClient:

@@ -1,9 +1,9 @@
-"""`kubectl sms release`: before the operator is taken away for good, so that nothing waits for it or is owed."""
+"""`kubectl sms detach`: frees channels and numbers before the operator is removed for good."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,35 +17,35 @@ from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options
 
 if TYPE_CHECKING:
     from smschannel.cli.admin_store import AdminStore
-    from smschannel.core.record import Entry
+    from smschannel.core.record import Key, Record
     from smschannel.reconcile import Reconciler
 
-_AT_ONCE = 8
-_PATIENCE = 3  # rounds in which nothing mends
+_CONCURRENCY = 8
+_PATIENCE = 3  # rounds in a row that detach nothing
 _LONGEST_PAUSE = 30.0  # seconds
-_NEVER = 1e9
-_WATCHED = 3  # seconds in which an operator that nobody knew of shows itself
+_NEVER = 366 * 86_400.0
+_WATCHED = 3  # seconds in which an operator that is still running shows itself
 
 
 @click.command()
 @click.argument("instances", metavar="[INSTANCE]...", type=INSTANCE, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All channels, and all records whose channel is gone.")
-@click.option("--give-back", is_flag=True, help="Put the numbers back, as the deletion policies say.")
-@click.option("--let-go", is_flag=True, help="Leave the numbers at Twilio as they are, and forget them.")
+@click.option("--restore", is_flag=True, help="Restore the numbers at Twilio, as the deletion policies say.")
+@click.option("--orphan", is_flag=True, help="Leave the numbers at Twilio as they are, and forget them.")
 @click.option(
     "-n",
     "--namespace",
     type=NAMESPACE,
-    help="Of the channels; by default the context's for INSTANCEs, and all with --all.",
+    help="The channels' namespace. Default: the context's for INSTANCEs, all with --all.",
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Do not look whether the operator is stopped.")
+@click.option("--force", is_flag=True, help="Do not check whether the operator is stopped.")
 @cluster_options
-def release(
+def detach(
     instances: tuple[str, ...],
     everything: bool,
-    give_back: bool,
-    let_go: bool,
+    restore: bool,
+    orphan: bool,
     namespace: str | None,
     yes: bool,
     force: bool,
@@ -53,77 +53,76 @@ def release(
     context: str | None,
     operator_namespace: str,
 ) -> None:
-    """Give back or let go of numbers, for taking the operator away for good.
+    """Detach channels from their Twilio numbers, before the operator is removed for good.
 
-    Afterwards the operator remembers nothing of these channels, and nothing of theirs waits for it: they, their
-    namespace and the CRD can be deleted without it. The operator must be stopped, or it would take the numbers again.
+    Afterwards the operator has no records of these channels, and they have no finalizer: they, their namespace and the
+    CRD can be deleted without it. No number leaves its Twilio account. Stop the operator first, or it configures the
+    channels again.
 
-    --give-back does what deleting each channel would do. A number that cannot be given back stays in the operator's
+    --restore does what deleting each channel would do. A number that cannot be restored stays in the operator's
     records, and its channel keeps the finalizer; the command says why, and ends with 1. It may be interrupted and
     repeated.
 
-    --let-go leaves Twilio as it is: the numbers go on pointing at the instances' webhooks. It needs neither Twilio nor
+    --orphan leaves Twilio as it is: the numbers go on pointing at the instances' webhooks. It needs neither Twilio nor
     the operator's keyring.
 
     \b
       kubectl -n sms-operator scale deployment sms-channel-operator --replicas=0
-      kubectl sms release --all --give-back
+      kubectl sms detach --all --restore
     """
     if everything == bool(instances):
         raise click.UsageError("name the INSTANCEs, or say --all")
-    if give_back == let_go:
-        raise click.UsageError("say --give-back (as the deletion policies say) or --let-go (Twilio is left as it is)")
+    if restore == orphan:
+        raise click.UsageError("say --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
     if instances:
         namespace = namespace or context_namespace(kubeconfig, context)
-    chosen = _Chosen(frozenset(instances), namespace)
+    selection = _Selection(frozenset(instances), namespace)
     try:
-        asyncio.run(_release(chosen, give_back, yes, force, kubeconfig, context, operator_namespace))
+        asyncio.run(_detach(selection, restore, yes, force, kubeconfig, context, operator_namespace))
     except KeyboardInterrupt:
         raise click.ClickException("Interrupted. What is done is done; repeat the command to go on.") from None
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Which channels: of the namespace (None: of all), with one of the names (none: any)."""
+class _Selection:
+    """The channels of a namespace (None: of all) with one of these names (none: any)."""
 
     names: frozenset[str]
     namespace: str | None
 
-    def __contains__(self, place: tuple[str, str]) -> bool:
-        namespace, name = place
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        namespace, name = key
         return self.namespace in {None, namespace} and (not self.names or name in self.names)
 
 
 @dataclass(frozen=True)
-class _Left:
-    """What a channel's end would have to wait for: its object's finalizer, the operator's record of it, or both."""
+class _Target:
+    """A name with something to detach: a channel that has our finalizer, records, or both."""
 
-    namespace: str
-    name: str
-    uid: str
-    recorded: bool = False
+    key: Key
+    records: tuple[Record, ...] = ()
     body: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.key.namespace}/{self.key.name}"
 
     @property
-    def held(self) -> bool:
+    def has_finalizer(self) -> bool:
         return self.body is not None and FINALIZER in self.body["metadata"].get("finalizers", ())
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """`told` is what became of it; what is `owed` stays as it was, for `pause` seconds where waiting may help."""
+class _Result:
+    """`text` says what was done. `pending`: something is left; `pause` is after how many seconds a retry may help."""
 
-    told: str
-    owed: bool = False
+    text: str
+    pending: bool = False
     pause: float | None = None
 
 
-async def _release(
-    chosen: _Chosen,
-    give_back: bool,
+async def _detach(
+    selection: _Selection,
+    restore: bool,
     yes: bool,
     force: bool,
     kubeconfig: str | None,
@@ -131,8 +130,8 @@ async def _release(
     operator_namespace: str,
 ) -> None:
     denied = (
-        "'release' needs the rights of an administrator over all namespaces, or over one of them (-n) and over"
-        f" {operator_namespace}; --force leaves out looking whether the operator is stopped."
+        "'detach' needs the rights of an administrator over all namespaces, or over one of them (-n) and over"
+        f" {operator_namespace}; --force skips the check whether the operator is stopped."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
         from smschannel.api.names import OPERATOR
@@ -141,56 +140,54 @@ async def _release(
         kube = AdminStore(api, operator_namespace)
         if not force and (running := await kube.operators()):
             raise click.ClickException(
-                f"The operator is not stopped, and would take the numbers again: {', '.join(running)} in namespace"
+                f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
                 f" {operator_namespace}. First: kubectl -n {operator_namespace} scale deployment {OPERATOR}"
-                " --replicas=0, and wait until its pod is gone. If it does not run all the same: --force"
+                " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
             )
-        found = await _find(kube, chosen)
-        for name in sorted(chosen.names - {each.name for each in found}):
-            click.echo(f"{name}: nothing to release in {chosen.namespace or 'any namespace'}")
-        if not found:
-            click.echo("Nothing to release.")
+        targets = await _find(kube, selection)
+        for name in sorted(selection.names - {each.key.name for each in targets}):
+            click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
+        if not targets:
+            click.echo("Nothing to detach.")
             return
         if not yes:
-            click.confirm(_question(found, give_back), abort=True, err=True)
-        owed = await (_give_back(kube, found) if give_back else _let_go(kube, found))
-        owing = {each.uid for each in owed}
-        free = {each.uid for each in found if each.body is not None and each.uid not in owing}
-        if free and (taken := await kube.taken_again(free, chosen.namespace, _WATCHED)):
+            click.confirm(_question(targets, restore), abort=True, err=True)
+        pending = await (_restore(kube, targets) if restore else _orphan(kube, targets))
+        still = {each.key for each in pending}
+        free = {each.body["metadata"]["uid"] for each in targets if each.body and each.key not in still}
+        if free and (taken := await kube.first_with_finalizer(free, selection.namespace, _WATCHED)):
             raise click.ClickException(
-                f"An operator is at work: it has taken {taken} again, and will take the others. Stop it and repeat."
+                f"An operator is running: it has configured {taken} again, and will the others. Stop it and repeat."
             )
-    released = f"{len(found) - len(owed)} of {len(found)} released."
-    if owed:
+    detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
+    if pending:
         raise click.ClickException(
-            f"{released} Still owed: {', '.join(map(str, owed))}. Mend what is said above and repeat the command; or"
-            " give them up: --let-go"
+            f"{detached} Not restored: {', '.join(map(str, pending))}. Fix what is said above and repeat the command;"
+            " or give them up: --orphan"
         )
-    click.echo(released)
+    click.echo(detached)
 
 
-async def _find(kube: AdminStore, chosen: _Chosen) -> list[_Left]:
-    left = {
-        kept.uid: _Left(kept.namespace, kept.name, kept.uid, recorded=True)
-        async for kept in kube.kept()
-        if (kept.namespace, kept.name) in chosen
-    }
-    async for body in kube.all_channels(chosen.namespace):
-        meta = body["metadata"]
-        if (meta["namespace"], meta["name"]) in chosen:
-            known = left.get(meta["uid"]) or _Left(meta["namespace"], meta["name"], meta["uid"])
-            seen = replace(known, body=body)
-            if seen.recorded or seen.held:
-                left[seen.uid] = seen
-    return sorted(left.values(), key=str)
+async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
+    from smschannel.core.record import Key
+
+    await kube.load_claims()
+    targets = {key: _Target(key, kube.claims.of(key)) for key in {each.key for each in kube.claims} if key in selection}
+    async for body in kube.all_channels(selection.namespace):
+        key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        target = replace(targets.get(key) or _Target(key), body=body)
+        if key in selection and (target.records or target.has_finalizer):
+            targets[key] = target
+    return sorted(targets.values(), key=str)
 
 
-def _question(found: list[_Left], give_back: bool) -> str:
-    channels = sum(each.body is not None for each in found)
-    what = f"{_count(channels, 'channel')}, and {_count(len(found) - channels, 'record')} whose channel is gone."
+def _question(targets: list[_Target], restore: bool) -> str:
+    channels = sum(each.body is not None for each in targets)
+    gone = _count(len(targets) - channels, "channel")
+    what = f"{_count(channels, 'channel')}, and the records of {gone} no longer there."
     consequence = (
-        "Their numbers are given back as their deletion policies say."
-        if give_back
+        "Their numbers are restored as their deletion policies say."
+        if restore
         else "Their numbers are left as they are at Twilio, and what they pointed at before is forgotten."
     )
     return f"{what} {consequence} Go on?"
@@ -200,48 +197,47 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-async def _let_go(kube: AdminStore, found: list[_Left]) -> list[_Left]:
+async def _orphan(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
     try:
         await kube.read_keyring()
         readable = True
     except KeyringLost as error:
-        click.echo(f"{error}. What the numbers pointed at before cannot be told.", err=True)
+        click.echo(f"{error}. What the numbers pointed at before cannot be shown.", err=True)
         readable = False
 
-    async def one(left: _Left) -> _Outcome:
-        told = await _forgotten(kube, left) if readable and left.recorded else "let go"
-        if left.held and left.body:
-            await kube.take_finalizer_off(left.body)
-        if left.recorded:
-            await kube.drop_record(left.uid)
-        return _Outcome(told)
+    async def one(target: _Target) -> _Result:
+        texts = [await _forgotten(kube, record, readable) for record in target.records]
+        if target.has_finalizer and target.body:
+            await kube.remove_finalizer_from(target.body)
+        for record in target.records:
+            await kube.delete_record(record)
+        return _Result("; ".join(texts) or "no number was taken")
 
-    return await _each(kube, found, one)
-
-
-async def _forgotten(kube: AdminStore, left: _Left) -> str:
-    """What nobody will know any more."""
-    try:
-        record = await kube.load_record(left.uid)
-    except Unreadable as error:
-        return f"let go; {error}"
-    told = [
-        f"{entry.phone_number} ({entry.number_sid}), which pointed at {_previous(entry)} before"
-        for entry in (record.entries if record else ())
-    ]
-    return f"let go of {', '.join(told)}" if told else "no number was taken"
+    return await _each(kube, targets, one)
 
 
-def _previous(entry: Entry) -> str:
+async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
+    """What is lost with a record."""
     from smschannel.cli.plan_text import shown
 
-    return shown(entry.previous.url) if entry.previous else "what is not known"
+    number = f"orphaned {record.phone_number} ({record.number_sid})"
+    if not readable:
+        return number
+    try:
+        opened = await kube.open_record(record)
+    except Unreadable as error:
+        return f"{number}; {error}"
+    previous = opened.contents.previous if opened and opened.contents else None
+    return f"{number}, which pointed at {shown(previous.url) if previous else 'an unknown webhook'} before"
 
 
-async def _give_back(kube: AdminStore, found: list[_Left]) -> list[_Left]:
+async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
+    import time
+
     from smschannel.api.logs import log_to_stderr
-    from smschannel.core.record import Claims
-    from smschannel.wiring import reconciler, twilio_port
+    from smschannel.channel_cache import ChannelCache
+    from smschannel.orphans import Orphans
+    from smschannel.wiring import reconciler, twilio_client
 
     log_to_stderr("ERROR", "console")
     settings = await settings_of(kube)
@@ -249,92 +245,107 @@ async def _give_back(kube: AdminStore, found: list[_Left]) -> list[_Left]:
         keyring = await kube.read_keyring()
     except KeyringLost as error:
         raise click.ClickException(
-            f"{error}. Without it no record can be opened: restore it from its backup; or --let-go"
+            f"{error}. Without it no record can be opened: restore it from its backup; or --orphan"
         ) from None
-    async with twilio_port(settings) as twilio:
-        unhurried = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
-        work = reconciler(unhurried, kube, twilio, keyring, Claims())
+    orphans = Orphans(kube, time.monotonic)
+    await orphans.look_for_crd()
+    if await orphans.look_for_crd():
+        click.echo("The CRD is not installed, so all channels are gone.", err=True)
+    async with twilio_client(settings) as twilio:
+        patient = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
+        work = reconciler(patient, kube, twilio, keyring, ChannelCache(kube.claims), orphans)
 
-        async def one(left: _Left) -> _Outcome:
-            channel = _model(left.body)
-            outcome = await _turn(work, left, channel)
-            if not outcome.owed and left.held and left.body and channel is None:
-                await kube.take_finalizer_off(left.body)
-            return outcome
+        async def one(target: _Target) -> _Result:
+            channel = _as_deleted(target.body)
+            result = await _restore_one(kube, work, target.key, channel)
+            if not result.pending and target.has_finalizer and target.body and channel is None:
+                await kube.remove_finalizer_from(target.body)
+            return result
 
-        return await _each(kube, found, one)
+        return await _each(kube, targets, one)
 
 
-async def _turn(work: Reconciler, left: _Left, channel: SmsChannel | None) -> _Outcome:
-    """The channel's turn as if it had been deleted just now; or that of a record whose channel is gone."""
+async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: SmsChannel | None) -> _Result:
+    """Reconcile a channel as if it had just been deleted, or the records of channels that are gone."""
     from smschannel.cli.plan_text import Outlook
-    from smschannel.core.plan import GiveBack
-    from smschannel.reconcile import Key
+    from smschannel.reconcile import RequeueRateLimited
 
-    key = Key(left.namespace, left.name, "" if channel else left.uid)
-    seen, foreseen = await work.preview(key, channel)
-    outlook = Outlook(seen, foreseen, seen.record.deletion_policy)
+    outlooks = [Outlook(observed, plan) for observed, plan in await work.preview(key, channel)]
     outcome = await work.reconcile(key, channel)
-    owed = outcome.stored or outcome.owed > 0
-    still = {entry.number_sid: entry.phone_number for entry in outcome.record.entries if owed}
-    told = [
-        f"gave back {outlook.moved(change)}"
-        for change in foreseen.changes
-        if isinstance(change, GiveBack) and change.entry.number_sid not in still
-    ]
-    told += [text for entry, text in outlook.left() if entry.number_sid not in still]
-    if not owed:
-        return _Outcome("; ".join(told) or "no number was taken")
-    numbers = ", ".join(f"{phone_number} ({number_sid})" for number_sid, phone_number in still.items())
-    told.append(f"NOT given back: {numbers + ': ' if numbers else ''}{outcome.verdict.message}")
-    return _Outcome("; ".join(told), owed=True, pause=(outcome.at_least or 1.0) if outcome.unreachable else None)
+    pending = kube.claims.of(key)
+    still = {record.number_sid for record in pending}
+    texts = [text for outlook in outlooks for text in _done(outlook, still)]
+    if not pending:
+        return _Result("; ".join(texts) or "no number was taken")
+    numbers = ", ".join(f"{record.phone_number} ({record.number_sid})" for record in pending)
+    texts.append(f"NOT restored: {numbers}: {outcome.verdict.message}")
+    pause = None
+    if outcome.twilio_failed:
+        asked = outcome.requeue.at_least if isinstance(outcome.requeue, RequeueRateLimited) else None
+        pause = asked or 1.0
+    return _Result("; ".join(texts), pending=True, pause=pause)
 
 
-def _model(body: dict[str, Any] | None) -> SmsChannel | None:
-    """None for a channel that today's rules refuse, too: its record says all that is needed."""
+def _done(outlook: Any, still: set[str]) -> Iterator[str]:
+    """What became of the numbers that are no longer held."""
+    from smschannel.core.plan import RestoreWebhook
+
+    for change in outlook.plan.changes:
+        if isinstance(change, RestoreWebhook) and change.record.number_sid not in still:
+            yield f"restored {outlook.moved(change)}"
+    for record, text in outlook.not_restored():
+        if record.number_sid not in still:
+            yield text
+
+
+def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
+    """None also for a channel that the current rules refuse: its records say all that is needed."""
     try:
         return SmsChannel.model_validate(body).as_deleted(datetime.now(UTC)) if body else None
     except ValidationError:
         return None
 
 
-async def _each(kube: AdminStore, found: list[_Left], one: Callable[[_Left], Awaitable[_Outcome]]) -> list[_Left]:
-    """A handful at a time, with a line for each; again what may mend by itself, until nothing does. What is owed."""
-    slots = asyncio.Semaphore(_AT_ONCE)
+async def _each(
+    kube: AdminStore, targets: list[_Target], one: Callable[[_Target], Awaitable[_Result]]
+) -> list[_Target]:
+    """Detach a few at a time, one line each; retry what may succeed later, until nothing does. Returns the rest."""
+    slots = asyncio.Semaphore(_CONCURRENCY)
 
-    async def attempt(left: _Left) -> _Outcome:
+    async def attempt(target: _Target) -> _Result:
         async with slots:
             try:
-                outcome = await _unless_written_meanwhile(kube, left, one)
+                result = await _unless_changed_meanwhile(kube, target, one)
             except ChannelError as error:
                 pause = (error.retry_after or 1.0) if isinstance(error, Retryable) else None
-                outcome = _Outcome(f"NOT released: {error}", owed=True, pause=pause)
-        if outcome.pause is None:
-            click.echo(f"{left}: {outcome.told}")
-        return outcome
+                result = _Result(f"NOT detached: {error}", pending=True, pause=pause)
+        if result.pause is None:
+            click.echo(f"{target}: {result.text}")
+        return result
 
-    given_up: list[_Left] = []
+    given_up: list[_Target] = []
     fruitless = 0
     while True:
-        outcomes = list(zip(found, await asyncio.gather(*map(attempt, found)), strict=True))
-        given_up += [left for left, outcome in outcomes if outcome.owed and outcome.pause is None]
-        again = [(left, outcome) for left, outcome in outcomes if outcome.pause is not None]
-        fruitless = fruitless + 1 if len(again) == len(found) else 0
+        results = list(zip(targets, await asyncio.gather(*map(attempt, targets)), strict=True))
+        given_up += [target for target, result in results if result.pending and result.pause is None]
+        again = [(target, result) for target, result in results if result.pause is not None]
+        fruitless = fruitless + 1 if len(again) == len(targets) else 0
         if not again or fruitless == _PATIENCE:
-            for left, outcome in again:
-                click.echo(f"{left}: {outcome.told}")
-            return given_up + [left for left, _ in again]
-        pause = min(_LONGEST_PAUSE, max(outcome.pause or 0 for _, outcome in again))
-        click.echo(f"{len(again)} not released yet: again in {pause:.0f} s.", err=True)
+            for target, result in again:
+                click.echo(f"{target}: {result.text}")
+            return given_up + [target for target, _ in again]
+        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in again))
+        click.echo(f"{len(again)} not detached yet, retrying in {pause:.0f} s.", err=True)
         await asyncio.sleep(pause)
-        found = [left for left, _ in again]
+        targets = [target for target, _ in again]
 
 
-async def _unless_written_meanwhile(
-    kube: AdminStore, left: _Left, one: Callable[[_Left], Awaitable[_Outcome]]
-) -> _Outcome:
+async def _unless_changed_meanwhile(
+    kube: AdminStore, target: _Target, one: Callable[[_Target], Awaitable[_Result]]
+) -> _Result:
+    """Try once more with what is there now if somebody else wrote the channel or its records."""
     try:
-        return await one(left)
+        return await one(target)
     except Conflict:
-        body = await kube.channel(left.namespace, left.name)
-        return await one(replace(left, body=body if body and body["metadata"]["uid"] == left.uid else None))
+        body = await kube.channel(*target.key)
+        return await one(replace(target, body=body, records=kube.claims.of(target.key)))

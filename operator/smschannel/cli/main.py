@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from smschannel.cli.detach import release
+from smschannel.cli.detach import detach
 from smschannel.cli.key import key
 from smschannel.cli.plan import plan
 from smschannel.cli.seal import public_key, seal
@@ -16,7 +16,7 @@ def cli() -> None:
     """Manage the SMS channels of HydraCore instances on Kubernetes."""
 
 
-for command in (seal, public_key, plan, release, key):
+for command in (seal, public_key, plan, detach, key):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -13,14 +14,14 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from smschannel.api.errors import ChannelError, TwilioUnavailable
+from smschannel.api.errors import TwilioUnavailable
 from smschannel.api.resource import API_VERSION, KIND, SmsChannel
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
 if TYPE_CHECKING:
     from smschannel.cli.admin_store import AdminStore
     from smschannel.cli.plan_text import Outlook
-    from smschannel.reconcile import Key
+    from smschannel.core.record import Key
     from smschannel.settings import Settings
 
 _CHANGES = 2
@@ -60,12 +61,11 @@ def plan(
 ) -> None:
     """Show what the operator would do about INSTANCE, without doing it.
 
-    It looks at the channel, at the operator's record of it and at Twilio, and decides as the operator does; nothing
-    is written. For that it reads the operator's keyring and records: with the rights of an administrator, or in the
-    operator's own pod.
+    It reads the channel, the operator's records of it and Twilio, and decides as the operator does; it writes nothing.
+    It needs the operator's keyring and records: run it with the rights of an administrator, or in the operator's pod.
 
-    Ends with 0 where there is nothing to do, 2 where there are changes, and 1 where what is asked for cannot be
-    had, or could not be looked at.
+    Ends with 0 if there is nothing to do, 2 if there are changes, and 1 if the desired state cannot be reached, or
+    something could not be read.
 
     \b
     What is about to happen, or why nothing does:
@@ -91,16 +91,14 @@ def plan(
         raise click.ClickException(f"the manifest is for namespace {written}, and not for {namespace}")
     namespace = namespace or written or context_namespace(kubeconfig, context)
     asked = _Asked(name, namespace, manifest, delete)
-    key, outlook = asyncio.run(_look(asked, kubeconfig, context, operator_namespace))
-    if output == "json":
-        click.echo(json.dumps({"namespace": key.namespace, "name": key.name, **outlook.document()}, indent=2))
-    else:
-        click.echo("\n".join(_lines(key, outlook)))
-    ctx.exit(1 if outlook.stuck else _CHANGES if outlook.plan.changes else 0)
+    key, outlooks = asyncio.run(_look(asked, kubeconfig, context, operator_namespace))
+    click.echo(json.dumps(_document(key, outlooks), indent=2) if output == "json" else "\n".join(_lines(key, outlooks)))
+    stuck, changes = outlooks[-1].stuck, any(outlook.plan.changes for outlook in outlooks)
+    ctx.exit(1 if stuck else _CHANGES if changes else 0)
 
 
 class _Asked(NamedTuple):
-    """What is to be looked at; a namespace of None is the operator's own choice."""
+    """What to plan for; a namespace of None is the operator's first one."""
 
     instance: str
     namespace: str | None
@@ -108,15 +106,22 @@ class _Asked(NamedTuple):
     delete: bool
 
 
-def _lines(key: Key, outlook: Outlook) -> Iterator[str]:
-    changes = [f"  would {text}" for _, text in outlook.changes()]
-    left = [f"  {text}" for _, text in outlook.left()]
+def _lines(key: Key, outlooks: list[Outlook]) -> Iterator[str]:
+    changes = [f"  would {text}" for outlook in outlooks for _, text in outlook.changes()]
     count = "nothing to do" if not changes else "1 change" if len(changes) == 1 else f"{len(changes)} changes"
     yield f"SmsChannel {key.namespace}/{key.name}: {count}"
     yield from changes
-    yield from left
-    if outlook.verdict:
-        yield ("Then: " if changes and not outlook.stuck else "") + outlook.verdict
+    yield from (f"  {text}" for outlook in outlooks for _, text in outlook.not_restored())
+    last = outlooks[-1]
+    if last.verdict:
+        yield ("Then: " if changes and not last.stuck else "") + last.verdict
+
+
+def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:
+    """The verdict is the channel's; what earlier channels of the name left comes first among the changes."""
+    documents = [outlook.document() for outlook in outlooks]
+    lists = {name: [each for document in documents for each in document[name]] for name in ("changes", "notRestored")}
+    return {"namespace": key.namespace, "name": key.name, **documents[-1], **lists}
 
 
 def _manifest(file: TextIO, instance: str | None) -> Manifest:
@@ -149,54 +154,51 @@ def _manifest(file: TextIO, instance: str | None) -> Manifest:
 
 async def _look(
     asked: _Asked, kubeconfig: str | None, context: str | None, operator_namespace: str
-) -> tuple[Key, Outlook]:
+) -> tuple[Key, list[Outlook]]:
     denied = (
         "'plan' reads the operator's keyring and records, as an administrator may; without that right, in the"
         f" operator's own pod: kubectl -n {operator_namespace} exec deploy/sms-channel-operator -- kubectl-sms plan ..."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
         from smschannel.cli.admin_store import AdminStore
-        from smschannel.wiring import twilio_port
+        from smschannel.wiring import twilio_client
 
         kube = AdminStore(api, operator_namespace)
         settings = await settings_of(kube)
-        async with twilio_port(settings) as twilio:
+        async with twilio_client(settings) as twilio:
             try:
                 return await _preview(asked, kube, twilio, settings)
             except TwilioUnavailable as error:
-                raise click.ClickException(f"{error} Nothing can be told of the number now: try again.") from None
+                raise click.ClickException(f"{error} The number cannot be read now: try again.") from None
 
 
-async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Settings) -> tuple[Key, Outlook]:
+async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Settings) -> tuple[Key, list[Outlook]]:
+    import time
+
+    from smschannel.channel_cache import ChannelCache
     from smschannel.cli.plan_text import Outlook
-    from smschannel.core.record import Claims
-    from smschannel.reconcile import Key
+    from smschannel.core.record import Key
+    from smschannel.orphans import Orphans
     from smschannel.wiring import reconciler
 
-    namespace = asked.namespace or settings.channel_namespaces[0]
+    key = Key(asked.namespace or settings.channel_namespaces[0], asked.instance)
     keyring = await kube.read_keyring()
-    claims: Claims[Key] = Claims()
-    orphan = None
-    async for record in kube.records():
-        if isinstance(record, ChannelError):
-            click.echo(f"Warning: {record}: whether it holds the number cannot be told.", err=True)
-            continue
-        claims.hold_only(record.uid, record)
-        if (record.namespace, record.name) == (namespace, asked.instance):
-            orphan = record
-    channel = await _channel(asked, kube, namespace)
-    if channel is None and orphan is None:
+    await kube.load_claims()
+    channel = await _channel(asked, kube, key.namespace)
+    if channel is None and not kube.claims.of(key):
         raise click.ClickException(
-            f"There is no channel {asked.instance} in namespace {namespace}, nor a record of one. To see what a"
-            " manifest would do before it is applied: -f FILE"
+            f"There is no channel {key.name} in namespace {key.namespace}, nor a record of one. To see what a manifest"
+            " would do before it is applied: -f FILE"
         )
-    if channel and namespace not in settings.channel_namespaces:
-        looked_after = ", ".join(settings.channel_namespaces)
-        raise click.ClickException(f"The operator looks after the channels of {looked_after} only, not of {namespace}.")
-    key = Key(namespace, asked.instance, "" if channel else orphan.uid if orphan else "")
-    seen, foreseen = await reconciler(settings, kube, twilio, keyring, claims).preview(key, channel)
-    policy = channel.spec.deletion_policy if channel else seen.record.deletion_policy
-    return key, Outlook(seen, foreseen, policy)
+    if channel and key.namespace not in settings.channel_namespaces:
+        watched = ", ".join(settings.channel_namespaces)
+        raise click.ClickException(f"The operator watches the namespaces {watched} only, not {key.namespace}.")
+    channels, orphans = ChannelCache(kube.claims), Orphans(kube, time.monotonic)
+    passes = await reconciler(settings, kube, twilio, keyring, channels, orphans).preview(key, channel)
+    outlooks = [Outlook(observed, plan) for observed, plan in passes]
+    if channel:
+        outlooks[-1] = replace(outlooks[-1], policy=channel.spec.deletion_policy)
+    return key, outlooks
 
 
 async def _channel(asked: _Asked, kube: AdminStore, namespace: str) -> SmsChannel | None:

@@ -1,6 +1,6 @@
-"""A plan in plain words, and as JSON, for whoever looks before the operator acts. No I/O.
+"""A plan in plain words, and as JSON, for people who want to know before the operator acts. No I/O.
 
-URLs found at Twilio may embed a password, and text for a terminal: neither is shown.
+URLs found at Twilio may contain a password or control characters: neither is shown.
 """
 
 from __future__ import annotations
@@ -16,85 +16,95 @@ from smschannel.api.resource import FINALIZER, DeletionPolicy
 from smschannel.core.plan import (
     AddFinalizer,
     Change,
-    Debt,
-    DropRecord,
-    GiveBack,
+    CreateRecord,
+    Current,
+    DeleteRecord,
     Number,
     Observed,
     Plan,
     RemoveFinalizer,
-    SaveRecord,
+    RestoreWebhook,
     SetWebhook,
+    UpdateRecord,
     WriteOff,
 )
-from smschannel.core.record import Entry, Record, Webhook
+from smschannel.core.record import Record, Webhook
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What was seen of a channel, and all that would be done about it."""
+    """What one pass observed, and everything that it would do: of a channel, or of records that earlier ones left.
 
-    seen: Observed
+    `policy` is the deletion policy that the channel has now; None means what each record says.
+    """
+
+    observed: Observed
     plan: Plan
-    policy: DeletionPolicy
+    policy: DeletionPolicy | None = None
 
     @property
     def stuck(self) -> bool:
-        """Whether what is asked for would not be had at the end."""
+        """Whether the desired state would not be reached."""
         reason = self.plan.verdict.reason
-        if reason is Reason.Restoring:
-            return any(isinstance(debt, ChannelError) for debt in self.seen.debts.values())
-        return reason.ready != "True"
+        return bool(self._pending()) if reason is Reason.Restoring else reason.ready != "True"
 
     @property
     def verdict(self) -> str:
-        """Reason, message and remedy, and what could not be seen; empty where the changes say it all."""
+        """Reason, message and remedy, and what could not be read; empty if the changes say it all."""
         verdict = self.plan.verdict
         reason = verdict.reason
-        written_off = any(isinstance(change, WriteOff) for change in self.plan.changes)
-        if reason is Reason.Restoring and (written_off or not self.stuck):
+        written_off = {change.record.number_sid for change in self.plan.changes if isinstance(change, WriteOff)}
+        if reason is Reason.Restoring and self._pending() <= written_off:
             return ""
         remedy = reason.remedy if reason is not Reason.Configured else ""
         return " ".join(filter(None, (f"{reason.name}.", verdict.message, remedy, verdict.unknown)))
 
     def changes(self) -> Iterator[tuple[Change, str]]:
-        """Each change, and what it is in words that go on after "would"."""
-        record = self.seen.record
+        """Each change, and what it does in words that follow "would"."""
+        records = dict(self.observed.records)
         for change in self.plan.changes:
             match change:
                 case AddFinalizer():
                     yield change, f"add the finalizer {FINALIZER}"
-                case SaveRecord(after):
-                    yield change, _recorded(record, after)
-                    record = after
-                case SetWebhook() | GiveBack():
-                    verb = "write" if isinstance(change, SetWebhook) else "give back"
-                    yield change, f"{verb} {self.moved(change)}"
-                case DropRecord():
-                    yield change, "drop the operator's record of the channel"
-                case WriteOff():
-                    yield change, "give up: write off what is still owed, and keep the record for people to look at"
+                case CreateRecord(record):
+                    yield change, f"claim {_named(record)}, and record what it points at now: {_previous(record)}"
+                    records[record.number_sid] = record
+                case UpdateRecord(record):
+                    yield change, f"record for {_named(record)}: {_updates(records[record.number_sid], record)}"
+                    records[record.number_sid] = record
+                case SetWebhook() | RestoreWebhook():
+                    verb = "set" if isinstance(change, SetWebhook) else "restore"
+                    yield change, f"{verb} the webhook of {self.moved(change)}"
+                case DeleteRecord(record):
+                    yield change, f"free {_named(record)}: delete the operator's record of it"
+                case WriteOff(record):
+                    yield (
+                        change,
+                        f"write off {_named(record)}: stop trying to restore it, and keep a copy of its record",
+                    )
                 case RemoveFinalizer():
                     yield change, "remove the finalizer, so that the channel can go"
 
-    def moved(self, change: SetWebhook | GiveBack) -> str:
-        before, after = self._number(change).webhook, change.webhook
+    def moved(self, change: SetWebhook | RestoreWebhook) -> str:
+        """The number, and what its webhook is changed from and to."""
+        number = self._number(change)
+        before, after = number.webhook, change.webhook
         moves = [("SmsUrl", shown(before.url), shown(after.url))] if before.url != after.url else []
         if before.method != after.method:
             moves.append(("SmsMethod", before.method, after.method))
-        phone_number, number_sid = self._number(change).phone_number, self._number(change).sid
-        return f"{phone_number} ({number_sid}): " + ", ".join(f"{name} {was} -> {will}" for name, was, will in moves)
+        return f"{_named(number)}: " + ", ".join(f"{name} {was} -> {will}" for name, was, will in moves)
 
-    def left(self) -> Iterator[tuple[Entry, str]]:
-        """The numbers that are not wanted any more and are not given back either, and why."""
-        given_back = {change.entry.number_sid for change in self.plan.changes if isinstance(change, GiveBack)}
-        for number_sid, debt in self.seen.debts.items():
-            entry = self.seen.record.entry(number_sid)
-            if entry and number_sid not in given_back:
-                yield entry, f"{entry.phone_number} ({number_sid}) {_why_left(entry, debt, self.policy)}"
+    def not_restored(self) -> Iterator[tuple[Record, str]]:
+        """The numbers that are no longer desired and would not be restored either, and why."""
+        restored = {change.record.number_sid for change in self.plan.changes if isinstance(change, RestoreWebhook)}
+        for number_sid, current in self.observed.to_restore.items():
+            if number_sid not in restored:
+                record = self.observed.records[number_sid]
+                policy = self.policy or record.deletion_policy
+                yield record, f"{_named(record)} {_why_not_restored(record, current, policy)}"
 
     def document(self) -> dict[str, Any]:
-        """For machines; the texts are those that people read."""
+        """For programs; the texts are those that people read."""
         verdict = self.plan.verdict
         return {
             "reason": verdict.reason.name,
@@ -106,70 +116,91 @@ class Outlook:
                 {"change": type(change).__name__, "text": text, **self._fields(change)}
                 for change, text in self.changes()
             ],
-            "left": [
-                {"accountSid": entry.account_sid, "numberSid": entry.number_sid, "text": text}
-                for entry, text in self.left()
-            ],
+            "notRestored": [{**_number_fields(record), "text": text} for record, text in self.not_restored()],
         }
+
+    def _pending(self) -> set[str]:
+        """The numbers that could not be read, and so are not restored."""
+        current = self.observed.to_restore
+        return {number_sid for number_sid in current if isinstance(current[number_sid], ChannelError)}
 
     def _fields(self, change: Change) -> dict[str, Any]:
-        if not isinstance(change, SetWebhook | GiveBack):
-            return {}
-        number = self._number(change)
-        account_sid = change.account_sid if isinstance(change, SetWebhook) else change.entry.account_sid
-        return {
-            "accountSid": account_sid,
-            "numberSid": number.sid,
-            "phoneNumber": number.phone_number,
-            "from": _fields(number.webhook),
-            "to": _fields(change.webhook),
-        }
+        match change:
+            case AddFinalizer() | RemoveFinalizer():
+                return {}
+            case SetWebhook(account_sid=account_sid):
+                number = self._number(change)
+                about = {"accountSid": account_sid, "numberSid": number.sid, "phoneNumber": number.phone_number}
+                return {**about, "from": _webhook_fields(number.webhook), "to": _webhook_fields(change.webhook)}
+            case RestoreWebhook(record, webhook):
+                found = self._number(change).webhook
+                return {**_number_fields(record), "from": _webhook_fields(found), "to": _webhook_fields(webhook)}
+            case CreateRecord(record) | UpdateRecord(record) | DeleteRecord(record) | WriteOff(record):
+                return _number_fields(record)
 
-    def _number(self, change: SetWebhook | GiveBack) -> Number:
-        number = self.seen.number if isinstance(change, SetWebhook) else self.seen.debts[change.entry.number_sid]
-        assert isinstance(number, Number), "nothing is written that was not seen"
-        return number
+    def _number(self, change: SetWebhook | RestoreWebhook) -> Number:
+        if isinstance(change, SetWebhook):
+            assert isinstance(self.observed.number, Number), "no webhook is set that was not read"
+            return self.observed.number
+        current = self.observed.to_restore[change.record.number_sid]
+        assert isinstance(current, Number), "no webhook is restored that was not read"
+        return current
 
 
 def shown(url: str) -> str:
-    """The URL without its user and password, and without what a terminal would obey."""
-    open_to_all = re.sub(r"^((?:[^:/?#@]*:)?/+)?[^/?#]*@", r"\1***@", url)
-    return "".join(each if each.isprintable() else "?" for each in open_to_all) or "(empty)"
+    """The URL without user and password, and without control characters that a terminal would obey."""
+    public = re.sub(r"^((?:[^:/?#@]*:)?/+)?[^/?#]*@", r"\1***@", url)
+    return "".join(each if each.isprintable() else "?" for each in public) or "(empty)"
 
 
-def _fields(webhook: Webhook) -> dict[str, str]:
+def _named(number: Record | Number) -> str:
+    return f"{number.phone_number} ({number.number_sid if isinstance(number, Record) else number.sid})"
+
+
+def _number_fields(record: Record) -> dict[str, str]:
+    return {"accountSid": record.account_sid, "numberSid": record.number_sid, "phoneNumber": record.phone_number}
+
+
+def _webhook_fields(webhook: Webhook) -> dict[str, str]:
     return {"smsUrl": shown(webhook.url) if webhook.url else "", "smsMethod": webhook.method}
 
 
-def _recorded(before: Record, after: Record) -> str:
-    new = [entry for entry in after.entries if before.entry(entry.number_sid) is None]
-    gone = [entry for entry in before.entries if after.entry(entry.number_sid) is None]
-    told = [f"record what {entry.phone_number} ({entry.number_sid}) points at now: {_previous(entry)}" for entry in new]
-    told += [f"strike {entry.phone_number} ({entry.number_sid}) off the record" for entry in gone]
+def _previous(record: Record) -> str:
+    previous = record.contents.previous if record.contents else None
+    return shown(previous.url) if previous else "not known, since it is already a webhook of this operator"
+
+
+def _updates(before: Record, after: Record) -> str:
+    """What a record says after an update that it did not say before."""
+    updates = []
     if before.deletion_policy is not after.deletion_policy:
-        told.append(f"record the deletion policy {after.deletion_policy}")
-    kept = [(entry, was) for entry in after.entries if (was := before.entry(entry.number_sid))]
-    if any(entry.login != was.login for entry, was in kept) or (kept and before.source != after.source):
-        told.append("record the credentials that Twilio accepts")
-    if after.owed_since and not before.owed_since:
-        told.append("record since when this is owed")
-    told += [f"record that {shown(url)} is ours" for entry, was in kept for url in entry.wrote if url not in was.wrote]
-    return ", ".join(told) or "write the record"
+        updates.append(f"deletion policy {after.deletion_policy}")
+    if before.account_sid != after.account_sid:
+        updates.append(f"account {after.account_sid}")
+    old, new = before.contents, after.contents
+    if before.source != after.source or (old and new and old.login != new.login):
+        updates.append("the credentials that Twilio accepts")
+    if old and new:
+        updates += [f"{shown(url)} as a URL of ours" for url in new.wrote if url not in old.wrote]
+    if after.restore_since and not before.restore_since:
+        updates.append(f"to be restored since {after.restore_since:%Y-%m-%dT%H:%M:%SZ}")
+    if before.restore_since and not after.restore_since:
+        updates.append("no longer to be restored")
+    return ", ".join(updates) or "no change"
 
 
-def _previous(entry: Entry) -> str:
-    return shown(entry.previous.url) if entry.previous else "not known, for it is already a webhook of this operator"
-
-
-def _why_left(entry: Entry, debt: Debt, policy: DeletionPolicy) -> str:
-    if isinstance(debt, ChannelError):
-        return f"cannot be given back: {debt}"
+def _why_not_restored(record: Record, current: Current, policy: DeletionPolicy) -> str:
+    contents = record.contents
+    if isinstance(current, ChannelError):
+        return f"cannot be restored: {current}"
+    if contents is None:
+        return "cannot be restored: its record cannot be opened"
     if policy is DeletionPolicy.RETAIN:
         return "is left as it is: the deletion policy is Retain"
-    if debt is None:
-        return f"is not in account {entry.account_sid} any more: there is nothing to give back"
-    if not entry.points_at_us(debt.webhook):
-        return f"is left as it is: somebody pointed it elsewhere since, at {shown(debt.webhook.url)}"
-    if policy is DeletionPolicy.RESTORE and entry.previous is None:
+    if current is None:
+        return f"is no longer in account {record.account_sid}: there is nothing to restore"
+    if not contents.points_at_us(current.webhook):
+        return f"is left as it is: somebody pointed it elsewhere since, at {shown(current.webhook.url)}"
+    if policy is DeletionPolicy.RESTORE and contents.previous is None:
         return "is left as it is: what it pointed at before is not known"
     return "is left as it is: it points there already"

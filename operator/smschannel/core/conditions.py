@@ -1,11 +1,11 @@
-"""From a verdict to `status`: the one setter of conditions. No I/O; the clock is passed in.
+"""Turns a verdict into `status`: the only place that sets conditions. No I/O; the clock is an argument.
 
-What every status keeps to (checked after each test's reconcile by `violations`):
+Every status keeps these rules (`violations` checks them after each reconcile of the tests):
 
-1. `Ready` is always there; `Reconciling` and `Stalled` only while they are True, and never both.
-2. A condition's `lastTransitionTime`, in whole seconds, moves when its `status` does, never otherwise, never back.
-3. `observedGeneration` and the conditions come from the same reconcile.
-4. Stalled stands beside Ready only for TokenRejected: the channel works, its last change failed.
+1. Ready is always there; Reconciling and Stalled only while they are True, and never both.
+2. A condition's lastTransitionTime, in whole seconds, moves if and only if its status changes, and never back.
+3. observedGeneration and the conditions come from the same reconcile.
+4. Stalled beside Ready is for TokenRejected only: the channel works, its last change failed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from smschannel.api.reasons import Reason
+from smschannel.api.reasons import Effective, Reason
 from smschannel.api.status import Status, condition
 from smschannel.core.plan import Verdict
 
@@ -27,24 +27,28 @@ _TOKEN_REFUSED = {
     Reason.TokenRejected,
     Reason.AccountSuspended,
 }
-_NOT_LOOKED_AT = {
+_NOT_CHECKED = {
     Reason.Pending,
     Reason.TwilioUnavailable,
     Reason.Suspended,
-    Reason.InstanceInUse,
+    Reason.RecordUnreadable,
     Reason.Restoring,
     Reason.RestoreFailed,
 }
+_LONGEST_MESSAGE = 32768
 
 
 def next_status(
-    before: Status, verdict: Verdict, *, generation: int, webhook_url: str, now: datetime
+    before: Status, verdict: Verdict, *, generation: int, webhook_url: str, check_now: str = "", now: datetime
 ) -> dict[str, Any]:
-    """The whole status after a reconcile; equal to `before` when there is nothing new to tell."""
+    """The whole status after a reconcile; equal to `before` if nothing changed.
+
+    `check_now` is the value of the check-now annotation that this reconcile took care of, empty if there is none.
+    """
     reason = verdict.reason
     remedy = "" if reason.ready == "True" and reason is not Reason.TokenRejected else f" {reason.remedy}"
     message = verdict.message + remedy
-    known = {
+    found = {
         "Ready": (reason.ready, reason.name, message),
         reason.progress: ("True", reason.name, message),
         "CredentialsValid": _credentials_valid(before, verdict),
@@ -52,35 +56,37 @@ def next_status(
     }
     stamp = _stamp(now)
     conditions = [
-        _transition(condition(before, kind), kind, known[kind], generation, stamp)
+        _transition(condition(before, kind), kind, found[kind], generation, stamp)
         for kind in ("Ready", "Reconciling", "Stalled", "CredentialsValid", "WebhookEffective")
-        if kind in known
+        if kind in found
     ]
-    status = {"observedGeneration": generation, "webhookUrl": webhook_url, "conditions": conditions}
-    number_sid = verdict.number_sid or before.get("phoneNumberSid")
-    return {**status, "phoneNumberSid": number_sid} if number_sid else status
+    status: dict[str, Any] = {"observedGeneration": generation, "webhookUrl": webhook_url, "conditions": conditions}
+    if number_sid := verdict.number_sid or before.get("phoneNumberSid"):
+        status["phoneNumberSid"] = number_sid
+    if handled := check_now or before.get("lastHandledCheckNow"):
+        status["lastHandledCheckNow"] = handled
+    return status
 
 
-def still_trying(before: Status, message: str, *, generation: int, now: datetime) -> dict[str, Any] | None:
-    """Twilio cannot be reached. None where there is nothing to tell: the generation that works, works on.
+def status_while_unavailable(before: Status, message: str, *, generation: int, now: datetime) -> dict[str, Any] | None:
+    """The status of a channel that worked before, while Twilio is unavailable; None if it did not work before.
 
-    A newer generation of a working channel keeps Ready, and its old `observedGeneration`: it is not there yet.
+    Ready is left as it is. A newer generation gets Reconciling, and keeps the old `observedGeneration`.
     """
     ready = condition(before, "Ready")
     if ready is None or ready["status"] != "True":
         return None
     if before.get("observedGeneration") == generation:
         return dict(before)
-    stamp = _stamp(now)
-    trying = _transition(
+    retrying = _transition(
         condition(before, "Reconciling"),
         "Reconciling",
         ("True", Reason.TwilioUnavailable.name, message),
         generation,
-        stamp,
+        _stamp(now),
     )
-    kept = [each for each in before["conditions"] if each["type"] not in {"Reconciling", "Stalled"}]
-    return {**before, "conditions": [kept[0], trying, *kept[1:]]}
+    others = [each for each in before["conditions"] if each["type"] not in {"Reconciling", "Stalled"}]
+    return {**before, "conditions": [others[0], retrying, *others[1:]]}
 
 
 def _stamp(now: datetime) -> str:
@@ -92,49 +98,50 @@ def _credentials_valid(before: Status, verdict: Verdict) -> tuple[str, str, str]
         return "False", Reason.TokenRejected.name, verdict.rejected
     if verdict.reason in _TOKEN_REFUSED:
         return "False", verdict.reason.name, verdict.message
-    if verdict.reason in _NOT_LOOKED_AT:
+    if verdict.reason in _NOT_CHECKED:
         return _unchanged(before, "CredentialsValid")
     return "True", "Verified", "Twilio accepts the credentials."
 
 
 def _webhook_effective(before: Status, verdict: Verdict) -> tuple[str, str, str]:
     if verdict.effective:
-        return "False", verdict.effective, verdict.message
+        return "False", verdict.effective.value, verdict.message
     if verdict.unknown:
-        return "Unknown", UNREADABLE, verdict.unknown
+        return "Unknown", Effective.MESSAGING_SERVICES_UNREADABLE.value, verdict.unknown
     if verdict.reason in {Reason.Configured, Reason.TokenRejected}:
         message = "The number points at status.webhookUrl, and no application or Messaging Service overrides it."
-        return "True", "Effective", message
-    return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_LOOKED_AT | _TOKEN_REFUSED else _UNKNOWN
+        return "True", Effective.EFFECTIVE.value, message
+    return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_CHECKED | _TOKEN_REFUSED else _UNKNOWN
 
 
-_UNKNOWN = ("Unknown", "NotChecked", "Not looked at yet.")
-UNREADABLE = "MessagingServicesUnreadable"
-"""The webhook is set, but whether a Messaging Service overrides it cannot be seen."""
+_UNKNOWN = ("Unknown", Effective.NOT_CHECKED.value, "Not checked yet.")
 
 
 def _unchanged(before: Status, kind: str) -> tuple[str, str, str]:
-    known = condition(before, kind)
-    return (known["status"], known["reason"], known["message"]) if known else _UNKNOWN
+    found = condition(before, kind)
+    return (found["status"], found["reason"], found["message"]) if found else _UNKNOWN
 
 
 def _transition(
-    before: Mapping[str, Any] | None, kind: str, now_known: tuple[Any, str, str], generation: int, stamp: str
+    before: Mapping[str, Any] | None, kind: str, found: tuple[str, str, str], generation: int, stamp: str
 ) -> dict[str, Any]:
-    status, reason, message = now_known
-    moved = before is None or before["status"] != status
+    status, reason, message = found
+    since = stamp
+    if before is not None:
+        earlier = before["lastTransitionTime"]
+        since = earlier if before["status"] == status else max(stamp, earlier)  # the clock may be behind
     return {
         "type": kind,
         "status": status,
         "reason": reason,
-        "message": message[:32768],
+        "message": message[:_LONGEST_MESSAGE],
         "observedGeneration": generation,
-        "lastTransitionTime": stamp if before is None or moved else before["lastTransitionTime"],
+        "lastTransitionTime": since,
     }
 
 
 def violations(before: Status, after: Status) -> list[str]:
-    """Which of the rules above the step from `before` to `after` breaks; empty for a right one."""
+    """The rules above that the step from `before` to `after` breaks."""
     kinds = {each["type"]: each for each in after.get("conditions", ())}
     broken = []
     if "Ready" not in kinds:

@@ -1,38 +1,44 @@
-"""Deciding what to do: desired state and observation in, changes and a verdict out. No I/O, no clock.
+"""Decides what to do: desired state and observation in, changes and a verdict out. No I/O; the clock is an argument.
 
-`plan` is asked again with what the changes brought about, until it has no more to ask for. One table, mirrored by
+`plan` is asked again with what its changes brought about, until it asks for none. One table, mirrored by
 tests/unit/test_plan.py:
 
-    channel                     number at Twilio             changes, in the safe order
-    wanted                      points elsewhere             finalizer, record (previous webhook), webhook
-    wanted, entry is there      points elsewhere             webhook (drift), or only a report of it
-    wanted, written back often  points elsewhere             webhook, but seldom: somebody contests it
-    wanted                      points at us                 none
-    wanted, number was changed  new one points at us         give the old one back; then the record without it
-    wanted, number was changed  held by who waits for ours   give the old one back first; then no record
-    being deleted               points at us                 give back
-    being deleted               points elsewhere, or gone    record without the entry; at last no record, no finalizer
-    being deleted               cannot be reached            wait; after the grace period no finalizer, the record stays
-    gone for long               cannot be reached            the record is written off, and kept for people to look at
+    channel                       number at Twilio               changes, in the safe order
+    desired, no record            points elsewhere               finalizer, record (the claim); then webhook
+    desired, record               points elsewhere               webhook (drift), or only a report of it
+    desired, overwritten often    points elsewhere               webhook, but seldom: WebhookContested
+    desired, record               points at us                   none
+    desired, number was changed   the new one points at us       restore the old one; then delete its record
+    desired, number was changed   its holder waits for ours      restore the old one first; then delete its record
+    being deleted                 points at us                   restore
+    being deleted                 points elsewhere, or is gone   delete the record; finally remove the finalizer
+    being deleted                 cannot be read                 wait; after the grace period remove the finalizer only
+    gone for long                 cannot be read                 write the record off, and keep it for people to read
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from smschannel.api.errors import ChannelError, Refused, Unreadable
-from smschannel.api.reasons import Reason
+from smschannel.api.reasons import Effective, Reason
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
-from smschannel.core.record import Entry, Login, Record, Webhook, WebhookTemplate
+from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
+
+CONTESTED_AFTER = 3
+"""After this many checks in a row that found our webhook overwritten, somebody keeps doing it."""
 
 
 @dataclass(frozen=True)
 class Desired:
-    """What the channel's author and the operator's settings ask for."""
+    """What the channel's author and the operator's settings ask for, and for which channel."""
 
+    namespace: str
+    name: str
+    uid: str
     account_sid: str
     phone_number: str
     webhook: Webhook
@@ -44,7 +50,7 @@ class Desired:
 
 @dataclass(frozen=True)
 class Number:
-    """A phone number as Twilio has it. `application_sid` set means that the webhook is not used."""
+    """A phone number as Twilio has it. If `application_sid` is set, Twilio ignores the webhook."""
 
     sid: str
     phone_number: str
@@ -55,28 +61,36 @@ class Number:
 
 @dataclass(frozen=True)
 class Routing:
-    """Who answers a number's messages instead of its webhook; `unknown` says why that cannot be seen."""
+    """The Messaging Service that receives a number's messages instead of its webhook, if there is one.
+
+    `unknown` says why that could not be read.
+    """
 
     service_sid: str = ""
     unknown: str = ""
 
 
-Debt = Number | ChannelError | None
-"""What became of a number that is owed: as it is, why that could not be seen, or None where it is gone."""
+Current = Number | ChannelError | None
+"""A number to be restored: as it is at Twilio, why it could not be read, or None if the account no longer has it."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was found. `number` is a `Refused` where Twilio, the credentials or another channel stand in the way.
+    """What was read.
 
-    `was_configured` says that by the status this number pointed at this URL, `was_named` only that the status is about
-    this number. `corrections` counts the checks in a row that found our webhook overwritten. `grace_over` says that a
-    deletion need not wait any longer, `deadline_over` that what is owed has been owed for too long.
+    `records` are those of this channel (or of one that is gone), by number SID; `to_restore` are the numbers among them
+    that are no longer desired. `number` is the desired number, or why it cannot be used. `login` found it, read from
+    `source`; `rejected` is Twilio's refusal of newer credentials, if an older login stands in for them.
+
+    `was_configured` says that by its status this number pointed at this URL, `was_named` only that the status is about
+    this number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
+    channel that is gone: then nobody waits for it.
     """
 
-    record: Record
-    stored: bool = False
+    records: Mapping[str, Record] = field(default_factory=dict)
+    to_restore: Mapping[str, Current] = field(default_factory=dict)
     finalizer: bool = False
+    deleted_at: datetime | None = None
     login: Login | None = None
     source: str = ""
     number: Number | Refused | None = None
@@ -85,9 +99,17 @@ class Observed:
     was_configured: bool = False
     was_named: bool = False
     corrections: int = 0
-    debts: Mapping[str, Debt] = field(default_factory=dict)
-    grace_over: bool = False
-    deadline_over: bool = False
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that decisions depend on: `deletion_grace` is how long a deletion waits for the restore,
+    `restore_deadline` how long a restore is tried after that before it is written off.
+    """
+
+    template: WebhookTemplate
+    deletion_grace: timedelta
+    restore_deadline: timedelta
 
 
 @dataclass(frozen=True)
@@ -96,13 +118,20 @@ class AddFinalizer:
 
 
 @dataclass(frozen=True)
-class SaveRecord:
+class CreateRecord:
+    """Claim the number. Refused with NumberInUse if another channel's record is there."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
     record: Record
 
 
 @dataclass(frozen=True)
 class SetWebhook:
-    """Point the wanted number at the instance's webhook."""
+    """Point the desired number at the instance's webhook."""
 
     login: Login
     account_sid: str
@@ -111,23 +140,24 @@ class SetWebhook:
 
 
 @dataclass(frozen=True)
-class GiveBack:
-    """Put back (or clear) the webhook of a number that is not wanted any more."""
+class RestoreWebhook:
+    """Set a number that is no longer desired back to what it was, or clear it."""
 
-    entry: Entry
+    record: Record
     webhook: Webhook
 
 
 @dataclass(frozen=True)
-class DropRecord:
-    """Nothing is owed any more. `left` names numbers that keep our webhook since nobody knows what was there before."""
+class DeleteRecord:
+    """Free the number. `orphaned`: it keeps our webhook, since what it pointed at before is not known."""
 
-    left: tuple[str, ...] = ()
+    record: Record
+    orphaned: bool = False
 
 
 @dataclass(frozen=True)
 class WriteOff:
-    """Give up what is owed; `why` is for people."""
+    """Give up restoring the number; `why` is for people."""
 
     record: Record
     why: str
@@ -138,22 +168,23 @@ class RemoveFinalizer:
     pass
 
 
-CONTESTED_AFTER = 3
-"""So many checks in a row that found our webhook overwritten mean that somebody keeps doing it."""
-
-Change = AddFinalizer | SaveRecord | SetWebhook | GiveBack | DropRecord | WriteOff | RemoveFinalizer
+Change = (
+    AddFinalizer | CreateRecord | UpdateRecord | SetWebhook | RestoreWebhook | DeleteRecord | WriteOff | RemoveFinalizer
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to tell people. `effective` names what keeps the webhook from being used, where something does; `unknown`
-    says why that cannot be seen; `rejected` why the channel's newer token is not used.
+    """What to report.
+
+    `effective` is what keeps Twilio from using the webhook, if anything does; `unknown` says why that cannot be read;
+    `rejected` says why the channel's newer token is not used.
     """
 
     reason: Reason
     message: str
     number_sid: str = ""
-    effective: str = ""
+    effective: Effective | None = None
     unknown: str = ""
     rejected: str = ""
 
@@ -165,14 +196,17 @@ class Plan:
 
 
 def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
-    """None while the channel is being deleted: then nothing is wanted, and everything is given back."""
+    """None while the channel is being deleted: then everything is restored."""
     if channel.deleting:
         return None
-    spec = channel.spec
+    spec, meta = channel.spec, channel.metadata
     return Desired(
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid,
         account_sid=spec.account_sid,
         phone_number=spec.phone_number,
-        webhook=Webhook(url=template.url(channel.metadata.name), method="POST"),
+        webhook=Webhook(url=template.url(meta.namespace, meta.name), method="POST"),
         suspend=spec.suspend,
         takeover_policy=spec.takeover_policy,
         drift_policy=spec.drift_policy,
@@ -180,103 +214,123 @@ def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
     )
 
 
-def plan(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
-    return _release(seen, now) if want is None else _configure(want, seen, template, now)
+def plan(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
+    """The next changes, and what to report if they succeed. Asked again until there are no changes."""
+    if desired is None:
+        return _plan_restore(observed, rules, now)
+    return _plan_configure(desired, observed, rules.template)
 
 
-def foresee(want: Desired | None, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
-    """All that `plan` would ask for, round after round, if each change succeeded; for looking at, not for doing."""
+def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
+    """All changes that `plan` would ask for, one after the other, if each succeeded. For `kubectl sms plan`."""
     changes: list[Change] = []
-    while (step := plan(want, seen, template, now)).changes:
+    while (step := plan(desired, observed, rules, now)).changes:
         for change in step.changes:
-            seen = _done(change, seen)
+            observed = _after(change, observed)
         changes += step.changes
     return Plan(tuple(changes), step.verdict)
 
 
-def _done(change: Change, seen: Observed) -> Observed:
-    """What would be observed after a change, if Twilio keeps what it is told."""
+def _after(change: Change, observed: Observed) -> Observed:
+    """What would be observed after a change that succeeds."""
     match change:
         case AddFinalizer() | RemoveFinalizer():
-            return replace(seen, finalizer=isinstance(change, AddFinalizer))
-        case SaveRecord(record):
-            return replace(seen, record=record, stored=True)
-        case DropRecord():
-            return replace(seen, record=seen.record.model_copy(update={"entries": ()}), stored=False)
-        case WriteOff(record):
-            return replace(seen, record=record.model_copy(update={"entries": ()}), stored=False, debts={})
+            return replace(observed, finalizer=isinstance(change, AddFinalizer))
+        case CreateRecord(record) | UpdateRecord(record):
+            return with_record(observed, record)
+        case DeleteRecord(record) | WriteOff(record):
+            return without_record(observed, record)
         case SetWebhook(webhook=webhook):
-            assert isinstance(seen.number, Number)
-            return replace(seen, number=replace(seen.number, webhook=webhook))
-        case GiveBack(entry, webhook):
-            debt = seen.debts[entry.number_sid]
-            assert isinstance(debt, Number)
-            return replace(seen, debts={**seen.debts, entry.number_sid: replace(debt, webhook=webhook)})
+            assert isinstance(observed.number, Number)
+            return replace(observed, number=replace(observed.number, webhook=webhook))
+        case RestoreWebhook(record, webhook):
+            current = observed.to_restore[record.number_sid]
+            assert isinstance(current, Number)
+            return with_current(observed, record, replace(current, webhook=webhook))
 
 
-def _configure(want: Desired, seen: Observed, template: WebhookTemplate, now: datetime) -> Plan:
-    if want.suspend:
-        return Plan(
-            _remember_policy(want, seen), Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true.")
-        )
-    number = seen.number
+def with_record(observed: Observed, record: Record) -> Observed:
+    return replace(observed, records={**observed.records, record.number_sid: record})
+
+
+def without_record(observed: Observed, record: Record) -> Observed:
+    sid = record.number_sid
+    return replace(
+        observed,
+        records={each: kept for each, kept in observed.records.items() if each != sid},
+        to_restore={each: current for each, current in observed.to_restore.items() if each != sid},
+    )
+
+
+def with_current(observed: Observed, record: Record, current: Current) -> Observed:
+    return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
+
+
+def _plan_configure(desired: Desired, observed: Observed, template: WebhookTemplate) -> Plan:
+    policies = _update_policies(desired, observed)
+    if desired.suspend:
+        return Plan(policies, Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true."))
+    number, login = observed.number, observed.login
     if isinstance(number, Refused):
-        return Plan(_remember_policy(want, seen) or _give_back_first(want, seen), Verdict(number.reason, str(number)))
-    if number is None or seen.login is None:
-        return Plan((), Verdict(Reason.Pending, "The number has not been looked at yet."))
+        # What is to be restored here is what the holder of the desired number waits for.
+        changes = policies or _restore(observed, desired.deletion_policy)
+        return Plan(changes, Verdict(number.reason, str(number)))
+    if number is None or login is None:
+        return Plan((), Verdict(Reason.Pending, "The number has not been read yet."))
 
-    entry = seen.record.entry(number.sid)
-    points_at_us = number.webhook == want.webhook
-    rejected = str(seen.rejected or "")
-    refusal = _refusal(want, seen, number, entry, template)
-    if refusal and entry is None:
-        return Plan(_remember_policy(want, seen), replace(refusal, rejected=rejected))
+    record = observed.records.get(number.sid)
+    rejected = str(observed.rejected or "")
+    refusal = _refusal(desired, observed, number, template)
+    if record is None and refusal:
+        return Plan(policies, replace(refusal, rejected=rejected))
+    finalizer: tuple[Change, ...] = () if observed.finalizer else (AddFinalizer(),)
+    if record is None:
+        claim = CreateRecord(_new_record(desired, observed, number, login, template))
+        return Plan((*finalizer, claim), Verdict(Reason.Pending, "The number is being claimed.", number.sid))
 
-    changes: list[Change] = []  # also where a number of ours is left as it is: a newer token may be what gives it back
-    record = _claimed(want, seen, number, entry, seen.login, template, now)
-    if not seen.finalizer:
-        changes.append(AddFinalizer())
-    if record != seen.record:
-        changes.append(SaveRecord(record))
-    if not refusal and not points_at_us:
-        changes.append(SetWebhook(seen.login, want.account_sid, number.sid, want.webhook))
-    if not changes:
-        changes += _pay(seen, record, want.deletion_policy)
-    return Plan(tuple(changes), replace(refusal or _configured(number, seen), rejected=rejected))
+    updates = [
+        UpdateRecord(new) for old in observed.records.values() if (new := _updated(desired, observed, old)) != old
+    ]
+    writes: tuple[Change, ...] = ()
+    if not refusal and number.webhook != desired.webhook:
+        writes = (SetWebhook(login, desired.account_sid, number.sid, desired.webhook),)
+    changes = (*finalizer, *updates, *writes) or _restore(observed, desired.deletion_policy)
+    return Plan(changes, replace(refusal or _configured(number, observed), rejected=rejected))
 
 
-def _refusal(
-    want: Desired, seen: Observed, number: Number, entry: Entry | None, template: WebhookTemplate
-) -> Verdict | None:
-    """Why a number that is there and is ours to take is left alone."""
-    foreign = number.webhook != want.webhook
+def _refusal(desired: Desired, observed: Observed, number: Number, template: WebhookTemplate) -> Verdict | None:
+    """Why the webhook of a number that the channel could have, or has, is left as it is."""
+    record = observed.records.get(number.sid)
+    if record and record.contents is None:
+        message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened."
+        return Verdict(Reason.RecordUnreadable, message, number.sid)
     if not number.receives_sms:
-        message = f"{number.phone_number} cannot receive SMS."
-        return Verdict(Reason.NumberLacksSms, message, number.sid)
-    if entry is None and want.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
+        return Verdict(Reason.NumberLacksSms, f"{number.phone_number} cannot receive SMS.", number.sid)
+    if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
-        return Verdict(Reason.WebhookForeign, message, number.sid, effective="ForeignUrl")
-    forgotten = seen.was_named and entry and _changed_since(entry, number.webhook, template)
-    drifted = foreign and entry and (seen.was_configured or forgotten)
-    if drifted and want.drift_policy is DriftPolicy.REPORT:
-        message = "Somebody changed the number's webhook at Twilio, and spec.driftPolicy is Report."
-        return Verdict(Reason.WebhookDrifted, message, number.sid, effective=_mismatch(number.webhook, want.webhook))
+        return Verdict(Reason.WebhookForeign, message, number.sid, Effective.FOREIGN_URL)
+    if record is None or record.contents is None or desired.drift_policy is DriftPolicy.CORRECT:
+        return None
+    changed = observed.was_named and _changed_since(record.contents, number.webhook, template)
+    if number.webhook != desired.webhook and (observed.was_configured or changed):
+        message = "The number's webhook was changed at Twilio, and spec.driftPolicy is Report."
+        return Verdict(Reason.WebhookDrifted, message, number.sid, _mismatch(number.webhook, desired.webhook))
     return None
 
 
-def _changed_since(entry: Entry, webhook: Webhook, template: WebhookTemplate) -> bool:
-    """Whether it is neither what was found there nor any of ours: the status knows only of today's URL."""
-    return webhook != entry.previous and not entry.points_at_us(webhook) and not template.made(webhook.url)
+def _changed_since(contents: Contents, webhook: Webhook, template: WebhookTemplate) -> bool:
+    """Whether a webhook is neither the previous one nor any of ours. The status only knows the current URL."""
+    return webhook != contents.previous and not contents.points_at_us(webhook) and not template.made(webhook.url)
 
 
-def _mismatch(found: Webhook, wanted: Webhook) -> str:
+def _mismatch(found: Webhook, wanted: Webhook) -> Effective:
     if not found.url:
-        return "NotSet"
-    return "MethodMismatch" if found.url == wanted.url else "UrlMismatch"
+        return Effective.NOT_SET
+    return Effective.METHOD_MISMATCH if found.url == wanted.url else Effective.URL_MISMATCH
 
 
 def _used(url: str, template: WebhookTemplate) -> bool:
-    """Whether somebody else receives the messages: neither we, nor the demo that Twilio gives new numbers."""
+    """Whether the messages go to somebody else: not to this operator, nor to the demo that Twilio gives new numbers."""
     try:
         host = urlsplit(url).hostname
     except ValueError:
@@ -284,131 +338,134 @@ def _used(url: str, template: WebhookTemplate) -> bool:
     return bool(url) and host != "demo.twilio.com" and not template.made(url)
 
 
-def _claimed(
-    want: Desired,
-    seen: Observed,
-    number: Number,
-    entry: Entry | None,
-    login: Login,
-    template: WebhookTemplate,
-    now: datetime,
+def _new_record(
+    desired: Desired, observed: Observed, number: Number, login: Login, template: WebhookTemplate
 ) -> Record:
-    """The record that must be stored before Twilio is written."""
-    if entry is None:
-        entry = Entry(
-            account_sid=want.account_sid,
-            number_sid=number.sid,
-            phone_number=number.phone_number,
-            login=login,
-            previous=None if template.made(number.webhook.url) else number.webhook,
-            wrote=(want.webhook.url,),
-            claimed_at=now,
-        )
-    wrote = entry.wrote if want.webhook.url in entry.wrote else (*entry.wrote, want.webhook.url)
-    # A number keeps its SID when it is moved to another account: it is given back where it is now.
-    entry = entry.model_copy(update={"account_sid": want.account_sid, "wrote": wrote})
-    record = seen.record.with_entry(entry).with_login(want.account_sid, login)
-    source = seen.record.source if seen.rejected else seen.source
-    return record.model_copy(update={"deletion_policy": want.deletion_policy, "source": source, "owed_since": None})
-
-
-def _remember_policy(want: Desired, seen: Observed) -> tuple[Change, ...]:
-    """A policy edited while nothing else can be done must hold if the channel is deleted next."""
-    if not seen.stored or seen.record.deletion_policy is want.deletion_policy:
-        return ()
-    return (SaveRecord(seen.record.model_copy(update={"deletion_policy": want.deletion_policy})),)
-
-
-def _give_back_first(want: Desired, seen: Observed) -> tuple[Change, ...]:
-    """For a channel that holds what the holder of its wanted number waits for: it cannot have the new one before."""
-    give_back = _pay(seen, seen.record, want.deletion_policy)
-    settled = seen.debts and not any(isinstance(debt, ChannelError) for debt in seen.debts.values())
-    if settled and seen.stored and not give_back:
-        return (DropRecord(_left(seen)),)
-    return tuple(give_back)
-
-
-def _configured(number: Number, seen: Observed) -> Verdict:
-    """What is true once nothing is left to do."""
-    if number.application_sid:
-        message = f"The TwiML application {number.application_sid} receives this number's messages."
-        return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByApplication")
-    if seen.routing.service_sid:
-        message = f"The Messaging Service {seen.routing.service_sid} receives this number's messages."
-        return Verdict(Reason.WebhookOverridden, message, number.sid, effective="OverriddenByMessagingService")
-    if seen.corrections >= CONTESTED_AFTER:
-        message = "Somebody keeps writing another webhook over ours; it is put right less often now."
-        return Verdict(Reason.WebhookContested, message, number.sid, effective="UrlMismatch")
-    unknown = seen.routing.unknown
-    if seen.rejected:
-        return Verdict(Reason.TokenRejected, str(seen.rejected), number.sid, unknown=unknown)
-    message = "The number points at the instance's webhook."
-    for number_sid, debt in seen.debts.items():
-        entry = seen.record.entry(number_sid)
-        if entry and isinstance(debt, Refused):
-            message += f" {entry.phone_number}, which it used before, is not given back yet: {debt}"
-    return Verdict(Reason.Configured, message, number.sid, unknown=unknown)
-
-
-def _release(seen: Observed, now: datetime) -> Plan:
-    changes = _pay(seen, seen.record, seen.record.deletion_policy)
-    if changes:
-        return Plan(tuple(changes), Verdict(Reason.Restoring, "The number is being given back."))
-    let_go = (RemoveFinalizer(),) if seen.finalizer else ()
-    trouble = next((debt for debt in seen.debts.values() if isinstance(debt, ChannelError)), None)
-    if trouble is None:
-        settled = (DropRecord(_left(seen)),) if seen.stored else ()
-        return Plan((*settled, *let_go), Verdict(Reason.Restoring, "The number is given back."))
-    message = f"The number is not given back yet: {trouble}"
-    if seen.deadline_over:
-        return Plan((WriteOff(seen.record, str(trouble)), *let_go), Verdict(Reason.RestoreFailed, message))
-    reason = Reason.RestoreFailed if isinstance(trouble, Refused | Unreadable) else Reason.Restoring
-    if not seen.grace_over:
-        return Plan((), Verdict(reason, message))
-    owed: tuple[Change, ...] = ()
-    if seen.record.entries and seen.record.owed_since is None:  # with the policy that the channel has now
-        owed = (SaveRecord(seen.record.model_copy(update={"owed_since": now})),)
-    return Plan((*owed, *let_go), Verdict(reason, message))
-
-
-def _left(seen: Observed) -> tuple[str, ...]:
-    """The numbers that still have our webhook, though Restore was asked for."""
-    if seen.record.deletion_policy is not DeletionPolicy.RESTORE:
-        return ()
-    return tuple(
-        entry.phone_number
-        for entry in seen.record.entries
-        if isinstance(debt := seen.debts.get(entry.number_sid), Number)
-        and entry.previous is None
-        and entry.points_at_us(debt.webhook)
+    previous = None if template.made(number.webhook.url) else number.webhook
+    return Record(
+        number_sid=number.sid,
+        phone_number=number.phone_number,
+        account_sid=desired.account_sid,
+        namespace=desired.namespace,
+        name=desired.name,
+        uid=desired.uid,
+        source=observed.source,
+        deletion_policy=desired.deletion_policy,
+        contents=Contents(login=login, previous=previous, wrote=(desired.webhook.url,)),
     )
 
 
-def _pay(seen: Observed, record: Record, policy: DeletionPolicy) -> list[Change]:
-    """Give back what still points at us; what is settled leaves the ledger."""
-    give_back: list[Change] = []
-    settled: list[str] = []
-    for number_sid, debt in seen.debts.items():
-        entry = record.entry(number_sid)
-        if entry is None or isinstance(debt, ChannelError):
+def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
+    """A record of this channel as it should be.
+
+    A newly accepted login is kept for all numbers of its account: the login before may be revoked at any time.
+    """
+    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
+    contents = record.contents
+    if contents is None:
+        return record
+    assert isinstance(observed.number, Number)
+    if record.number_sid == observed.number.sid:
+        # A number keeps its SID when Twilio moves it to another account: it is restored where it is now.
+        record = replace(record, account_sid=desired.account_sid)
+        if desired.webhook.url not in contents.wrote:
+            record = record.with_contents(wrote=(*contents.wrote, desired.webhook.url))
+    if record.account_sid == desired.account_sid:
+        record = record.with_contents(login=observed.login)
+        if not observed.rejected:
+            record = replace(record, source=observed.source)
+    return record
+
+
+def _update_policies(desired: Desired, observed: Observed) -> tuple[Change, ...]:
+    """A policy that is edited while nothing else can be done must count if the channel is deleted next."""
+    return tuple(
+        UpdateRecord(replace(record, deletion_policy=desired.deletion_policy))
+        for record in observed.records.values()
+        if record.deletion_policy is not desired.deletion_policy
+    )
+
+
+def _configured(number: Number, observed: Observed) -> Verdict:
+    """What is true once nothing is left to do."""
+    if number.application_sid:
+        message = f"The TwiML application {number.application_sid} receives this number's messages."
+        return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_APPLICATION)
+    if observed.routing.service_sid:
+        message = f"The Messaging Service {observed.routing.service_sid} receives this number's messages."
+        return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_MESSAGING_SERVICE)
+    if observed.corrections >= CONTESTED_AFTER:
+        message = "The webhook is overwritten again and again; it is corrected less often now."
+        return Verdict(Reason.WebhookContested, message, number.sid, Effective.URL_MISMATCH)
+    unknown = observed.routing.unknown
+    if observed.rejected:
+        return Verdict(Reason.TokenRejected, str(observed.rejected), number.sid, unknown=unknown)
+    message = "The number points at the instance's webhook."
+    for number_sid, current in observed.to_restore.items():
+        if isinstance(current, Refused | Unreadable):
+            phone_number = observed.records[number_sid].phone_number
+            message += f" {phone_number}, which it used before, is not restored yet: {current}"
+    return Verdict(Reason.Configured, message, number.sid, unknown=unknown)
+
+
+def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
+    changes = _restore(observed, None)
+    if changes:
+        return Plan(changes, Verdict(Reason.Restoring, "The number is being restored."))
+    finish: tuple[Change, ...] = (RemoveFinalizer(),) if observed.finalizer else ()
+    pending = _pending(observed)
+    if not pending:
+        return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
+    trouble = next(iter(pending.values()))
+    reason = Reason.RestoreFailed if isinstance(trouble, Refused | Unreadable) else Reason.Restoring
+    verdict = Verdict(reason, f"The number is not restored yet: {trouble}")
+    if observed.deleted_at is not None and now - observed.deleted_at < rules.deletion_grace:
+        return Plan((), verdict)
+    late: list[Change] = []
+    for number_sid, why in pending.items():
+        record = observed.records[number_sid]
+        if record.restore_since is None:
+            late.append(UpdateRecord(replace(record, restore_since=now.replace(microsecond=0))))
+        elif now - record.restore_since >= rules.restore_deadline:
+            late.append(WriteOff(record, str(why)))
+    return Plan((*late, *finish), verdict)
+
+
+def _pending(observed: Observed) -> dict[str, ChannelError]:
+    """The numbers that are not restored, and why. One whose record cannot be opened is not, whatever it points at."""
+    pending: dict[str, ChannelError] = {}
+    for number_sid, current in observed.to_restore.items():
+        if isinstance(current, ChannelError):
+            pending[number_sid] = current
+        elif observed.records[number_sid].contents is None:
+            pending[number_sid] = Unreadable("its record cannot be opened")
+    return pending
+
+
+def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change, ...]:
+    """Restore what still points at us, and free what is restored. `policy` None: what each record says."""
+    changes: list[Change] = []
+    for number_sid, current in observed.to_restore.items():
+        record = observed.records[number_sid]
+        contents = record.contents
+        if isinstance(current, ChannelError) or contents is None:
             continue
-        webhook = _owed(entry, policy)
-        if debt is None or webhook in {None, debt.webhook} or not entry.points_at_us(debt.webhook):
-            settled.append(number_sid)
+        webhook = _restored(record, contents, policy or record.deletion_policy)
+        points_at_us = current is not None and contents.points_at_us(current.webhook)
+        if webhook and current and points_at_us and webhook != current.webhook:
+            changes.append(RestoreWebhook(record, webhook))
         else:
-            give_back.append(GiveBack(entry, webhook))
-    if give_back:
-        return give_back
-    remaining = record.without(settled)
-    return [SaveRecord(remaining)] if settled and remaining.entries else []
+            wanted_back = (policy or record.deletion_policy) is DeletionPolicy.RESTORE
+            changes.append(DeleteRecord(record, orphaned=wanted_back and webhook is None and points_at_us))
+    return tuple(changes)
 
 
-def _owed(entry: Entry, policy: DeletionPolicy) -> Webhook | None:
-    """The webhook that the number gets back; None where it is left as it is."""
+def _restored(record: Record, contents: Contents, policy: DeletionPolicy) -> Webhook | None:
+    """The webhook that a number gets back; None if it is left as it is."""
     match policy:
         case DeletionPolicy.RETAIN:
             return None
         case DeletionPolicy.CLEAR:
             return Webhook(url="", method="POST")
         case DeletionPolicy.RESTORE:
-            return entry.previous
+            return contents.previous

@@ -1,25 +1,48 @@
-"""What the operator owes to Twilio: one entry for each number it took over, and how to give it back. No I/O.
+"""What the operator remembers of a number that a channel holds: one record per number. No I/O.
 
-A `Record` is kept, sealed, for each channel in the operator's own namespace. It is written before Twilio is,
-and an entry leaves it only after the number was given back, so that a crash at any moment loses nothing.
+A record is a Secret in the operator's namespace, named after the number's SID. Creating it is the claim: the API
+server lets only one channel have it. It is written before Twilio is, and deleted only after the number was restored,
+so that a crash at any moment loses nothing.
+
+Plain metadata says who holds which number. `Contents` are sealed: the last verified login, what the number pointed at
+before, and the URLs that the operator wrote.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
 
-from smschannel.api.resource import DeletionPolicy
+from smschannel.api.names import OPERATOR
+from smschannel.api.resource import GROUP, DeletionPolicy
 
-Waiter = TypeVar("Waiter", bound=Hashable)
+RECORD_LABEL = f"{GROUP}/record"
+"""`true` on records, `written-off` on those that were given up."""
+
+_CHANNEL = f"{GROUP}/channel"
+_UID = f"{GROUP}/channel-uid"
+_PHONE_NUMBER = f"{GROUP}/phone-number"
+_ACCOUNT_SID = f"{GROUP}/account-sid"
+_SOURCE = f"{GROUP}/credentials-source"
+_DELETION_POLICY = f"{GROUP}/deletion-policy"
+_RESTORE_SINCE = f"{GROUP}/restore-since"
 
 _REVEAL = "reveal"
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_DNS_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+class Key(NamedTuple):
+    """What is reconciled: the channel of this name, and the records that earlier channels of this name left."""
+
+    namespace: str
+    name: str
 
 
 class _Value(BaseModel):
@@ -27,7 +50,7 @@ class _Value(BaseModel):
 
 
 class Login(_Value):
-    """Who logs in to Twilio: the account itself, an API key or a parent account."""
+    """Who logs in to Twilio: `sid` is the account itself, an API key or a parent account."""
 
     sid: str
     token: SecretStr
@@ -38,220 +61,139 @@ class Login(_Value):
 
 
 class Webhook(_Value):
-    """A number's `SmsUrl` and `SmsMethod`. Found URLs may embed a password, so none is shown by `repr`."""
+    """A number's `SmsUrl` and `SmsMethod`. URLs found at Twilio may contain a password, so `repr` shows none."""
 
     url: str = Field(repr=False)
     method: str
 
 
-class Entry(_Value):
-    """One number that was taken over. `previous` is None where what was there before is not known."""
+class Contents(_Value):
+    """The sealed part of a record.
 
-    account_sid: str
-    number_sid: str
-    phone_number: str
+    `login` was accepted by Twilio last; `previous` is what the number pointed at before the channel claimed it, None if
+    that is not known; `wrote` are all URLs that the operator wrote for this channel.
+    """
+
     login: Login
     previous: Webhook | None
     wrote: tuple[str, ...] = Field(repr=False)
-    claimed_at: datetime
 
     def points_at_us(self, webhook: Webhook) -> bool:
         return webhook.url in self.wrote
 
-
-class Record(_Value):
-    """Everything that is remembered of one channel.
-
-    `source` tells from which credentials the login was read; `owed_since` when the channel was let go of with
-    something still to be given back.
-    """
-
-    uid: str
-    namespace: str
-    name: str
-    source: str = ""
-    deletion_policy: DeletionPolicy = DeletionPolicy.RESTORE
-    entries: tuple[Entry, ...] = ()
-    owed_since: datetime | None = None
-
-    def entry(self, number_sid: str) -> Entry | None:
-        return next((entry for entry in self.entries if entry.number_sid == number_sid), None)
-
-    def login_for(self, account_sid: str) -> Login | None:
-        """The last login that Twilio accepted for this account."""
-        return next((entry.login for entry in reversed(self.entries) if entry.account_sid == account_sid), None)
-
-    def with_entry(self, entry: Entry) -> Record:
-        others = (other for other in self.entries if other.number_sid != entry.number_sid)
-        return self.model_copy(update={"entries": (*others, entry)})
-
-    def with_login(self, account_sid: str, login: Login) -> Record:
-        """The newest accepted login pays the account's older debts too: the one before may be revoked any time."""
-        return self.model_copy(
-            update={
-                "entries": tuple(
-                    entry.model_copy(update={"login": login}) if entry.account_sid == account_sid else entry
-                    for entry in self.entries
-                )
-            }
-        )
-
-    def without(self, number_sids: Iterable[str]) -> Record:
-        gone = frozenset(number_sids)
-        return self.model_copy(update={"entries": tuple(e for e in self.entries if e.number_sid not in gone)})
-
-    def claims(self) -> dict[str, str]:
-        """What the channel holds, and in whose name: {number SID: uid, instance: namespace}."""
-        if not self.entries:
-            return {}
-        return {**{entry.number_sid: self.uid for entry in self.entries}, self.name: self.namespace}
-
     def encode(self) -> bytes:
-        """JSON with the tokens in it: for sealing only."""
+        """JSON with the token in it: for sealing only."""
         return self.model_dump_json(context=_REVEAL).encode()
 
     @classmethod
-    def decode(cls, document: bytes) -> Record:
+    def decode(cls, document: bytes) -> Contents:
         return cls.model_validate_json(document)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One number, and the channel (namespace, name, uid) that holds it.
+
+    `source` names the credentials that `contents.login` was read from (see `secret_source`); `restore_since` is set
+    when the channel is let go although the number was not restored; `version` is the Secret's resourceVersion, empty if
+    it is not known; `contents` is None if the record was not opened, or cannot be.
+    """
+
+    number_sid: str
+    phone_number: str
+    account_sid: str
+    namespace: str
+    name: str
+    uid: str
+    source: str = ""
+    deletion_policy: DeletionPolicy = DeletionPolicy.RESTORE
+    restore_since: datetime | None = None
+    version: str = ""
+    contents: Contents | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key(self.namespace, self.name)
+
+    @property
+    def secret_name(self) -> str:
+        return self.number_sid.lower()
+
+    @property
+    def binding(self) -> str:
+        """The only place where the sealed contents open: this number, held by this channel."""
+        return f"{self.number_sid}/{self.uid}"
+
+    def with_contents(self, **changes: object) -> Record:
+        assert self.contents, "an unopened record is not changed"
+        return replace(self, contents=self.contents.model_copy(update=changes))
+
+    def labels(self) -> dict[str, str]:
+        return {"app.kubernetes.io/managed-by": OPERATOR, RECORD_LABEL: "true"}
+
+    def annotations(self) -> dict[str, str | None]:
+        """As merge patch: None removes an annotation."""
+        return {
+            _CHANNEL: f"{self.namespace}/{self.name}",
+            _UID: self.uid,
+            _PHONE_NUMBER: self.phone_number,
+            _ACCOUNT_SID: self.account_sid,
+            _SOURCE: self.source,
+            _DELETION_POLICY: self.deletion_policy.value,
+            _RESTORE_SINCE: self.restore_since.astimezone(UTC).strftime(_TIME) if self.restore_since else None,
+        }
+
+    @classmethod
+    def from_metadata(cls, meta: Mapping[str, Any]) -> Record:
+        """Read a record's plain metadata. Never fails: a record with damaged metadata still holds its number."""
+        notes = meta.get("annotations") or {}
+        namespace, _, name = notes.get(_CHANNEL, "").partition("/")
+        try:
+            policy = DeletionPolicy(notes.get(_DELETION_POLICY, ""))
+        except ValueError:
+            policy = DeletionPolicy.RESTORE
+        try:
+            since = datetime.strptime(notes.get(_RESTORE_SINCE, ""), _TIME).replace(tzinfo=UTC)
+        except ValueError:
+            since = None
+        return cls(
+            number_sid="PN" + meta["name"][2:],
+            phone_number=notes.get(_PHONE_NUMBER, ""),
+            account_sid=notes.get(_ACCOUNT_SID, ""),
+            namespace=namespace,
+            name=name,
+            uid=notes.get(_UID, ""),
+            source=notes.get(_SOURCE, ""),
+            deletion_policy=policy,
+            restore_since=since,
+            version=meta["resourceVersion"],
+        )
+
+
+def secret_source(name: str, resource_version: str) -> str:
+    """How a record names the version of the Secret that its login was read from."""
+    return f"secret/{name}@{resource_version}"
 
 
 @dataclass(frozen=True)
 class WebhookTemplate:
     """The URL of an instance's webhook, from the operator's settings: `https://.../{instance_id}/...`.
 
-    `former` are templates of earlier settings; what they made is ours too, and never somebody's previous webhook.
+    With several channel namespaces it contains `{namespace}`, too, so that no namespace has webhooks in common with
+    another. `former` are templates of earlier settings: their URLs are the operator's, never a previous webhook.
     """
 
     template: str
     former: tuple[str, ...] = ()
 
-    def url(self, instance_id: str) -> str:
-        return self.template.replace("{instance_id}", instance_id)
+    def url(self, namespace: str, instance_id: str) -> str:
+        return self.template.replace("{namespace}", namespace).replace("{instance_id}", instance_id)
 
     def made(self, url: str) -> bool:
-        """Whether any instance's webhook URL, of this template or a former one, is `url`."""
+        """Whether `url` is the webhook of any instance, by this template or a former one."""
         return any(_pattern(template).fullmatch(url) for template in (self.template, *self.former))
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(re.escape("{instance_id}"), _UUID))
-
-
-class Age(NamedTuple):
-    """Who comes first among those that want the same at the same time: the older resource, then the lower uid."""
-
-    created: datetime
-    uid: str
-
-
-@dataclass
-class _Hold:
-    owner: str
-    reserved: Age | None  # None once it is kept
-
-
-class Claims(Generic[Waiter]):
-    """Who holds a thing (a number, an instance), and who waits for it. One event loop, so no locks.
-
-    A claim is reserved the moment verified credentials have seen the number; it is kept from the moment its record is
-    about to be written until the record lets go of it. What is kept is never displaced; of those that have only
-    reserved, the eldest wins. A channel claims in the name of an owner: its uid for a number, its namespace for an
-    instance, so that a channel made anew does not wait for the instance that its own predecessor still settles.
-    """
-
-    def __init__(self) -> None:
-        self.on_free: Callable[[Waiter], object] = lambda waiter: None
-        self._holds: dict[str, dict[str, _Hold]] = {}  # by thing, by uid
-        self._things: dict[str, set[str]] = {}  # that a uid holds
-        self._waiting: dict[str, dict[str, tuple[Age, Waiter]]] = {}  # by thing, by uid
-        self._awaited: dict[str, str] = {}  # the thing that a uid waits for: the first that it could not have
-        self._called: dict[str, set[str]] = {}  # for which things a uid was called, and has not had its turn yet
-
-    def __len__(self) -> int:
-        return len(self._holds)
-
-    def holds(self, uid: str) -> bool:
-        return uid in self._things
-
-    def reserve(self, thing: str, age: Age, owner: str, waiter: Waiter) -> bool:
-        """Take `thing`; or note `waiter`, to be called when it is free."""
-        holds = self._holds.get(thing, {})
-        others = {uid: hold for uid, hold in holds.items() if hold.owner != owner}
-        if any(hold.reserved is None or hold.reserved < age for hold in others.values()):
-            self.stop_waiting(age.uid)
-            self._waiting.setdefault(thing, {})[age.uid] = age, waiter
-            self._awaited[age.uid] = thing
-            return False
-        for uid in others:  # younger, and not kept: they find out when they try to keep it
-            self._drop(thing, uid)
-        if age.uid not in holds:
-            self._hold(thing, age.uid, _Hold(owner, age))
-        return True
-
-    def keep(self, thing: str, age: Age, owner: str, waiter: Waiter) -> bool:
-        """Make a reservation final; False, and `waiter` noted, where an elder took it meanwhile."""
-        if not self.reserve(thing, age, owner, waiter):
-            return False
-        self._holds[thing][age.uid].reserved = None
-        return True
-
-    def hold_only(self, uid: str, record: Record | None) -> None:
-        """Bring what `uid` holds to what its record says, and call the eldest of those who wait for the rest."""
-        kept = record.claims() if record else {}
-        let_go = self._things.get(uid, set()) - kept.keys()
-        for thing in let_go:
-            self._drop(thing, uid)
-        for thing, owner in kept.items():
-            if all(hold.owner == owner for hold in self._holds.get(thing, {}).values()):
-                self._hold(thing, uid, _Hold(owner, None))
-        for thing in let_go | self._called.pop(uid, set()):
-            self._call_next(thing)
-
-    def stop_waiting(self, uid: str) -> None:
-        """For the begin of a turn: what `uid` could not have before, it may not want any more."""
-        thing = self._awaited.pop(uid, None)
-        if thing is not None:
-            self._waiting[thing].pop(uid)
-            if not self._waiting[thing]:
-                del self._waiting[thing]
-
-    def in_circle(self, uid: str) -> bool:
-        """Whether `uid` waits for a number whose holder waits for one of `uid`'s, perhaps by way of others; and whether
-        each of them would get the number that it waits for, which an elder outside the circle would else.
-        """
-        path = [uid]
-        while (holder := self._keeper(self._awaited.get(path[-1], ""))) != uid:
-            if holder is None or holder in path:
-                return False
-            path.append(holder)
-        return all(min(self._waiting[self._awaited[each]].values())[0].uid == each for each in path)
-
-    def _keeper(self, number: str) -> str | None:
-        holds = self._holds.get(number, {})
-        return next((uid for uid, hold in holds.items() if hold.owner == uid and hold.reserved is None), None)
-
-    def leave(self, uid: str) -> None:
-        """`uid` waits for nothing any more, and passes on what it was called for."""
-        self.stop_waiting(uid)
-        for thing in self._called.pop(uid, set()):
-            self._call_next(thing)
-
-    def _call_next(self, thing: str) -> None:
-        if thing in self._holds or thing not in self._waiting:
-            return
-        age, waiter = min(self._waiting[thing].values(), key=lambda waits: waits[0])
-        self.stop_waiting(age.uid)
-        self._called.setdefault(age.uid, set()).add(thing)
-        self.on_free(waiter)
-
-    def _hold(self, thing: str, uid: str, hold: _Hold) -> None:
-        self._holds.setdefault(thing, {})[uid] = hold
-        self._things.setdefault(uid, set()).add(thing)
-
-    def _drop(self, thing: str, uid: str) -> None:
-        del self._holds[thing][uid]
-        if not self._holds[thing]:
-            del self._holds[thing]
-        self._things[uid].discard(thing)
-        if not self._things[uid]:
-            del self._things[uid]
+    escaped = re.escape(template).replace(re.escape("{instance_id}"), _UUID)
+    return re.compile(escaped.replace(re.escape("{namespace}"), _DNS_LABEL))

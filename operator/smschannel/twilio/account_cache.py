@@ -1,8 +1,9 @@
-"""What a Twilio account holds, read once for all its channels: its numbers in pages, and who overrides their webhooks.
+"""A cache of what Twilio's accounts contain, so that drift checks cost a call per account and not per number.
 
-There is one reader for each login at each account. What it found is good for `max_age` seconds: enough to confirm
-that nothing changed, never enough to act upon. So only numbers that point at us are kept: those of channels that will
-ask for the first time too. Whoever finds nothing here looks at the number itself.
+For each pair of login and account it reads the account's numbers in pages of 1,000, and which of them a Messaging
+Service takes the messages of. An entry is good for `max_age` seconds: enough to confirm that a channel is unchanged,
+not enough to base a change on. So only numbers that point at this operator are kept; a caller that finds nothing here
+reads the number itself.
 """
 
 from __future__ import annotations
@@ -24,53 +25,60 @@ _NEVER = float("-inf")
 
 
 class Reader(Protocol):
+    """The part of `TwilioClient` that fills the cache."""
+
     def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]: ...
     async def overriding_services(self, login: Login, account_sid: str) -> dict[str, str]: ...
 
 
 @dataclass
 class _Account:
-    """What one login was shown of one account."""
+    """What one login was shown of one account. Times are when the read began: that is what the answer describes."""
 
-    asked: dict[str, float] = field(default_factory=dict)  # numbers that are asked for, and when they last were
-    pages: int = 0  # at least as many does the account have
-    numbers: dict[str, Number] = field(default_factory=dict)
+    requested: dict[str, float] = field(default_factory=dict)  # phone numbers, and when each was last requested
+    pages: int = 0  # read last time; the account has at least as many
+    numbers: dict[str, Number] = field(default_factory=dict)  # by phone number
     numbers_at: float = _NEVER
-    overriding: dict[str, str] = field(default_factory=dict)
-    unknown: str = ""
+    overriding: dict[str, str] = field(default_factory=dict)  # service SID by number SID
+    unknown: str = ""  # why `overriding` could not be read
     routing_at: float = _NEVER
-    reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    in_flight: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
 
 class AccountCache:
-    """For one event loop; times are seconds of `clock`. `ours` tells whether a webhook's URL is this operator's."""
+    """A cache for one event loop. Concurrent callers share a read (single-flight), and its error.
+
+    `is_own_url` decides whether a webhook's URL is this operator's. `max_age` is how many seconds an entry may be
+    used; times are seconds of `clock`.
+    """
 
     def __init__(
         self,
         twilio: Reader,
         *,
-        ours: Callable[[str], bool],
+        is_own_url: Callable[[str], bool],
         max_age: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._twilio = twilio
-        self._ours = ours
+        self._is_own_url = is_own_url
         self._max_age = max_age
         self._clock = clock
         self._accounts: TTLCache[tuple[Login, str], _Account] = TTLCache(_REMEMBERED, 3 * max_age, timer=clock)
 
     async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
-        """The number as it was at most `max_age` ago. None where it was not seen to point at us, or is cheaper to read
-        alone.
+        """Return the number as it was at most `max_age` seconds ago.
 
-        Raises what reading the account's pages raises.
+        None means that the caller must read the number itself: it did not point at this operator, it is not in the
+        account, or reading the account's pages would cost more calls. Raises what `number_pages` raises.
         """
         account, now = self._account(login, account_sid), self._clock()
-        account.asked[phone_number] = now
+        account.requested[phone_number] = now
         if now - account.numbers_at > self._max_age:
-            # Each channel asks about twice in three times `max_age`, which is half the interval of drift checks.
-            account.asked = {each: at for each, at in account.asked.items() if now - at < 3 * self._max_age}
-            if len(account.asked) < account.pages:
+            # `max_age` is half the interval of drift checks: in 3 * max_age each channel requests its number once or
+            # twice. What was not requested for so long belongs to no channel any more and pays for no pages.
+            account.requested = {each: at for each, at in account.requested.items() if now - at < 3 * self._max_age}
+            if len(account.requested) < account.pages:
                 return None
             await self._once(account, "numbers", lambda: self._read_numbers(account, login, account_sid))
         return account.numbers.get(phone_number)
@@ -78,7 +86,11 @@ class AccountCache:
     async def routing(
         self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
     ) -> Routing:
-        """Who answers for the number. What cannot be read is told as `unknown`, never raised."""
+        """Return whether a Messaging Service takes the number's messages, or in `Routing.unknown` why that is unknown.
+
+        `max_age` lets the caller bypass the cache for entries older than that, in seconds; None is the cache's own
+        limit. A read that is in flight already is shared whatever its age. Raises nothing of Twilio's.
+        """
         if login.sid.startswith("AC") and login.sid != account_sid:
             return Routing(
                 unknown="The credentials are another account's, which do not show this account's Messaging Services."
@@ -89,35 +101,41 @@ class AccountCache:
         return Routing(service_sid=account.overriding.get(number_sid, ""), unknown=account.unknown)
 
     def _account(self, login: Login, account_sid: str) -> _Account:
-        """Forgotten when nobody asks for long: a token was rotated, or the last channel is gone."""
-        door = (login, account_sid)
-        account = self._accounts[door] = self._accounts.get(door) or _Account()
+        """Return the entry of one login at one account, a new one if need be.
+
+        Entries that nobody requests expire: their token was rotated, or the account's last channel deleted.
+        """
+        key = (login, account_sid)
+        account = self._accounts[key] = self._accounts.get(key) or _Account()
         return account
 
     async def _once(self, account: _Account, what: str, read: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """All who ask while a reading is under way share it, and its error."""
-        reading = account.reading.get(what)
-        if reading is None:
-            reading = account.reading[what] = asyncio.ensure_future(read())
-            reading.add_done_callback(lambda done: (account.reading.pop(what), done.cancelled() or done.exception()))
-        await asyncio.shield(reading)
+        """Wait for the read that is in flight, or start one. A caller that is cancelled does not cancel the read."""
+        task = account.in_flight.get(what)
+        if task is None:
+            task = account.in_flight[what] = asyncio.ensure_future(read())
+            # Fetching the exception keeps asyncio from logging it when every caller has been cancelled.
+            task.add_done_callback(lambda done: (account.in_flight.pop(what), done.cancelled() or done.exception()))
+        await asyncio.shield(task)
 
     async def _read_numbers(self, account: _Account, login: Login, account_sid: str) -> None:
-        """At most as many pages as numbers are asked for: beyond that, each alone is cheaper."""
+        """Read pages, but no more than one beyond the numbers requested: then reading each number alone is cheaper."""
         started, pages, numbers = self._clock(), 0, dict[str, Number]()
         async for page in self._twilio.number_pages(login, account_sid):
             pages += 1
-            numbers.update((each.phone_number, each) for each in page if self._ours(each.webhook.url))
-            if pages > len(account.asked):
+            numbers.update((each.phone_number, each) for each in page if self._is_own_url(each.webhook.url))
+            if pages > len(account.requested):
                 break
         account.pages, account.numbers, account.numbers_at = pages, numbers, started
 
     async def _read_routing(self, account: _Account, login: Login, account_sid: str) -> None:
+        """Read the services. A failure is kept for as long as a result: the next read is due at the same time."""
+        started = self._clock()
         try:
             account.overriding, account.unknown = await self._twilio.overriding_services(login, account_sid), ""
         except Retryable as error:
-            if account.routing_at == _NEVER:  # else what was seen last is the better guess
+            if account.routing_at == _NEVER:  # otherwise the last result is the better guess
                 account.unknown = f"The account's Messaging Services cannot be read now: {error}"
         except ChannelError as error:
             account.overriding, account.unknown = {}, f"The account's Messaging Services cannot be read: {error}"
-        account.routing_at = self._clock()
+        account.routing_at = started

@@ -1,14 +1,15 @@
-"""What is asked of Twilio: numbers, one by one or in pages, and Messaging Services are read; a number's `SmsUrl` and
-`SmsMethod` are set. Nothing else.
+"""The client for Twilio: reads numbers and Messaging Services, and sets a number's `SmsUrl` and `SmsMethod`.
 
-Requests are twilio-python's; they travel over one shared session that has real time-outs, never follows a
-redirect, and turns Twilio's answers into this package's errors before the library sees them.
+Requests are built by twilio-python and sent over one shared session, which has timeouts (the library's own have no
+effect), never follows a redirect, and turns Twilio's error answers into this project's errors before the library
+sees them.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -33,10 +34,10 @@ from smschannel.api.reasons import Reason
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
-from smschannel.twilio.limits import Gate
+from smschannel.twilio.limits import Limiter, Origin
 
 _NO_ENVIRONMENT = {"": ""}
-"""Not empty, or twilio-python would read TWILIO_* of the process: another's token, or another host."""
+"""Not empty: else twilio-python reads TWILIO_* from the process's environment, another token or another host."""
 
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
@@ -45,14 +46,15 @@ _LACKS_SMS = {21407}
 
 
 class TwilioClient:
-    """Observing never modifies; setting a webhook twice is the same as once.
+    """Calls Twilio within the limits of `limiter`; an async context manager that owns the connections.
 
-    Raises `TwilioUnavailable`, or `Refused` where trying again alone mends nothing; at once, without a call, where
-    the gate knows the answer.
+    Reads never modify anything, and `set_webhook` is idempotent. Every method raises `TwilioUnavailable` where a later
+    retry can help, and `Refused` where it cannot unless something changes; without a call where the limiter knows
+    the result. `timeout` is the seconds that one call may take.
     """
 
-    def __init__(self, gate: Gate, *, api_origin: str, messaging_origin: str, timeout: float) -> None:
-        self._gate = gate
+    def __init__(self, limiter: Limiter, *, api_origin: str, messaging_origin: str, timeout: float) -> None:
+        self._limiter = limiter
         self._origins = {
             "https://api.twilio.com": api_origin,
             "https://messaging.twilio.com": messaging_origin,
@@ -69,104 +71,116 @@ class TwilioClient:
             await self._transport.session.close()
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """What is asked next is asked, whatever was answered before: somebody says that it may go better now."""
-        for whose in (account_sid, _services_of(account_sid)):
-            self._gate.forget_refusal(login, whose)
+        """Make the next call with these credentials although Twilio refused them, because a person asked for it."""
+        self._limiter.forget_refusal(login, account_sid)
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
-        """The number of the account that is exactly `phone_number`; None where it has none."""
+        """Find the account's number that is exactly `phone_number`; None if it has none."""
         numbers = self._account(login, account_sid).incoming_phone_numbers
         try:
-            async with self._gate.call(login, account_sid):
+            async with self._limiter.call(login, account_sid):
                 with _understood():
-                    found = await numbers.list_async(phone_number=phone_number)  # matches parts of numbers too
+                    found = await numbers.list_async(phone_number=phone_number)  # Twilio matches parts of numbers too
                     return next((_number(each) for each in found if each.phone_number == phone_number), None)
         except NotFound:
             return None
 
     async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None:
-        """The number with this SID; None where it is gone from the account."""
+        """Fetch the number with this SID; None if the account does not have it any more."""
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
         try:
-            async with self._gate.call(login, account_sid):
+            async with self._limiter.call(login, account_sid):
                 with _understood():
                     return _number(await number.fetch_async())
         except NotFound:
             return None
 
     async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number:
-        """Returns the number as it is afterwards, from Twilio's answer. Raises `NotFound` too."""
+        """Set the number's webhook. Return the number as Twilio's answer shows it; also raises `NotFound`."""
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
-        async with self._gate.call(login, account_sid):
+        async with self._limiter.call(login, account_sid):
             with _understood():
                 return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
 
     async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
-        """The account's numbers, up to 1,000 with each call; none where the login does not reach the account."""
+        """Iterate over the account's numbers, up to 1,000 per call; over none if the login cannot see the account."""
         numbers = self._account(login, account_sid).incoming_phone_numbers
-        page: Any = None
-        while True:
-            try:
-                async with self._gate.call(login, account_sid):
-                    with _understood():
-                        page = await (page.next_page_async() if page else numbers.page_async(page_size=_PAGE))
-                        here = [_number(each) for each in page or ()]
-            except NotFound:
-                return
-            yield here
-            if not page or not page.next_page_url:
-                return
+        try:
+            async for page in self._pages(login, account_sid, "api", numbers):
+                with _understood():
+                    here = [_number(each) for each in page]
+                yield here
+        except NotFound:
+            return
 
     async def overriding_services(self, login: Login, account_sid: str) -> dict[str, str]:
-        """Which of the account's numbers a Messaging Service answers for, as {number SID: service SID}.
+        """Return the numbers whose messages go to a Messaging Service, as {number SID: service SID}.
 
-        A page of services costs one call; each service that does not leave its messages to the number's webhook,
-        one more for 1,000 numbers of its own.
+        Costs one call per 1,000 services, and for each service that does not leave its messages to the number's own
+        webhook one call per 1,000 of its numbers.
         """
-        messaging = self._client(login, account_sid).messaging.v1
+        services = self._client(login, account_sid).messaging.v1.services
         overridden: dict[str, str] = {}
-        async with self._gate.call(login, _services_of(account_sid)):
-            with _understood():
-                for service in await messaging.services.list_async(page_size=_PAGE):
-                    if service.use_inbound_webhook_on_number or service.account_sid != account_sid:
-                        continue
-                    members = messaging.services(service.sid).phone_numbers
-                    for member in await members.list_async(page_size=_PAGE):
-                        overridden[str(member.sid)] = str(service.sid)
+        async for page in self._pages(login, account_sid, "messaging", services):
+            for service in page:
+                # The API answers with the services of the account that logs in, which may be the parent account.
+                if service.use_inbound_webhook_on_number or service.account_sid != account_sid:
+                    continue
+                members = services(service.sid).phone_numbers
+                async for numbers in self._pages(login, account_sid, "messaging", members):
+                    overridden.update((str(each.sid), str(service.sid)) for each in numbers)
         return overridden
 
+    async def _pages(self, login: Login, account_sid: str, origin: Origin, resource: Any) -> AsyncIterator[list[Any]]:
+        """Iterate over the pages of one of twilio-python's lists, as a call of the limiter each."""
+        page: Any = None
+        while page is None or page.next_page_url:
+            async with self._limiter.call(login, account_sid, origin=origin):
+                with _understood():
+                    page = await (page.next_page_async() if page else resource.page_async(page_size=_PAGE))
+                    here = list(page)
+            yield here
+
     def _client(self, login: Login, account_sid: str) -> Any:
-        return Client(
-            login.sid,
-            login.token.get_secret_value(),
-            account_sid,
-            http_client=self._transport,
-            environment=_NO_ENVIRONMENT,
-        )
+        """Return twilio-python's client. Building one per call is cheap, and no token is kept."""
+        token = login.token.get_secret_value()
+        _check_sendable(token)
+        return Client(login.sid, token, account_sid, http_client=self._transport, environment=_NO_ENVIRONMENT)
 
     def _account(self, login: Login, account_sid: str) -> Any:
         return self._client(login, account_sid).api.v2010.accounts(account_sid)
 
 
-def _services_of(account_sid: str) -> str:
-    """For the gate: who is refused by one of Twilio's APIs, or waits for it, may be welcome at the other."""
-    return f"services of {account_sid}"
+def _check_sendable(token: str) -> None:
+    """Raise `Refused` for a token with a character that HTTP basic authentication cannot carry, and no token has.
+
+    Editors and word processors add such characters, mostly invisible ones: the message names the first.
+    """
+    for position, character in enumerate(token, start=1):
+        if not "!" <= character <= "~":
+            name = unicodedata.name(character, "control character").lower()
+            raise Refused(
+                Reason.AuthenticationFailed,
+                f"The token contains U+{ord(character):04X} ({name}) at position {position}. Twilio's tokens and"
+                " secrets contain no such character: copy the token again, as plain text in one line.",
+            )
 
 
 @contextmanager
 def _understood() -> Iterator[None]:
-    """JSON of another shape than Twilio's must not look like a mistake of ours."""
+    """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the fault is the answer's, not ours."""
     try:
         yield
     except (TwilioException, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TwilioUnavailable(f"Twilio's answer is not understood ({type(error).__name__}).") from None
+        raise TwilioUnavailable(f"Cannot parse Twilio's answer ({type(error).__name__}).") from None
 
 
 class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
-    """twilio-python's seam, one method wide."""
+    """The HTTP client that twilio-python calls: sends each request over the shared session."""
 
     def __init__(self, origins: Mapping[str, str], timeout: float) -> None:
-        self.is_async = True  # the base class would keep a logger that prints SIDs and phone numbers
+        # The base class is not initialised: it makes a session of its own and a logger that prints phone numbers.
+        self.is_async = True
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=timeout, connect=5),
@@ -185,7 +199,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         timeout: float | None = None,  # noqa: ASYNC109  (the base class's signature)
         allow_redirects: bool = False,
     ) -> Response:
-        assert auth, "twilio-python was given a login"
+        assert auth, "twilio-python always has credentials here"
         url = self._configured(url)
         status, answer, retry_after = await self._send(method, url, params, data, aiohttp.encode_basic_auth(*auth))
         if status < 300:
@@ -193,14 +207,16 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         raise twilio_error(status, answer, retry_after)
 
     def _configured(self, url: str) -> str:
-        """Twilio's origin exchanged for the configured one. Links to further pages come from answers: a login is
-        sent nowhere else, whatever they say.
+        """Return the URL with the configured origin in place of Twilio's.
+
+        Links to further pages come from answers. Raises `TwilioUnavailable` for one that leads to another origin, so
+        that credentials are sent nowhere else.
         """
         for known, configured in self._origins.items():
             for origin in (known, configured):
                 if url.startswith(f"{origin}/"):
                     return configured + url.removeprefix(origin)
-        raise TwilioUnavailable("Twilio's answer names a further page that is not at Twilio.")
+        raise TwilioUnavailable("Twilio's answer links to a further page that is not at Twilio.")
 
     async def _send(
         self,
@@ -210,7 +226,10 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         form: Mapping[str, object] | None,
         authorization: str,
     ) -> tuple[int, str, float | None]:
-        """Status, body (JSON, checked) and Retry-After in seconds."""
+        """Send one request. Return status, body and Retry-After in seconds; below 300 the body is a JSON object.
+
+        Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`.
+        """
         kind = _kind(method, url, params or {})
         query = {name: str(value) for name, value in (params or {}).items()}
         started = time.perf_counter()
@@ -227,8 +246,9 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
                 answer = await response.text()
                 outcome = str(response.status)
         except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
-            kind_of = TwilioTimeout if isinstance(error, TimeoutError) else TwilioUnavailable
-            raise kind_of(f"Twilio does not answer ({type(error).__name__}).") from None
+            if isinstance(error, TimeoutError):  # whether to connect or to answer: one message, for a stable status
+                raise TwilioTimeout("Twilio does not answer in time.") from None
+            raise TwilioUnavailable(f"Cannot reach Twilio ({type(error).__name__}).") from None
         finally:
             TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
         if response.status < 300:
@@ -237,7 +257,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
 
 
 def _kind(method: str, url: str, params: Mapping[str, object]) -> str:
-    """For the metrics."""
+    """Return the name of the call for the metrics."""
     if method == "POST":
         return "set_webhook"
     if "/v1/Services" in url:
@@ -248,32 +268,34 @@ def _kind(method: str, url: str, params: Mapping[str, object]) -> str:
 
 
 def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:
-    """Twilio's refusal as one of our errors: from the HTTP status and the code in the body, never from its words."""
+    """Map an error answer to an error of this project, by HTTP status and the code in the body, never by its text."""
     try:
         code = int(_object(body, status).get("code") or 0)
     except (TwilioUnavailable, TypeError, ValueError, OverflowError):
         code = 0
-    told = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
+    answer = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
     if status == 429:
-        return TwilioThrottled(f"{told}.", retry_after)
+        return TwilioThrottled(f"{answer}.", retry_after)
     if status >= 500:
-        return TwilioUnavailable(f"{told}.", retry_after)
+        return TwilioUnavailable(f"{answer}.", retry_after)
     if code in _SUSPENDED:
-        return Refused(Reason.AccountSuspended, f"The Twilio account is suspended or closed ({told}).")
+        return Refused(Reason.AccountSuspended, f"The Twilio account is suspended or closed ({answer}).")
     if code == 20008:
-        return Refused(Reason.AuthenticationFailed, f"These are test credentials, which own no numbers ({told}).")
+        return Refused(Reason.AuthenticationFailed, f"These are test credentials, which have no numbers ({answer}).")
     if status in {401, 403}:
-        return Refused(Reason.AuthenticationFailed, f"Twilio refuses the credentials ({told}).")
+        return Refused(Reason.AuthenticationFailed, f"Twilio refuses the credentials ({answer}).")
     if code in _LACKS_SMS:
-        return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({told}).")
+        return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({answer}).")
     if code == 21406:
-        message = f"Twilio does not clear the webhook of a number that has a fallback URL: remove that first ({told})."
+        message = (
+            f"Twilio does not clear the webhook of a number with a fallback URL: remove that URL first ({answer})."
+        )
         return Refused(Reason.WebhookRefused, message)
     if code in _WEBHOOK_REFUSED:
-        return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({told}).")
-    if code == 20404:  # a 404 without it is a proxy's or a wrong URL's: nothing may be written off for that
-        return NotFound(f"{told}.")
-    return TwilioUnavailable(f"{told}, which is not known here.")
+        return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({answer}).")
+    if code == 20404:  # a 404 without it comes from a proxy or a wrong URL, and does not mean that a number is gone
+        return NotFound(f"{answer}.")
+    return TwilioUnavailable(f"{answer}, which is an unexpected error.")
 
 
 def _object(body: str, status: int) -> dict[str, Any]:
@@ -283,7 +305,7 @@ def _object(body: str, status: int) -> dict[str, Any]:
         document = None
     if isinstance(document, dict):
         return document
-    raise TwilioUnavailable(f"Twilio answers HTTP {status} with something that is not its JSON.")
+    raise TwilioUnavailable(f"Twilio answers HTTP {status} with a body that is not a JSON object.")
 
 
 def _number(instance: IncomingPhoneNumberInstance) -> Number:

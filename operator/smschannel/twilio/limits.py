@@ -1,12 +1,15 @@
-"""Who may call Twilio now: limits, pauses and refusals, each kept for one login at one account and no wider.
+"""Limits on calls to Twilio: how many at a time, and which fail immediately because their result is known already.
 
-A door is (login SID, token, account), known by its digest. So a stranger with the right account SID and a wrong
-token has a door of their own: they neither slow nor poison the owner. A door that Twilio never opened yet is not
-verified; all such share a small pool, one call at a time for each account, so that guesses stay cheap for
-everybody else.
+Limits, pauses (429) and refusals are kept per credential key: the digest of login SID, token, account and API. So
+whoever knows an account SID and uses a wrong token has limits of their own, and neither slows down nor blocks the
+owner. A credential that Twilio has not accepted yet is unverified: all such share a small pool, and have one call at
+a time per account, so that guesses cost the others little.
 
-Behind a door that is silent, each call would hang until its time-out. After two in a row everybody is told at once, for
-as long as the last one hung: so the many who only want to know (deletions, above all) do not wait for one another.
+Two circuit breakers keep callers from waiting for a timeout each, which deletions above all could not afford:
+
+- per credential key: after two consecutive timeouts, calls with that credential fail immediately, for as long as the
+  last one hung;
+- per API (`_OriginBreaker`): when Twilio hangs for everybody, it is enough that three credentials find out.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Literal
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
@@ -24,101 +28,221 @@ from smschannel.api.errors import Refused, TwilioThrottled, TwilioTimeout
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
 
-_UNVERIFIED_AT_ONCE = 16
+Origin = Literal["api", "messaging"]
+"""Twilio's two APIs, https://api.twilio.com and https://messaging.twilio.com: one may work while the other hangs."""
+
+_UNVERIFIED_CALLS = 16
+_TIMEOUTS_TO_OPEN = 2
+_CREDENTIALS_TO_OPEN = 3
 _REMEMBERED = 65_536
-_PAUSE = 1.0
-_NO_PAUSE = (0.0, "")
-_HEARD = (0, 0.0, "")
+_SHORTEST_PAUSE = 1.0  # seconds
+_NEVER = float("-inf")
+_NOT_PAUSED = (_NEVER, "")
+_NO_TIMEOUTS = (0, _NEVER, "")
 
 
-class Gate:
-    """For one event loop. `refusal_memory` is how many seconds a refused login is not tried again."""
+class Limiter:
+    """Limits for the calls of one event loop.
+
+    `concurrency` is how many calls a verified credential has in flight, `refusal_memory` for how many seconds a
+    refused credential is not tried again. Times are seconds of `clock`.
+    """
 
     def __init__(self, *, concurrency: int, refusal_memory: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._concurrency = concurrency
         self._refusal_memory = refusal_memory
         self._clock = clock
-        self._unverified = asyncio.Semaphore(_UNVERIFIED_AT_ONCE)
-        self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
+        self._breakers: dict[Origin, _OriginBreaker] = {
+            "api": _OriginBreaker(clock),
+            "messaging": _OriginBreaker(clock),
+        }
+        self._unverified = asyncio.Semaphore(_UNVERIFIED_CALLS)
+        self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()  # those in use
+        # All by credential key.
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
-        self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)
-        self._paused: LRUCache[bytes, tuple[float, str]] = LRUCache(_REMEMBERED)
-        self._silent: LRUCache[bytes, tuple[int, float, str]] = LRUCache(_REMEMBERED)  # calls in a row, until, message
+        self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)  # until, reason, message
+        self._paused: LRUCache[bytes, tuple[float, str]] = LRUCache(_REMEMBERED)  # until, message
+        self._timeouts: LRUCache[bytes, tuple[int, float, str]] = LRUCache(_REMEMBERED)  # in a row, until, message
 
     @asynccontextmanager
-    async def call(self, login: Login, account_sid: str) -> AsyncIterator[None]:
-        """Around one call. Raises at once what the door is known to answer: `Refused`, `TwilioThrottled` while Twilio
-        has asked for a pause, or `TwilioTimeout` while it does not answer at all.
+    async def call(self, login: Login, account_sid: str, *, origin: Origin = "api") -> AsyncIterator[None]:
+        """Wait until one call may be made, and learn from how the block, which makes it, ends.
+
+        Raises without a call what is known already: `Refused` for a while after Twilio refused the credential,
+        `TwilioThrottled` during a pause that Twilio asked for, and `TwilioTimeout` while a circuit breaker is open.
+        The message is that of the call that failed, so that a status that repeats it does not change.
         """
-        door = _door(login, account_sid)
-        self._answer_at_once(door)
-        async with AsyncExitStack() as held:
-            if door not in self._verified:
-                await held.enter_async_context(self._slots_of(account_sid, 1))
-                self._answer_at_once(door)
-            if door in self._verified:  # while we waited, perhaps
-                await held.aclose()
-                await held.enter_async_context(self._slots_of(door, self._concurrency))
-            else:
-                await held.enter_async_context(self._unverified)
-            self._answer_at_once(door)
-            try:
-                with self._listening(door):
+        key = _credential_key(login, account_sid, origin)
+        breaker = self._breakers[origin]
+        self._raise_known(key)
+        with breaker.admit(key, verified=key in self._verified) as is_probe:
+            async with AsyncExitStack() as slots:
+                await self._enter_slots(slots, key, (account_sid, origin), breaker, is_probe)
+                with self._timeouts_counted(key, breaker), self._refusals_kept(key):
                     yield
-            except Refused as refused:
-                if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
-                    self._verified.pop(door, None)
-                    # Not the exception, which holds on to all the frames that it passes, and what is in them.
-                    self._refused[door] = (self._clock() + self._refusal_memory, refused.reason, str(refused))
-                else:
-                    self._verified[door] = True
-                raise
-            except TwilioThrottled as error:
-                until = self._clock() + (error.retry_after or _PAUSE)
-                self._paused[door] = max((until, str(error)), self._paused.get(door, _NO_PAUSE))
-                raise
-            else:
-                self._verified[door] = True
-                self._refused.pop(door, None)  # a call that was under way at the same time got another answer
+
+    def forget_refusal(self, login: Login, account_sid: str) -> None:
+        """Let the next call with these credentials be made, although Twilio refused them."""
+        for origin in self._breakers:
+            self._refused.pop(_credential_key(login, account_sid, origin), None)
+
+    def _raise_known(self, key: bytes) -> None:
+        """Raise what a call with this credential is known to end with."""
+        now = self._clock()
+        until, reason, message = self._refused.get(key, (_NEVER, Reason.AuthenticationFailed, ""))
+        if now < until:
+            raise Refused(reason, message)
+        _, until, message = self._timeouts.get(key, _NO_TIMEOUTS)
+        if now < until:
+            raise TwilioTimeout(message, until - now)
+        until, message = self._paused.get(key, _NOT_PAUSED)
+        if now < until:
+            raise TwilioThrottled(message, until - now)
+
+    # Slots
+
+    async def _enter_slots(
+        self, slots: AsyncExitStack, key: bytes, account: object, breaker: _OriginBreaker, is_probe: bool
+    ) -> None:
+        """Wait for the slots that a call needs, and leave them to `slots` to free. Raises as `call` does."""
+        began = self._clock()
+
+        async def enter(semaphore: asyncio.Semaphore) -> None:
+            if is_probe and semaphore.locked():
+                raise breaker.error()  # nobody waits while the breaker is open: the calls that hold the slots may hang
+            await slots.enter_async_context(semaphore)
+            if not is_probe and breaker.is_hanging_since(began):
+                raise breaker.error()
+            self._raise_known(key)
+
+        if key not in self._verified:
+            await enter(self._slots_of(account, 1))
+        if key in self._verified:  # perhaps since a moment ago, by the call that held the account's slot
+            await slots.aclose()
+            await enter(self._slots_of(key, self._concurrency))
+        else:
+            await enter(self._unverified)
+
+    def _slots_of(self, owner: object, count: int) -> asyncio.Semaphore:
+        slots = self._slots.get(owner)
+        if slots is None:
+            slots = self._slots[owner] = asyncio.Semaphore(count)
+        return slots
+
+    # Results
 
     @contextmanager
-    def _listening(self, door: bytes) -> Iterator[None]:
+    def _refusals_kept(self, key: bytes) -> Iterator[None]:
+        try:
+            yield
+        except Refused as refused:
+            if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
+                self._verified.pop(key, None)
+                # Not the exception: it would keep every frame that it passed alive, and the tokens in them.
+                self._refused[key] = (self._clock() + self._refusal_memory, refused.reason, str(refused))
+            else:
+                self._verified[key] = True  # Twilio checks the credentials before anything else
+            raise
+        except TwilioThrottled as error:
+            until = self._clock() + (error.retry_after or _SHORTEST_PAUSE)
+            self._paused[key] = max((until, str(error)), self._paused.get(key, _NOT_PAUSED))
+            raise
+        self._verified[key] = True
+        self._refused.pop(key, None)  # a call that was in flight at the same time was refused
+
+    @contextmanager
+    def _timeouts_counted(self, key: bytes, breaker: _OriginBreaker) -> Iterator[None]:
+        """Count consecutive timeouts. Every other answer resets the count; a cancelled call says nothing."""
         started = self._clock()
         try:
             yield
-        except TwilioTimeout as silent:
-            now, (in_a_row, *_) = self._clock(), self._silent.get(door, _HEARD)
-            until = now + (now - started) if in_a_row else now
-            self._silent[door] = in_a_row + 1, until, str(silent)
+        except TwilioTimeout as timeout:
+            now = self._clock()
+            in_a_row = self._timeouts.get(key, _NO_TIMEOUTS)[0] + 1
+            until = now + (now - started) if in_a_row >= _TIMEOUTS_TO_OPEN else _NEVER
+            self._timeouts[key] = in_a_row, until, str(timeout)
+            breaker.timed_out(key, started, str(timeout))
             raise
         except Exception:
-            self._silent.pop(door, None)
+            self._answered(key, breaker)
             raise
-        self._silent.pop(door, None)
+        self._answered(key, breaker)
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """The next call is made."""
-        self._refused.pop(_door(login, account_sid), None)
+    def _answered(self, key: bytes, breaker: _OriginBreaker) -> None:
+        self._timeouts.pop(key, None)
+        breaker.answered()
 
-    def _answer_at_once(self, door: bytes) -> None:
+
+class _OriginBreaker:
+    """Circuit breaker of one API.
+
+    It opens when calls with three different credentials in a row have timed out and nobody had an answer since these
+    calls began: hanging accounts cannot open it while others are answered. Open, calls fail immediately, but for one
+    probe at a time; any answer closes it. After a timeout the next probe waits as long as that call hung, unless
+    its credential is verified and has not timed out itself: then the others may be the ones that hang.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._timed_out: set[bytes] = set()  # credential keys, since the last answer
+        self._answered_at = _NEVER
+        self._timed_out_at = _NEVER
+        self._probing_since: float | None = None
+        self._last_hang = 0.0
+        self._open_until = _NEVER
+        self._message = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether calls fail immediately; a breaker that awaits the result of a probe counts as open."""
+        return len(self._timed_out) >= _CREDENTIALS_TO_OPEN
+
+    def is_hanging_since(self, began: float) -> bool:
+        """Return whether a caller that has waited since `began` must give up.
+
+        It must when the breaker has opened, and also when a call timed out meanwhile and none was answered: it has
+        spent one timeout on waiting already.
+        """
+        return self.is_open or self._answered_at < began < self._timed_out_at
+
+    @contextmanager
+    def admit(self, key: bytes, *, verified: bool) -> Iterator[bool]:
+        """Admit one call, which is the block, and yield whether it is a probe. Raise `TwilioTimeout` otherwise."""
+        if not self.is_open:
+            yield False
+            return
+        has_to_wait = key in self._timed_out or not verified
+        if self._probing_since is not None or (has_to_wait and self._clock() < self._open_until):
+            raise self.error()
+        self._probing_since = self._clock()
+        try:
+            yield True
+        finally:
+            self._probing_since = None
+
+    def answered(self) -> None:
+        """Close the breaker: the API answers, whatever it says."""
+        self._answered_at = self._clock()
+        self._timed_out.clear()
+
+    def timed_out(self, key: bytes, started: float, message: str) -> None:
+        """Count a call that began at `started`, unless others were answered meanwhile."""
+        if started < self._answered_at:
+            return
+        now = self._timed_out_at = self._clock()
+        self._timed_out.add(key)
+        self._last_hang = now - started
+        self._open_until = now + self._last_hang
+        self._message = message
+
+    def error(self) -> TwilioTimeout:
+        """Return the error of a call that is not made; `retry_after` is when the next probe is likely."""
         now = self._clock()
-        until, reason, message = self._refused.get(door, (now, Reason.AuthenticationFailed, ""))
-        if now < until:
-            raise Refused(reason, message)
-        _, until, message = self._silent.get(door, _HEARD)
-        if now < until:
-            raise TwilioTimeout(message, until - now)
-        until, message = self._paused.get(door, _NO_PAUSE)
-        if now < until:  # in the same words: others would be written into the status each time
-            raise TwilioThrottled(message, until - now)
-
-    def _slots_of(self, whose: object, count: int) -> asyncio.Semaphore:
-        slots = self._slots.get(whose)
-        if slots is None:
-            slots = self._slots[whose] = asyncio.Semaphore(count)
-        return slots
+        probe_ends = _NEVER if self._probing_since is None else self._probing_since + self._last_hang
+        return TwilioTimeout(self._message, max(_SHORTEST_PAUSE, self._open_until - now, probe_ends - now))
 
 
-def _door(login: Login, account_sid: str) -> bytes:
-    content = "\0".join((login.sid, login.token.get_secret_value(), account_sid))
-    return hashlib.sha256(content.encode()).digest()
+def _credential_key(login: Login, account_sid: str, origin: Origin) -> bytes:
+    """Return a digest, so that no token is kept here."""
+    content = "\0".join((login.sid, login.token.get_secret_value(), account_sid, origin))
+    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()

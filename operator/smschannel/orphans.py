@@ -1,0 +1,88 @@
+"""Finds records whose channel is gone, and proves it before anything is restored.
+
+A channel is gone if the API server answers a GET with a Status 404 that names it, or with an object of another uid.
+One incomplete list or one gateway's 404 must not restore the numbers of living channels, so besides:
+
+- what a list at start lacks is looked at twice, some seconds apart;
+- if many channels are missing from one list at once, the next list must agree;
+- a deleted CRD is believed if API discovery says so at two resyncs in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
+
+import structlog
+
+from smschannel.api.errors import NoKindMatch
+from smschannel.api.kube_client import Object
+from smschannel.core.record import Key, Record
+
+log = structlog.get_logger()
+
+SECOND_LOOK_SECONDS = 5.0
+_MANY = 10
+_MANY_SHARE = 0.1
+
+
+class Kube(Protocol):
+    async def channel(self, namespace: str, name: str) -> Object | None: ...
+    async def is_crd_absent(self) -> bool: ...
+
+
+class Orphans:
+    """`clock` returns seconds that only go up."""
+
+    def __init__(self, kube: Kube, clock: Callable[[], float]) -> None:
+        self._kube = kube
+        self._clock = clock
+        self._suspects: dict[str, float | None] = {}  # uids that need two looks, and when the first one was
+        self._missing_before: frozenset[Key] = frozenset()
+        self._absent_looks = 0
+
+    @property
+    def is_crd_gone(self) -> bool:
+        return self._absent_looks > 1
+
+    async def is_gone(self, record: Record) -> bool:
+        """Whether it is proven that the channel which holds this record no longer exists."""
+        if not record.name or not record.uid:
+            return False  # damaged metadata: whose it is cannot be told
+        try:
+            body = await self._kube.channel(record.namespace, record.name)
+        except NoKindMatch:
+            return self.is_crd_gone
+        if body is not None and body["metadata"]["uid"] == record.uid:
+            self._suspects.pop(record.uid, None)
+            return False
+        if record.uid not in self._suspects:
+            return True
+        first, now = self._suspects[record.uid], self._clock()
+        if first is not None and now - first >= SECOND_LOOK_SECONDS:
+            del self._suspects[record.uid]
+            return True
+        self._suspects[record.uid] = now if first is None else first
+        return False
+
+    def require_two_looks(self, uids: Iterable[str]) -> None:
+        """For channels that only the list at start says to be gone."""
+        self._suspects.update(dict.fromkeys(uids))
+
+    def confirm(self, missing: Collection[Key], known: int) -> frozenset[Key]:
+        """Which of the names that a list lacks, of `known` ones, may be looked at now."""
+        many = len(missing) > max(_MANY, known * _MANY_SHARE)
+        now = frozenset(missing)
+        confirmed = now & self._missing_before if many else now
+        self._missing_before = now
+        if len(confirmed) < len(now):
+            log.warning("many channels are missing from a list, waiting for the next one", missing=len(now))
+        return confirmed
+
+    async def look_for_crd(self) -> bool:
+        """Ask API discovery once more; whether it is proven by now that the CRD was deleted."""
+        self._absent_looks = self._absent_looks + 1 if await self._kube.is_crd_absent() else 0
+        return self.is_crd_gone
+
+    def crd_is_there(self) -> None:
+        self._absent_looks = 0

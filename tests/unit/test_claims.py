@@ -1,0 +1,290 @@
+"""The index of records: who holds which number, what a list of all records changes, and which channels swap numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from smschannel.core.claims import Claims, is_swap
+from smschannel.core.record import Contents, Key, Login, Record
+
+A, B, C, D = (Key("sms-channels", f"00000000-0000-4000-8000-00000000000{each}") for each in "abcd")
+
+
+def record(number_sid: str, key: Key = A, version: str = "1", uid: str = "") -> Record:
+    return Record(
+        number_sid, "+61400111222", "AC1", key.namespace, key.name, uid or f"uid of {key.name}", version=version
+    )
+
+
+def index(*records: Record) -> Claims:
+    claims = Claims()
+    for each in records:
+        claims.put(each)
+    return claims
+
+
+class Freed(list[str]):
+    """The numbers that became free, in order."""
+
+
+@pytest.fixture
+def freed() -> Freed:
+    return Freed()
+
+
+@pytest.fixture
+def claims(freed: Freed) -> Claims:
+    return Claims(on_free=freed.append)
+
+
+# The index
+
+
+def test_record_is_found_by_its_number_and_by_its_channel(claims: Claims) -> None:
+    claims.put(record("PN2"))
+    claims.put(record("PN1"))
+    claims.put(record("PN3", B))
+    assert claims.holder("PN1") == record("PN1")
+    assert claims.of(A) == (record("PN1"), record("PN2"))
+    assert claims.of(B) == (record("PN3", B),)
+    assert (len(claims), set(claims)) == (3, {record("PN1"), record("PN2"), record("PN3", B)})
+
+
+def test_unknown_number_has_no_holder(claims: Claims) -> None:
+    assert claims.holder("PN1") is None
+    assert claims.of(A) == ()
+
+
+def test_records_of_earlier_channels_of_a_name_are_found_by_that_name(claims: Claims) -> None:
+    claims.put(record("PN1", uid="earlier"))
+    claims.put(record("PN2", uid="current"))
+    assert [each.uid for each in claims.of(A)] == ["earlier", "current"]
+
+
+def test_contents_are_not_kept(claims: Claims) -> None:
+    """The index holds a record per channel: tokens do not belong into it."""
+    contents = Contents(login=Login(sid="AC1", token=SecretStr("token")), previous=None, wrote=())
+    claims.put(replace(record("PN1"), contents=contents))
+    assert claims.holder("PN1") == record("PN1")
+
+
+def test_newer_version_of_a_record_replaces_the_one_before(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN1", version="2"))
+    assert claims.of(A) == (record("PN1", version="2"),)
+    assert freed == [], "the number was held all the time"
+
+
+def test_number_with_another_holder_leaves_the_one_before(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN1", B))
+    assert claims.of(A) == ()
+    assert claims.of(B) == (record("PN1", B),)
+    assert freed == [], "the number is held, by another channel"
+
+
+def test_removed_record_frees_its_number_once(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN2"))
+    claims.remove("PN1")
+    claims.remove("PN1")
+    claims.remove("PN9")
+    assert freed == ["PN1"]
+    assert claims.holder("PN1") is None
+    assert claims.of(A) == (record("PN2"),)
+
+
+def test_number_is_free_when_waiters_are_called(claims: Claims) -> None:
+    holders: list[Record | None] = []
+    claims.on_free = lambda number_sid: holders.append(claims.holder(number_sid))
+    claims.put(record("PN1"))
+    claims.remove("PN1")
+    assert holders == [None]
+
+
+def test_nothing_is_kept_of_a_channel_without_records(claims: Claims) -> None:
+    claims.put(record("PN1"))
+    claims.remove("PN1")
+    assert len(claims) == 0
+    assert list(claims) == []
+
+
+def test_index_may_be_changed_while_it_is_iterated(claims: Claims) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN2"))
+    for each in claims:
+        claims.remove(each.number_sid)
+    assert len(claims) == 0
+
+
+# A list of all records
+
+
+def test_list_adds_what_the_index_lacks(claims: Claims, freed: Freed) -> None:
+    changed = claims.update_from_list([record("PN1"), record("PN2", B)], tuple(claims))
+    assert set(claims) == {record("PN1"), record("PN2", B)}
+    assert changed == {A, B}
+    assert freed == []
+
+
+def test_list_that_says_the_same_changes_nothing(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    assert claims.update_from_list([record("PN1")], tuple(claims)) == set()
+    assert freed == []
+
+
+def test_listed_newer_version_replaces_the_one_before(claims: Claims) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN2", B))
+    assert claims.update_from_list([record("PN1", version="2"), record("PN2", B)], tuple(claims)) == {A}
+    assert claims.holder("PN1") == record("PN1", version="2")
+
+
+def test_number_that_is_not_listed_is_freed(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    claims.put(record("PN2", B))
+    assert claims.update_from_list([record("PN2", B)], tuple(claims)) == {A}
+    assert set(claims) == {record("PN2", B)}
+    assert freed == ["PN1"]
+
+
+def test_channels_are_reported_that_gained_or_lost_a_number(claims: Claims, freed: Freed) -> None:
+    """The channel that lost it believes that it is configured."""
+    claims.put(record("PN1"))
+    claims.put(record("PN2", C))
+    assert claims.update_from_list([record("PN1", B), record("PN2", C)], tuple(claims)) == {A, B}
+    assert claims.holder("PN1") == record("PN1", B)
+    assert freed == []
+
+
+def test_record_created_during_the_list_stays(claims: Claims, freed: Freed) -> None:
+    before = tuple(claims)
+    claims.put(record("PN1"))
+    assert claims.update_from_list([], before) == set()
+    assert claims.holder("PN1") == record("PN1")
+    assert freed == []
+
+
+def test_record_updated_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.put(record("PN1", version="2"))
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="2")
+
+
+def test_record_updated_during_the_list_is_not_freed_by_it(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.put(record("PN1", version="2"))
+    assert claims.update_from_list([], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="2")
+    assert freed == []
+
+
+def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Freed) -> None:
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.remove("PN1")
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") is None
+    assert freed == ["PN1"]
+
+
+def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.remove("PN1")
+    claims.put(record("PN1", B, version="2"))
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") == record("PN1", B, version="2")
+
+
+def test_record_created_and_removed_during_the_list_is_reconciled() -> None:
+    """It comes back, since nothing here remembers it; reconciling its channel finds out that it does not exist."""
+    claims = index()
+    before = tuple(claims)
+    claims.put(record("PN1"))
+    claims.remove("PN1")
+    assert claims.update_from_list([record("PN1")], before) == {A}
+
+
+NUMBERS = st.sampled_from(("PN1", "PN2", "PN3"))
+RECORDS = st.builds(record, NUMBERS, st.sampled_from((A, B)), st.sampled_from(("1", "2")))
+
+
+@settings(deadline=None)
+@given(known=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
+def test_index_equals_the_list_if_nothing_changed_meanwhile(
+    known: list[Record], listed: Mapping[str, None], data: st.DataObject
+) -> None:
+    records = [data.draw(st.builds(record, st.just(each), st.sampled_from((A, B)))) for each in listed]
+    claims, free = index(*known), Freed()
+    before = {each.number_sid: each for each in claims}
+    claims.on_free = free.append
+    claims.update_from_list(records, before.values())
+    assert {each.number_sid: each for each in claims} == {each.number_sid: each for each in records}
+    assert sorted(free) == sorted(before.keys() - listed.keys()), "waiters are called for exactly these"
+    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel says the same"
+
+
+# Swaps
+
+
+class World:
+    """Which channel holds and awaits which number; waiters are in order, the oldest first."""
+
+    def __init__(self, holds: Mapping[str, Key], waiters: Mapping[str, list[Key]]) -> None:
+        self.holds, self.waiters = holds, waiters
+
+    def awaited(self, key: Key) -> str | None:
+        return next((number for number, keys in self.waiters.items() if key in keys), None)
+
+    def first_waiter(self, number_sid: str) -> Key | None:
+        return next(iter(self.waiters.get(number_sid, ())), None)
+
+    def is_swap(self, key: Key) -> bool:
+        return is_swap(key, awaited=self.awaited, holder=self.holds.get, first_waiter=self.first_waiter)
+
+
+HELD = {"PN1": A, "PN2": B, "PN3": C}
+
+
+@pytest.mark.parametrize(
+    ("world", "swapping"),
+    [
+        pytest.param(World(HELD, {}), "", id="no channel waits"),
+        pytest.param(World(HELD, {"PN2": [A]}), "", id="the holder waits for nothing"),
+        pytest.param(World(HELD, {"PN1": [A]}), "", id="an earlier channel of the same name holds the number"),
+        pytest.param(World(HELD, {"PN2": [A], "PN1": [B]}), "ab", id="two wait for each other's number"),
+        pytest.param(World(HELD, {"PN2": [A], "PN3": [B], "PN1": [C]}), "abc", id="three in a circle"),
+        pytest.param(World(HELD, {"PN2": [A], "PN3": [B]}), "", id="a chain without a circle"),
+        pytest.param(World(HELD, {"PN2": [A], "PN3": [B], "PN9": [C]}), "", id="a chain to a number without holder"),
+        pytest.param(World(HELD, {"PN2": [A, C], "PN1": [B]}), "ab", id="a younger waiter from outside"),
+        pytest.param(World(HELD, {"PN2": [D, A], "PN1": [B]}), "", id="an older waiter from outside would get it"),
+        pytest.param(World(HELD, {"PN2": [A], "PN1": [D, B]}), "", id="an older waiter for the other number"),
+        pytest.param(World({"PN1": A}, {"PN2": [A], "PN1": [B]}), "", id="a holder that is gone"),
+        pytest.param(World({"PN1": A, "PN3": C}, {"PN2": [A], "PN3": [B], "PN1": [C]}), "", id="one of three is gone"),
+        pytest.param(
+            World({"PN1": A, "PN2": B, "PN3": B}, {"PN2": [A], "PN1": [B]}), "ab", id="one holds another number, too"
+        ),
+        pytest.param(
+            World(HELD, {"PN2": [A], "PN3": [B], "PN9": []}), "", id="a number that no channel waits for any more"
+        ),
+    ],
+)
+def test_swap(world: World, swapping: str) -> None:
+    assert "".join(each.name[-1] for each in (A, B, C, D) if world.is_swap(each)) == swapping
+
+
+def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
+    """Restoring its own number would not help: nobody in the circle waits for that."""
+    world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
+    assert world.is_swap(A)
+    assert not world.is_swap(C)

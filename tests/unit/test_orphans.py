@@ -1,0 +1,242 @@
+"""Gone is proven: no incomplete list and no gateway's 404 restores the number of a living channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from smschannel import __main__ as main
+from smschannel.api.errors import KubernetesUnavailable, NoKindMatch
+from smschannel.api.kube_client import Object
+from smschannel.api.resource import API_VERSION
+from smschannel.api.sealing import Keyring
+from smschannel.core.claims import Claims
+from smschannel.settings import Settings
+from tests.unit.memory import BEFORE, KEYRING, NAMESPACE, MemoryApi, MemoryTwilio, instance, running
+from tests.unit.virtual_time import virtually
+
+N = "+61400000001"
+NO_KIND = NoKindMatch(404, "404 page not found")
+
+
+class Lists(MemoryApi):
+    """`answers` replaces the next lists of channels: an error, or what an incomplete list has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[NoKindMatch | list[Object]] = []
+
+    async def pages(self, path: str, params: Any = None, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+        if self.answers and "smschannels" in path:
+            answer = self.answers.pop(0)
+            if isinstance(answer, NoKindMatch):
+                raise answer
+            for each in answer:
+                yield each
+            return
+        async for each in super().pages(path, params, metadata_only=metadata_only):
+            yield each
+
+
+class WithoutCrd(Lists):
+    """`is_gone`: the CRD was deleted, and the API server's discovery says so."""
+
+    is_gone = False
+
+    def _answer(self, method: str, path: str, body: Object) -> Object:
+        if self.is_gone and path == "/apis":
+            return {"kind": "APIGroupList", "groups": [{"name": "apps"}]}
+        if self.is_gone and f"/apis/{API_VERSION}" in path:
+            raise NO_KIND
+        return super()._answer(method, path, body)
+
+    def delete_crd(self) -> None:
+        """Its channels go with it, and no watch tells."""
+        self.is_gone = True
+        self.objects = {place: body for place, body in self.objects.items() if place[0] != "smschannels"}
+
+    async def pages(self, path: str, params: Any = None, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+        if self.is_gone and "smschannels" in path:
+            raise NO_KIND
+        async for each in super().pages(path, params, metadata_only=metadata_only):
+            yield each
+
+
+async def configured(api: MemoryApi, twilio: MemoryTwilio) -> None:
+    api.apply(1, N)
+    await asyncio.sleep(1)
+    assert api.reason(1) == "Configured"
+    twilio.writes.clear()
+
+
+@virtually
+async def test_list_that_lacks_a_channel_does_not_restore_its_number() -> None:
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        api.answers = [[]]
+        await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert api.reason(1) == "Configured"
+    assert twilio.writes == []
+
+
+@virtually
+async def test_list_at_start_that_lacks_a_channel_does_not_restore_its_number() -> None:
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio):
+        await configured(api, twilio)
+    api.answers = [[]]
+    async with running(api, twilio):
+        await asyncio.sleep(60)
+    assert twilio.writes == []
+
+
+@virtually
+async def test_one_404_that_names_the_channel_is_not_enough_at_start() -> None:
+    """Two looks: the first answers come from an API server that is itself just starting, perhaps on an old backup."""
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio):
+        await configured(api, twilio)
+    place = "smschannels", NAMESPACE, instance(1)
+    there = api.objects.pop(place)
+    async with running(api, twilio):
+        await asyncio.sleep(2)
+        assert ("GET", f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/smschannels/{instance(1)}") in api.calls
+        api.objects[place] = there
+        await asyncio.sleep(60)
+        assert twilio.writes == []
+        api.objects.pop(place)
+        await asyncio.sleep(1200)
+    assert twilio.writes == [(N, BEFORE)], "control: a channel that stays away is gone"
+
+
+@virtually
+async def test_channel_deleted_while_the_operator_was_down_is_restored_after_two_looks() -> None:
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio):
+        await configured(api, twilio)
+    api.delete(1, force=True)
+    async with running(api, twilio):
+        await asyncio.sleep(60)
+    assert (twilio.writes, api.records()) == ([(N, BEFORE)], {})
+
+
+@virtually
+async def test_404_for_one_namespace_is_not_a_deleted_crd() -> None:
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio, namespaces=(NAMESPACE, "team-b"), resync=1e9) as operator:
+        await configured(api, twilio)
+        for _ in range(3):
+            api.answers = [NO_KIND]
+            with pytest.raises(NoKindMatch):
+                await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert api.reason(1) == "Configured"
+    assert twilio.writes == []
+
+
+@virtually
+async def test_404_for_all_namespaces_is_not_a_deleted_crd_while_discovery_knows_it() -> None:
+    api, twilio = Lists(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        for _ in range(3):
+            api.answers = [NO_KIND]
+            with pytest.raises(NoKindMatch):
+                await operator.controller.resync()
+        await asyncio.sleep(60)
+    assert twilio.writes == []
+
+
+@virtually
+async def test_deleted_crd_is_believed_at_the_second_resync() -> None:
+    api, twilio = WithoutCrd(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        api.delete_crd()
+        with pytest.raises(NoKindMatch):
+            await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert twilio.writes == []
+        await operator.controller.resync()
+        await asyncio.sleep(60)
+    assert (twilio.writes, api.records()) == ([(N, BEFORE)], {})
+
+
+@virtually
+async def test_many_channels_missing_at_once_wait_for_the_next_resync() -> None:
+    """Each is looked at by a GET all the same; but an API server that lost its data must not be believed at once."""
+    phones = [f"+6140000{n:04d}" for n in range(30)]
+    api, twilio = Lists(), MemoryTwilio(*phones)
+    async with running(api, twilio, resync=1e9) as operator:
+        for n, phone in enumerate(phones):
+            api.apply(n, phone)
+        await asyncio.sleep(5)
+        twilio.writes.clear()
+        there = {place: body for place, body in api.objects.items() if place[0] == "smschannels"}
+        api.objects = {place: body for place, body in api.objects.items() if place[0] != "smschannels"}
+        await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert twilio.writes == [], "the data may come back"
+        api.objects |= there
+        await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert twilio.writes == []
+        api.objects = {place: body for place, body in api.objects.items() if place[0] != "smschannels"}
+        for _ in range(2):
+            await operator.controller.resync()
+        await asyncio.sleep(60)
+    assert sorted(twilio.writes) == [(phone, BEFORE) for phone in phones]
+
+
+class _Starting:
+    """An API server that is away at first, answers one 404, and has everything after that."""
+
+    def __init__(self) -> None:
+        self.not_found = 1
+        self.answers: list[str] = []
+        self.claims = Claims()
+
+    async def open_keyring(self) -> Keyring:
+        return KEYRING
+
+    async def publish_settings(self, _: object) -> None:
+        """Nobody reads them here."""
+
+    async def is_crd_absent(self) -> bool:
+        self.answers.append("discovery")
+        return False
+
+    async def records(self) -> AsyncIterator[Any]:
+        for each in ():
+            yield each
+
+    async def channels(self, _: str) -> AsyncIterator[Any]:
+        if len(self.answers) < 3:
+            self.answers.append("away")
+            raise KubernetesUnavailable("the API server does not answer")
+        if self.not_found:
+            self.not_found -= 1
+            self.answers.append("404")
+            raise NO_KIND
+        self.answers.append("list")
+        for each in ():
+            yield each
+
+
+def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "wait_random_exponential", lambda **_: lambda _state: 0.5)
+    settings = Settings(webhook_url_template="https://sms.example.com/{instance_id}", resync_interval_seconds=1)
+    kube = _Starting()
+
+    @virtually
+    async def story() -> None:
+        controller = await main._load(settings, kube, None)  # type: ignore[arg-type]
+        assert controller.has_crd
+
+    story()
+    assert kube.answers[-1] == "list"
