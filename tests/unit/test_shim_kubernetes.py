@@ -686,6 +686,7 @@ async def test_write_is_completed_after_the_client_disconnects(kubernetes: Kuber
             async with asyncio.timeout(5):
                 await kubernetes.applied.wait()
     (line,) = [each for each in logs if each["event"] == "handled write request"]
+    assert (line["method"], line["namespace"], line["name"]) == ("POST", "sms-channels", INSTANCE)
     assert line["status"] == 499
 
 

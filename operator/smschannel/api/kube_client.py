@@ -34,8 +34,9 @@ MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 _PAGE_SIZE = 500  # objects per list call
 _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""The value of `accept` for a GET of one object's metadata."""
 
 
 class KubeClient:
@@ -118,7 +119,7 @@ class KubeClient:
 
         With `metadata_only`, each object has nothing but its metadata.
         """
-        accept = _METADATA_ONLY if metadata_only else "application/json"
+        accept = _METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
         while True:
             query = {**(params or {}), "limit": str(_PAGE_SIZE), **more}
