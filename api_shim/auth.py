@@ -226,7 +226,7 @@ class Unauthenticated(HttpError):
 
 
 class Auth:
-    """Authenticates callers (401) and authorizes their calls (403). Raises `HttpError`, and what `KubeClient` raises.
+    """Authenticate callers (401) and authorize their calls (403). Raises `HttpError`, and what `KubeClient` raises.
 
     A client with too many failures gets 429 instead of 401, and no TokenReview is sent for its tokens. A valid API key,
     or a token that was valid within the hour, is exempt: behind a shared proxy or NAT, one client must not lock out the
@@ -259,7 +259,10 @@ class Auth:
         return Caller(key, user)
 
     async def _authenticate_token(self, token: str, client: str) -> User:
-        """Count a failure before the review and take it back after success, so that concurrent ones are limited too."""
+        """Return the user of a token that is not cached. Raises `HttpError` (401, 429).
+
+        A failure is counted before the review and taken back after success, so that concurrent attempts are limited too.
+        """
         invalid = "the bearer token is invalid, expired, or for another audience."
         if self._reviews.is_in_flight(token):
             if user := await self._reviews.authenticate(token):

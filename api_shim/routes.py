@@ -1,5 +1,7 @@
-"""The three calls of the API. Each checks in this order: authentication (401), path (422), authorization (403), media
-type (415), body (422)."""
+"""Handle the three calls of the API.
+
+Each checks in this order: authentication (401), path (422), authorization (403), media type (415), body (422).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP server: gives every request an ID, a time limit and a JSON answer, counts it, and logs writes.
+"""Give every request an ID, a time limit and a JSON answer; count it, and log writes.
 
 Errors become answers here and nowhere else. Neither answers nor logs quote what a client sent: it could be a token.
 """
@@ -34,7 +34,7 @@ _REQUEST_ID = re.compile(r"[-._~+/=:@a-zA-Z0-9]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for logs and metrics; it is never sent
 _METHODS = {"GET", "POST", "DELETE"}
 _PROBES = {"/healthz", "/readyz", "/metrics"}
-_DETAILS = {
+_MESSAGES = {
     400: "Malformed HTTP request: check the encoding of the body, and the head, which may have 128 headers and lines of"
     " 8190 bytes.",
     404: "Not found. The calls of this API are at /v1/instances/{instance_id}/channels/sms.",
@@ -148,7 +148,7 @@ def _http_error(error: Exception, request: web.Request) -> HttpError:
             return error
         case web.HTTPException():
             allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-            return HttpError(error.status, _DETAILS.get(error.status, error.reason), **allow)
+            return HttpError(error.status, _MESSAGES.get(error.status, error.reason), **allow)
         case KubernetesRefused() | NotFound():  # a missing right, namespace or CRD, or an admission policy
             hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NoKindMatch) else None
             log.error("Kubernetes refused a call", error=str(error), hint=hint, request_id=request[_ID])
@@ -209,7 +209,7 @@ class _Connection(RequestHandler):
         count("malformed", "other", status, 0)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer was sent in part")
-        body = json.dumps({"detail": _DETAILS.get(status, HTTPStatus(status).phrase)})
+        body = json.dumps({"detail": _MESSAGES.get(status, HTTPStatus(status).phrase)})
         headers = {"X-Request-Id": _new_id(), "Server": "sms-channels"}  # without a Server header, aiohttp adds its own
         response = web.Response(status=status, text=body, content_type="application/json", headers=headers)
         response.force_close()
