@@ -261,7 +261,7 @@ class Auth:
     async def _authenticate_token(self, token: str, client: str) -> User:
         """Return the user of a token that is not cached. Raises `HttpError` (401, 429).
 
-        A failure is counted before the review and taken back after success, so that concurrent attempts are limited too.
+        A failure is counted before the review and taken back after success, so that concurrent attempts are limited.
         """
         invalid = "the bearer token is invalid, expired, or for another audience."
         if self._reviews.is_in_flight(token):

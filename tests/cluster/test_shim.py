@@ -94,7 +94,7 @@ def patch(stack: Stack, instance: str, body: Any, manager: str = "tests") -> Non
 
 
 def webhook(stack: Stack, instance: str) -> str:
-    return stack.options.webhook_url_template.format(instance_id=instance)
+    return stack.options.webhook_url_template.format(namespace=CHANNELS, instance_id=instance)
 
 
 # -- the three calls -----------------------------------------------------------------------------------------
