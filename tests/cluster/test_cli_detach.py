@@ -325,7 +325,7 @@ def test_records_without_channels_are_found_also_without_the_crd(
     delete_crd(quiet)
     assert len(quiet.records()) == 2
     looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
-    assert "knows no SmsChannels: is the CRD installed? kubectl apply -f crds/" in refusal(looked)
+    assert "has no kind SmsChannel: is the CRD installed? kubectl apply -f crds/" in refusal(looked)
     assert release("--all", "--give-back", stdin="n\n").stderr.startswith(
         "0 channels, and 2 records whose channel is gone."
     )
@@ -340,11 +340,11 @@ def test_a_record_that_cannot_be_opened_is_never_dropped_for_it(quiet: Stack, co
     body = {"data": {"record": "AAAA"}}
     core.patch_namespaced_secret(uid, OPERATOR, body)
     result = release("--all", "--give-back", "--yes")
-    assert "NOT given back: The number is not given back yet: the record is of no known version" in result.stdout
+    assert "NOT given back: The number is not given back yet: the record has an unknown version" in result.stdout
     assert "0 of 1 released. Still owed" in refusal(result)
     assert quiet.records() == [uid]
     assert finalizers(quiet, manifest) == [FINALIZER]
-    assert "the record is of no known version" in done(release("--all", "--let-go", "--yes"))
+    assert "the record has an unknown version" in done(release("--all", "--let-go", "--yes"))
     assert quiet.records() == []
 
 

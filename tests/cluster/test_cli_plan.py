@@ -256,7 +256,9 @@ def test_a_stale_login_is_told(stack: Stack, tmp_path: Path) -> None:
     stale = write_kubeconfig(
         tmp_path / "stale", url=cluster.url, ca_data=cluster.ca_data, token="unknown", namespace=CHANNELS
     )
-    assert "does not know you: log in again" in refusal(plan(str(uuid.uuid4()), "--kubeconfig", str(stale)))
+    assert "does not accept your credentials: log in again" in refusal(
+        plan(str(uuid.uuid4()), "--kubeconfig", str(stale))
+    )
 
 
 def test_the_documents_tell_the_truth(

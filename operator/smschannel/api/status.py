@@ -1,4 +1,4 @@
-"""Reading `status`: what the operator reported about a channel. Written by `core.conditions` only. No I/O."""
+"""Read a channel's `status`, which the operator writes (`smschannel.core.conditions`). No I/O."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LONGEST_CHECK_NOW = 256
 
 
 def condition(status: Status, kind: str) -> Mapping[str, Any] | None:
-    """The condition of type `kind`, if it is there."""
+    """Return the condition of type `kind`, or None."""
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), None)
 
 
 def reason_of(status: Status) -> Reason | None:
-    """The reason that `Ready` carries; None for a channel that was never reported on."""
+    """Return the reason of the `Ready` condition; None if it is missing or unknown."""
     ready = condition(status, "Ready")
     return Reason.__members__.get(ready["reason"]) if ready else None
 
 
 def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
-    """Whether all was well with this generation and this URL when the channel was looked at last."""
+    """Return whether the last reconcile found this generation configured, with this webhook URL."""
     return (
         reason_of(status) is Reason.Configured
         and status.get("observedGeneration") == generation
