@@ -11,7 +11,6 @@ import sys
 import click
 import structlog
 import uvloop
-from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 
 from api_shim.app import serve
@@ -56,7 +55,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))
-    except (ChannelError, ConfigException, OSError, TlsError) as error:
+    except (ChannelError, OSError, TlsError) as error:
         log.critical("cannot serve", error=str(error))
         sys.exit(1)
     log.info("stopped")

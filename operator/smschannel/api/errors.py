@@ -11,6 +11,7 @@
     ├── Refused                     Twilio, or a rule of the operator, does not allow it; carries the `Reason`
     ├── KubernetesRefused           the API server does not allow it: a missing right, a policy, an invalid object
     │   └── NoKindMatch             the API server serves no such kind: the CRD is not installed
+    ├── KubeconfigError             the kubeconfig, or the pod's ServiceAccount, cannot be used
     ├── NotFound                    the object does not exist: the API server, or Twilio, named it
     ├── Unreadable                  no key of the keyring opens these sealed bytes
     └── KeyringLost                 the operator cannot read its own records, and must stop
@@ -79,6 +80,10 @@ class KubernetesRefused(ChannelError):
 
 class NoKindMatch(KubernetesRefused):
     """The API server serves no such kind."""
+
+
+class KubeconfigError(ChannelError):
+    pass
 
 
 class NotFound(ChannelError):

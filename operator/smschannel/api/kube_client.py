@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
 import aiohttp
+import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
@@ -20,6 +21,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    KubeconfigError,
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
@@ -37,6 +39,9 @@ _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading t
 _METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """The value of `accept` for a GET of one object's metadata."""
+
+
+_UNUSABLE = (config.ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError)
 
 
 class KubeClient:
@@ -58,19 +63,23 @@ class KubeClient:
         """Load `kubeconfig`, or else $KUBECONFIG, the pod's ServiceAccount, or ~/.kube/config, and return a client.
 
         `context` names a context of the kubeconfig; None means the current one. Sends nothing yet. Raises
-        `kubernetes.aio.config.ConfigException` if no configuration can be loaded.
+        `KubeconfigError`.
         """
         configuration = Configuration()
         in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-        if kubeconfig is None and in_pod:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            await config.load_kube_config(
-                config_file=kubeconfig or os.environ.get("KUBECONFIG"),
-                context=context,
-                client_configuration=configuration,
-                persist_config=False,
-            )
+        try:
+            if kubeconfig is None and in_pod:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                await config.load_kube_config(
+                    config_file=kubeconfig or os.environ.get("KUBECONFIG"),
+                    context=context,
+                    client_configuration=configuration,
+                    persist_config=False,
+                )
+            tls(configuration)
+        except _UNUSABLE as error:
+            raise KubeconfigError(str(error)) from None
         return cls(configuration)
 
     async def __aenter__(self) -> Self:

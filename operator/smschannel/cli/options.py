@@ -110,15 +110,13 @@ async def cluster(
     `without` is a sentence about working without a cluster, added where none can be reached; `denied` one about the
     rights that are needed, added where one is missing.
     """
-    from kubernetes.aio.config import ConfigException
-
-    from smschannel.api.errors import KubernetesRefused, NoKindMatch
+    from smschannel.api.errors import KubeconfigError, KubernetesRefused, NoKindMatch
     from smschannel.api.kube_client import KubeClient
 
     async with contextlib.AsyncExitStack() as stack:
         try:
             api = await stack.enter_async_context(await KubeClient.connect(kubeconfig, context))
-        except (ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+        except KubeconfigError as error:
             raise _error(
                 f"The kubeconfig cannot be used: {error}. Name another with --kubeconfig or --context.", without
             ) from None
