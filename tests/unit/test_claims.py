@@ -113,6 +113,7 @@ def test_nothing_is_kept_of_a_channel_without_records(claims: Claims) -> None:
     claims.remove("PN1")
     assert len(claims) == 0
     assert list(claims) == []
+    assert not claims._by_key, "names come and go for years"
 
 
 def test_index_may_be_changed_while_it_is_iterated(claims: Claims) -> None:
@@ -186,6 +187,22 @@ def test_record_updated_during_the_list_is_not_freed_by_it(claims: Claims, freed
     assert claims.update_from_list([], before) == set()
     assert claims.holder("PN1") == record("PN1", version="2")
     assert freed == []
+
+
+def test_record_updated_twice_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    """The list may have been read between the two updates."""
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.put(record("PN1", version="3"))
+    assert claims.update_from_list([record("PN1", version="2")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="3")
+
+
+def test_record_created_and_updated_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    before = tuple(claims)
+    claims.put(record("PN1", version="2"))
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="2")
 
 
 def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Freed) -> None:
