@@ -1106,6 +1106,8 @@ def test_table(row: Row) -> None:
     assert planned.changes == row.changes, row.why
     assert planned.verdict.reason is row.reason, row.why
     assert planned.verdict.effective is row.effective, row.why
+    if row.observed.rejected is None:
+        assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
 
 
 def test_grace_period_is_judged_when_the_plan_is_made() -> None:
