@@ -967,6 +967,13 @@ DELETED = (
         Reason.RestoreFailed,
     ),
     Row(
+        "of several errors a refusal is reported: an outage ends by itself",
+        None,
+        replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED}),
+        (),
+        Reason.RestoreFailed,
+    ),
+    Row(
         "the finalizer waits until the last second of the grace period",
         None,
         replace(DELETING, deleted_at=GRACE_OVER + SECOND, to_restore={"PN1": DOWN}),
@@ -1122,6 +1129,11 @@ def test_deadline_is_recorded_in_whole_seconds() -> None:
     observed = replace(GONE, to_restore={"PN1": DOWN})
     (change,) = plan(None, observed, RULES, NOW + timedelta(microseconds=7)).changes
     assert change == UpdateRecord(replace(RECORD, restore_since=NOW))
+
+
+def test_message_of_a_failed_restore_is_the_refusal() -> None:
+    observed = replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED})
+    assert plan(None, observed, RULES, NOW).verdict.message == f"The number is not restored yet: {DENIED}"
 
 
 def test_verdict_names_the_number_that_it_is_about() -> None:
