@@ -1113,6 +1113,9 @@ def test_table(row: Row) -> None:
     assert planned.changes == row.changes, row.why
     assert planned.verdict.reason is row.reason, row.why
     assert planned.verdict.effective is row.effective, row.why
+    is_found = isinstance(row.observed.number, Number) and row.observed.login is not None
+    is_suspended = row.desired is not None and row.desired.suspend
+    assert planned.verdict.number_sid == ("PN1" if is_found and not is_suspended else ""), "the number that it is about"
     if row.observed.rejected is None:
         assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
 
@@ -1136,12 +1139,6 @@ def test_message_of_a_failed_restore_is_the_refusal() -> None:
     assert plan(None, observed, RULES, NOW).verdict.message == f"The number is not restored yet: {DENIED}"
 
 
-def test_verdict_names_the_number_that_it_is_about() -> None:
-    assert plan(DESIRED, CONFIGURED, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, NEW, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, replace(CONFIGURED, number=DENIED), RULES, NOW).verdict.number_sid == ""
-
-
 @pytest.mark.parametrize("error", [DENIED, DAMAGED])
 def test_failed_restore_of_a_former_number_is_reported_with_the_working_one(error: ChannelError) -> None:
     verdict = plan(DESIRED, replace(MOVED, to_restore={"PN0": error}), RULES, NOW).verdict
@@ -1161,6 +1158,7 @@ def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdic
         (CONFIGURED, Reason.TokenRejected),
         (replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True), Reason.WebhookDrifted),
         (replace(CONFIGURED, routing=Routing(service_sid="MG1")), Reason.WebhookOverridden),
+        (replace(NEW, number=replace(NUMBER, receives_sms=False)), Reason.NumberLacksSms),
     ],
 )
 def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, reason: Reason) -> None:
