@@ -264,6 +264,13 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "driftPolicy Report reports nothing while the webhook is ours",
+        REPORT,
+        replace(CONFIGURED, was_configured=True, was_named=True),
+        (),
+        Reason.Configured,
+    ),
+    Row(
         "driftPolicy Report leaves a drifted webhook as it is and reports it",
         REPORT,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True),
