@@ -330,6 +330,25 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "nor if the status names the number already, as after waiting for it",
+        REPORT,
+        replace(CONFIGURED, number=NUMBER, was_named=True),
+        (SET_WEBHOOK,),
+        Reason.Configured,
+    ),
+    Row(
+        "driftPolicy Report does not keep a number at a URL of ours that only the record names",
+        REPORT,
+        replace(
+            CONFIGURED,
+            records=by_number(RECORD.with_contents(wrote=(ELSEWHERE.url,))),
+            number=at(ELSEWHERE),
+            was_named=True,
+        ),
+        (UpdateRecord(RECORD.with_contents(wrote=(ELSEWHERE.url, OURS.url))), SET_WEBHOOK),
+        Reason.Configured,
+    ),
+    Row(
         "our URL with another method is drift too, since Twilio would call it in another way",
         DESIRED,
         replace(CONFIGURED, number=at(OURS_GET), was_configured=True),
@@ -1173,8 +1192,10 @@ def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, r
     assert (verdict.reason, verdict.rejected) == (reason, str(DENIED))
 
 
-def test_routing_that_cannot_be_read_is_reported() -> None:
-    assert plan(DESIRED, replace(CONFIGURED, routing=Routing(unknown="Why.")), RULES, NOW).verdict.unknown == "Why."
+@pytest.mark.parametrize("rejected", [None, DENIED])
+def test_routing_that_cannot_be_read_is_reported(rejected: Refused | None) -> None:
+    observed = replace(CONFIGURED, routing=Routing(unknown="Why."), rejected=rejected)
+    assert plan(DESIRED, observed, RULES, NOW).verdict.unknown == "Why."
 
 
 def test_desired_state_comes_from_spec_and_template() -> None:
