@@ -73,6 +73,7 @@ class Controller:
             retry_ceiling=retry_ceiling,
         )
         kube.claims.on_free = self._wake_waiters
+        kube.claims.on_change = self._queue.add
         kube.on_written = channels.written
         metrics.follow(
             queue_depth=lambda: len(self._queue),

@@ -41,7 +41,9 @@ def freed() -> Freed:
 
 @pytest.fixture
 def claims(freed: Freed) -> Claims:
-    return Claims(on_free=freed.append)
+    claims = Claims()
+    claims.on_free = freed.append
+    return claims
 
 
 # The index
@@ -341,3 +343,27 @@ def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
     world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
     assert world.is_swap(A)
     assert not world.is_swap(C)
+
+
+# Records that somebody else wrote
+
+
+@pytest.mark.parametrize(
+    ("known", "read", "changed", "reason"),
+    [
+        (record("PN1"), record("PN1"), set(), "it is the version known here"),
+        (record("PN1"), record("PN1", version="2"), {A}, "it was repaired, or damaged: its channel is reconciled"),
+        (record("PN1"), record("PN1", B, version="2"), {A, B}, "it changed hands: both channels are reconciled"),
+        (None, record("PN1"), set(), "it was not known: whoever reads it deals with it"),
+        (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
+    ],
+)
+def test_record_that_somebody_else_wrote_calls_for_a_reconcile(
+    known: Record | None, read: Record, changed: set[Key], reason: str
+) -> None:
+    claims = index(*([known] if known else []))
+    calls: set[Key] = set()
+    claims.on_change = calls.add
+    claims.observe(read)
+    assert calls == changed, reason
+    assert claims.holder("PN1") == read

@@ -20,6 +20,7 @@ from tests.unit.memory import (
     BEFORE,
     KEYRING,
     NAMESPACE,
+    OPERATOR_NAMESPACE,
     START,
     MemoryApi,
     MemoryTwilio,
@@ -209,6 +210,17 @@ async def test_claim_made_while_the_former_holder_is_restored_knows_the_previous
     assert (outcome.ready, twilio.webhook(N)) == (Reason.Configured, url_of(2))
     await reconciled(other, api, 2, deleted=1)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_number_whose_record_is_gone_can_be_claimed_whatever_the_index_says() -> None:
+    """Another operator freed it, or a person: the record itself is asked, not memory."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    operator = await configured(api, twilio)
+    api.apply(2, N)
+    del api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N).lower()]
+    outcome = await reconciled(operator, api, 2)
+    assert outcome.ready is Reason.Configured
 
 
 # Which login is used for what
