@@ -44,7 +44,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
             "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
         },
-        shim_settings={"SMSSHIM_FAILED_LOGINS_PER_MINUTE": "100000"},  # tests fail to log in on purpose
+        shim_settings={"SMSSHIM_AUTHENTICATION_FAILURES_PER_MINUTE": "100000"},  # tests fail to log in on purpose
     )
     with running(tmp_path_factory.mktemp("stack"), options) as started, every_status_checked(started):
         yield started

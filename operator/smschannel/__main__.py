@@ -11,7 +11,6 @@ from typing import Any
 import click
 import structlog
 import uvloop
-from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
@@ -148,7 +147,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))
-    except (ChannelError, ConfigException, OSError) as error:
+    except (ChannelError, OSError) as error:
         log.critical("cannot run", error=str(error))
         sys.exit(1)
     log.info("stopped")

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from smschannel import metrics
 from smschannel.api.errors import ChannelError, Conflict, NoKindMatch, Retryable
 from smschannel.api.resource import FINALIZER, SmsChannel
-from smschannel.api.status import was_well
+from smschannel.api.status import wants_check, was_well
 from smschannel.channel_cache import ChannelCache, Trigger, secret_name
 from smschannel.core.record import Key, WebhookTemplate, secret_source
 from smschannel.kube_store import KubeStore
 from smschannel.orphans import Orphans
 from smschannel.queue import WorkQueue, flow_limit
-from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited, wants_check
+from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
 
 log = structlog.get_logger()
 
@@ -74,6 +74,7 @@ class Controller:
             retry_ceiling=retry_ceiling,
         )
         kube.claims.on_free = self._wake_waiters
+        kube.claims.on_change = self._queue.add
         kube.on_written = channels.written
         metrics.follow(
             queue_depth=lambda: len(self._queue),

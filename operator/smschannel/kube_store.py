@@ -218,7 +218,7 @@ class KubeStore:
             self.claims.remove(number_sid)
             return None
         record = Record.from_metadata(secret["metadata"])
-        self.claims.put(record)
+        self.claims.observe(record)
         return record
 
     async def update_record(self, record: Record) -> Record:
@@ -272,7 +272,7 @@ class KubeStore:
 
     def _opened(self, secret: Object) -> Record:
         record = Record.from_metadata(secret["metadata"])
-        self.claims.put(record)
+        self.claims.observe(record)
         assert self._keyring, "open_keyring comes first"
         try:
             sealed = base64.b64decode(secret["data"]["record"])

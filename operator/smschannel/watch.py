@@ -1,7 +1,7 @@
-"""kopf as the informer: watch events of channels and labelled Secrets go to the controller, and nothing else.
+"""kopf as the informer: passes watch events of channels and labelled Secrets to the controller.
 
-Its change handlers, timers and annotations are not used: a handled change whose status could not be written would
-be lost for ever. Where kopf keeps state, it is given stores that keep none.
+kopf's change handlers, timers and annotations are not used: a change that was handled, but whose status could not be
+written, would be lost. Where kopf keeps state, it is given stores that keep none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smschannel.controller import Controller
 async def watch(
     api: KubeClient, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
-    """Until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
+    """Watch until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -80,7 +80,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _EndlessBackoff:
-    """kopf ends when its list of back-offs does; and it begins anew on it for every request."""
+    """Endless: kopf gives up when its list of backoffs ends. It starts from the beginning for every request."""
 
     def __iter__(self) -> Iterator[float]:
         delay = 0.5

@@ -36,8 +36,8 @@ from tests.cluster.steps import (
     seed_account,
     webhook,
 )
-from tests.cluster.test_cli_plan import section
 from tests.conftest import take_number
+from tests.documents import section
 
 PROGRAM = Path(sys.executable).with_name("kubectl-sms")
 
@@ -333,7 +333,7 @@ def test_records_of_deleted_channels_are_found_without_the_crd(
     delete_crd(quiet)
     assert len(quiet.records()) == 2
     planned = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
-    assert "knows no SmsChannels: is the CRD installed? kubectl apply -f crds/" in refusal(planned)
+    assert "has no kind SmsChannel: is the CRD installed? kubectl apply -f crds/" in refusal(planned)
     assert run_detach("--all", "--restore", stdin="n\n").stderr.startswith(
         "0 channels, and the records of 2 channels no longer there."
     )
@@ -347,11 +347,11 @@ def test_unreadable_record_is_kept_by_restore_and_deleted_by_orphan(quiet: Stack
     damage_record(quiet, number_of(manifest))
     result = run_detach("--all", "--restore", "--yes")
     sid = quiet.number(number_of(manifest))["sid"]
-    assert f"NOT restored: {number_of(manifest)} ({sid}): the record is of no known version" in result.stdout
+    assert f"NOT restored: {number_of(manifest)} ({sid}): the record has an unknown version" in result.stdout
     assert "0 of 1 detached. Not restored" in refusal(result)
     assert quiet.records() == [uid]
     assert finalizers(quiet, manifest) == [FINALIZER]
-    assert "the record is of no known version" in done(run_detach("--all", "--orphan", "--yes"))
+    assert "the record has an unknown version" in done(run_detach("--all", "--orphan", "--yes"))
     assert quiet.records() == []
 
 
@@ -516,7 +516,7 @@ def test_help_names_the_command_that_stops_the_operator() -> None:
     assert os.linesep + "  --orphan" in shown
 
 
-def test_readme_uninstall_commands_leave_nothing(quiet: Stack, configured: Configured) -> None:
+def test_documented_uninstall_commands_leave_nothing(quiet: Stack, configured: Configured) -> None:
     """Each command as printed, in their order; kubectl itself need not be installed."""
     [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
     manifests = configured(3)

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from deploy.local.cluster import write_kubeconfig
-from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Stack
+from deploy.local.stack import CHANNELS, OPERATOR, Stack
 from smschannel.api.resource import FINALIZER
 from smschannel.cli.main import cli
 from tests.cluster.steps import (
@@ -32,6 +32,7 @@ from tests.cluster.steps import (
     wait_record_gone,
     webhook,
 )
+from tests.documents import section
 from tests.manifests import INSTANCE, PHONE_NUMBER
 
 Numbers = Callable[[int], list[str]]
@@ -213,7 +214,7 @@ def test_unreadable_record_is_shown_with_its_remedy(stack: Stack, number: str) -
     assert f"RecordUnreadable. The operator's record of {number}, Secret {stack.record_name(number)}" in text
     assert "from a backup" in text
     text = shown(plan(name_of(manifest), "--delete"), 1)
-    assert f"{number} ({stack.number(number)['sid']}) cannot be restored: the record is of no known version" in text
+    assert f"{number} ({stack.number(number)['sid']}) cannot be restored: the record has an unknown version" in text
 
 
 def test_number_in_use_is_known_from_the_records(stack: Stack, number: str) -> None:
@@ -305,15 +306,12 @@ def test_expired_login_is_reported(stack: Stack, tmp_path: Path) -> None:
     stale = write_kubeconfig(
         tmp_path / "stale", url=cluster.url, ca_data=cluster.ca_data, token="unknown", namespace=CHANNELS
     )
-    assert "does not know you: log in again" in refusal(plan(str(uuid.uuid4()), "--kubeconfig", str(stale)))
+    assert "does not accept your credentials: log in again" in refusal(
+        plan(str(uuid.uuid4()), "--kubeconfig", str(stale))
+    )
 
 
-def section(title: str) -> str:
-    """The README's text under a heading."""
-    return (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def test_readme_commands_work_and_print_its_example(
+def test_documented_commands_work_and_print_the_example(
     stack: Stack, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://user:pw@before.example.com/sms"})
@@ -327,7 +325,7 @@ def test_readme_commands_work_and_print_its_example(
         shlex.split(line.replace(INSTANCE, name_of(manifest)), comments=True) for line in commands.splitlines()
     )
     assert now[:3] == ["kubectl", "sms", "plan"]
-    assert "would set" in shown(plan(*before_it_is_applied[3:]), 2)
+    assert "would set the webhook" in shown(plan(*before_it_is_applied[3:]), 2)
     url = configured(stack, manifest)["status"]["webhookUrl"]
     assert "nothing to do" in shown(plan(*now[3:]), 0)
     text = shown(plan(*before_it_is_deleted[3:]), 2)

@@ -25,8 +25,10 @@ from smschannel.controller import Controller
 from smschannel.core.plan import Number, Routing, Rules
 from smschannel.core.record import Login, Record, Webhook, WebhookTemplate
 from smschannel.kube_store import KubeStore
+from smschannel.observe import Accounts, Observer, Twilio
 from smschannel.orphans import Orphans
-from smschannel.reconcile import Accounts, Intervals, Reconciler, Twilio
+from smschannel.reconcile import Intervals, Reconciler
+from smschannel.report import Reporter
 from tests.unit.virtual_time import now
 
 NAMESPACE = "sms-channels"
@@ -314,14 +316,15 @@ class Operator:
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
+        rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
+        accounts, channels = cast(Accounts, NoCache()), self.channels
         self.reconciler = Reconciler(
             self.kube,
             twilio,
-            cast(Accounts, NoCache()),
+            Observer(self.kube, twilio, accounts, channels, keyring=KEYRING, slow_interval=1800),
+            Reporter(self.kube, TEMPLATE, virtual_clock),
             self.orphans,
-            self.channels,
-            keyring=KEYRING,
-            rules=Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7)),
+            rules=rules,
             intervals=Intervals(drift=600, slow=1800),
             clock=virtual_clock,
         )

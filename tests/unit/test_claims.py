@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,9 @@ def freed() -> Freed:
 
 @pytest.fixture
 def claims(freed: Freed) -> Claims:
-    return Claims(on_free=freed.append)
+    claims = Claims()
+    claims.on_free = freed.append
+    return claims
 
 
 # The index
@@ -113,6 +116,7 @@ def test_nothing_is_kept_of_a_channel_without_records(claims: Claims) -> None:
     claims.remove("PN1")
     assert len(claims) == 0
     assert list(claims) == []
+    assert not claims._by_key, "names come and go for years"
 
 
 def test_index_may_be_changed_while_it_is_iterated(claims: Claims) -> None:
@@ -188,6 +192,22 @@ def test_record_updated_during_the_list_is_not_freed_by_it(claims: Claims, freed
     assert freed == []
 
 
+def test_record_updated_twice_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    """The list may have been read between the two updates."""
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.put(record("PN1", version="3"))
+    assert claims.update_from_list([record("PN1", version="2")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="3")
+
+
+def test_record_created_and_updated_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    before = tuple(claims)
+    claims.put(record("PN1", version="2"))
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="2")
+
+
 def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Freed) -> None:
     claims.put(record("PN1"))
     before = tuple(claims)
@@ -232,6 +252,41 @@ def test_index_equals_the_list_if_nothing_changed_meanwhile(
     assert {each.number_sid: each for each in claims} == {each.number_sid: each for each in records}
     assert sorted(free) == sorted(before.keys() - listed.keys()), "waiters are called for exactly these"
     assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel says the same"
+
+
+WRITES = st.lists(st.tuples(NUMBERS, st.sampled_from((A, B, None))), max_size=6)
+
+
+@settings(deadline=None)
+@given(earlier=WRITES, until_listed=WRITES, after_listed=WRITES)
+def test_list_undoes_no_write_that_was_made_meanwhile(
+    earlier: list[tuple[str, Key | None]],
+    until_listed: list[tuple[str, Key | None]],
+    after_listed: list[tuple[str, Key | None]],
+) -> None:
+    """The API server answers with the state of some moment between the start of the list and its end."""
+    claims = Claims()
+    actual: dict[str, Record] = {}
+    versions = count()
+
+    def write(writes: list[tuple[str, Key | None]]) -> None:
+        for number_sid, holder in writes:
+            if holder:
+                actual[number_sid] = record(number_sid, holder, version=str(next(versions)))
+                claims.put(actual[number_sid])
+            else:
+                actual.pop(number_sid, None)
+                claims.remove(number_sid)
+
+    write(earlier)
+    before = tuple(claims)
+    write(until_listed)
+    listed = dict(actual)
+    write(after_listed)
+    changed = claims.update_from_list(listed.values(), before)
+    ghosts = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
+    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in ghosts}}
+    assert changed == {listed[each].key for each in ghosts}, "these are reconciled, and removed"
 
 
 # Swaps
@@ -288,3 +343,27 @@ def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
     world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
     assert world.is_swap(A)
     assert not world.is_swap(C)
+
+
+# Records that somebody else wrote
+
+
+@pytest.mark.parametrize(
+    ("known", "read", "changed", "reason"),
+    [
+        (record("PN1"), record("PN1"), set(), "it is the version known here"),
+        (record("PN1"), record("PN1", version="2"), {A}, "it was repaired, or damaged: its channel is reconciled"),
+        (record("PN1"), record("PN1", B, version="2"), {A, B}, "it changed hands: both channels are reconciled"),
+        (None, record("PN1"), set(), "it was not known: whoever reads it deals with it"),
+        (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
+    ],
+)
+def test_record_that_somebody_else_wrote_calls_for_a_reconcile(
+    known: Record | None, read: Record, changed: set[Key], reason: str
+) -> None:
+    claims = index(*([known] if known else []))
+    calls: set[Key] = set()
+    claims.on_change = calls.add
+    claims.observe(read)
+    assert calls == changed, reason
+    assert claims.holder("PN1") == read

@@ -16,6 +16,7 @@ from smschannel.core.record import Key
 from tests.unit.memory import (
     BEFORE,
     NAMESPACE,
+    OPERATOR_NAMESPACE,
     MemoryApi,
     MemoryTwilio,
     Operator,
@@ -206,6 +207,21 @@ async def test_deleted_waiter_does_not_prevent_a_swap() -> None:
 
 
 @virtually
+async def test_channel_that_wants_another_number_no_longer_waits_for_the_first() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        api.apply(2, N)
+        await asyncio.sleep(1)
+        assert operator.channels.waiters(sid_of(N)) == [Key(NAMESPACE, instance(2))]
+        api.apply(2, M)
+        await asyncio.sleep(1)
+        assert api.reason(2) == "Configured"
+        assert operator.channels.waiters(sid_of(N)) == []
+
+
+@virtually
 async def test_ring_of_three_swaps() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N, M, "+61400000003")
     phones = [N, M, "+61400000003"]
@@ -242,8 +258,8 @@ def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
         assert (api.reason(1), api.reason(2)) == ("RecordUnreadable", "NumberInUse")
         assert twilio.webhook(N) == url_of(1)
         api.edit_record(N, good)
-        await asyncio.sleep(4000)
-        assert (api.reason(1), api.reason(2)) == ("Configured", "NumberInUse")
+        await asyncio.sleep(700)
+        assert (api.reason(1), api.reason(2)) == ("Configured", "NumberInUse"), "the next resync sees the repair"
         for n in (1, 2):
             api.delete(n)
             await asyncio.sleep(400)
@@ -338,6 +354,22 @@ async def test_channel_deleted_during_its_reconcile_leaves_nothing_behind() -> N
         held.let_through.set()
         await asyncio.sleep(30)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_channel_deleted_during_a_check_that_changes_nothing_leaves_nothing_behind() -> None:
+    """Its record had been deleted by hand, so the check claims again, and no status write notices the deletion."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        del api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N).lower()]
+        twilio.on_call = held = Held("find")
+        await held.arrived.wait()  # the drift check
+        api.delete(1, force=True)
+        held.let_through.set()
+        await asyncio.sleep(30)
+    assert api.records() == {}
 
 
 @virtually
@@ -486,6 +518,18 @@ async def test_check_now_during_an_outage_stays_to_be_taken_care_of() -> None:
         twilio.on_call = _no_failure
         await asyncio.sleep(600)
         assert (api.channel(1) or {})["status"]["lastHandledCheckNow"] == "now"
+
+
+@virtually
+async def test_check_now_of_a_new_channel_during_an_outage_stays_to_be_taken_care_of() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        twilio.on_call = raising(TwilioUnavailable("Twilio answers HTTP 503."))
+        api.apply(1, N)
+        api.annotate(1, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(60)
+        assert api.reason(1) == "TwilioUnavailable"
+        assert "lastHandledCheckNow" not in (api.channel(1) or {})["status"]
 
 
 @virtually

@@ -277,6 +277,19 @@ async def test_last_answer_of_twilio_counts() -> None:
     assert await twilio.call() == 3
 
 
+@virtually
+async def test_refusal_and_pause_are_kept_for_one_api() -> None:
+    """A restricted key may read numbers and not Messaging Services."""
+    twilio = Twilio()
+    await outcomes(twilio.call(seconds=0, ends=REFUSED, origin="messaging"))
+    await twilio.verify()
+    assert await outcomes(twilio.call(origin="messaging")) == [Refused]
+    twilio.limiter.forget_refusal(OWNER, ACCOUNT)
+    await outcomes(twilio.call(seconds=0, ends=TwilioThrottled("429", 30), origin="messaging"))
+    await twilio.verify()
+    assert await outcomes(twilio.call(origin="messaging")) == [TwilioThrottled]
+
+
 # Pauses
 
 
@@ -535,6 +548,18 @@ async def test_verified_credential_that_never_timed_out_probes_at_once() -> None
 
 
 @virtually
+async def test_verified_credential_that_timed_out_itself_does_not_probe_at_once() -> None:
+    twilio = Twilio()
+    for each in range(11, 14):
+        await twilio.verify(login(sid=account_sid(each)), account_sid(each))
+    await asyncio.sleep(1)
+    await hang_together(twilio, range(11, 14))
+    assert await outcomes(twilio.call(login(sid="AC11"), "AC11")) == [TwilioTimeout]
+    await asyncio.sleep(15)
+    assert await twilio.call(login(sid="AC11"), "AC11") == 32
+
+
+@virtually
 async def test_cancelled_probe_leaves_the_probe_to_the_next() -> None:
     twilio = Twilio()
     await hang_together(twilio, range(3))
@@ -573,6 +598,24 @@ async def test_callers_that_wait_for_a_slot_fail_when_the_breaker_opens() -> Non
     twilio = Twilio()
     await hang_together(twilio, range(1000))
     assert (now(), twilio.made) == (15, POOL)
+
+
+@virtually
+async def test_caller_that_waits_goes_on_after_a_timeout_if_others_are_answered() -> None:
+    """Its account hangs, perhaps: that is for the breaker of its credential to decide."""
+    twilio = Twilio(concurrency=1)
+    await twilio.verify()
+    await asyncio.sleep(1)
+    first = asyncio.ensure_future(twilio.call(seconds=15, ends=TIMEOUT))
+    waiting = asyncio.ensure_future(twilio.call())
+    await asyncio.sleep(14)
+    await twilio.verify(login(sid=ANOTHER), ANOTHER)
+    assert await outcomes(first, waiting) == [TwilioTimeout, 17]
+    first = asyncio.ensure_future(twilio.call(seconds=15))
+    waiting = asyncio.ensure_future(twilio.call())
+    await asyncio.sleep(1)
+    await outcomes(twilio.call(login(sid=ANOTHER), ANOTHER, seconds=5, ends=TIMEOUT))
+    assert await outcomes(first, waiting) == [32, 33], "the first of them was answered, late as it was"
 
 
 @virtually

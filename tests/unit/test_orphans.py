@@ -193,6 +193,39 @@ async def test_many_channels_missing_at_once_wait_for_the_next_resync() -> None:
     assert sorted(twilio.writes) == [(phone, BEFORE) for phone in phones]
 
 
+@virtually
+async def test_many_orphans_at_start_wait_for_the_first_resync() -> None:
+    phones = [f"+6140000{n:04d}" for n in range(30)]
+    api, twilio = Lists(), MemoryTwilio(*phones)
+    async with running(api, twilio):
+        for n, phone in enumerate(phones):
+            api.apply(n, phone)
+        await asyncio.sleep(5)
+    for n in range(30):
+        api.delete(n, force=True)
+    twilio.writes.clear()
+    async with running(api, twilio, resync=300):
+        await asyncio.sleep(200)
+        assert twilio.writes == []
+        await asyncio.sleep(200)
+    assert sorted(twilio.writes) == [(phone, BEFORE) for phone in phones]
+
+
+@virtually
+async def test_answer_that_there_is_no_such_kind_proves_nothing_by_itself() -> None:
+    api, twilio = WithoutCrd(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        [record] = operator.kube.claims
+        api.delete_crd()
+        assert not await operator.orphans.is_gone(record)
+        for expected in (False, True):
+            assert await operator.orphans.look_for_crd() is expected
+        assert await operator.orphans.is_gone(record)
+        operator.orphans.crd_is_there()
+        assert not await operator.orphans.is_gone(record)
+
+
 class _Starting:
     """An API server that is away at first, answers one 404, and has everything after that."""
 
@@ -212,8 +245,8 @@ class _Starting:
         return False
 
     async def records(self) -> AsyncIterator[Any]:
-        for each in ():
-            yield each
+        return
+        yield
 
     async def channels(self, _: str) -> AsyncIterator[Any]:
         if len(self.answers) < 3:
@@ -224,8 +257,8 @@ class _Starting:
             self.answers.append("404")
             raise NO_KIND
         self.answers.append("list")
-        for each in ():
-            yield each
+        return
+        yield
 
 
 def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.MonkeyPatch) -> None:

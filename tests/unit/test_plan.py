@@ -264,6 +264,13 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "driftPolicy Report reports nothing while the webhook is ours",
+        REPORT,
+        replace(CONFIGURED, was_configured=True, was_named=True),
+        (),
+        Reason.Configured,
+    ),
+    Row(
         "driftPolicy Report leaves a drifted webhook as it is and reports it",
         REPORT,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True),
@@ -320,6 +327,25 @@ CHANGED = (
         REPORT,
         replace(CONFIGURED, number=NUMBER),
         (SET_WEBHOOK,),
+        Reason.Configured,
+    ),
+    Row(
+        "nor if the status names the number already, as after waiting for it",
+        REPORT,
+        replace(CONFIGURED, number=NUMBER, was_named=True),
+        (SET_WEBHOOK,),
+        Reason.Configured,
+    ),
+    Row(
+        "driftPolicy Report does not keep a number at a URL of ours that only the record names",
+        REPORT,
+        replace(
+            CONFIGURED,
+            records=by_number(RECORD.with_contents(wrote=(ELSEWHERE.url,))),
+            number=at(ELSEWHERE),
+            was_named=True,
+        ),
+        (UpdateRecord(RECORD.with_contents(wrote=(ELSEWHERE.url, OURS.url))), SET_WEBHOOK),
         Reason.Configured,
     ),
     Row(
@@ -967,6 +993,13 @@ DELETED = (
         Reason.RestoreFailed,
     ),
     Row(
+        "of several errors a refusal is reported: an outage ends by itself",
+        None,
+        replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED}),
+        (),
+        Reason.RestoreFailed,
+    ),
+    Row(
         "the finalizer waits until the last second of the grace period",
         None,
         replace(DELETING, deleted_at=GRACE_OVER + SECOND, to_restore={"PN1": DOWN}),
@@ -1106,6 +1139,11 @@ def test_table(row: Row) -> None:
     assert planned.changes == row.changes, row.why
     assert planned.verdict.reason is row.reason, row.why
     assert planned.verdict.effective is row.effective, row.why
+    is_found = isinstance(row.observed.number, Number) and row.observed.login is not None
+    is_suspended = row.desired is not None and row.desired.suspend
+    assert planned.verdict.number_sid == ("PN1" if is_found and not is_suspended else ""), "the number that it is about"
+    if row.observed.rejected is None:
+        assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
 
 
 def test_grace_period_is_judged_when_the_plan_is_made() -> None:
@@ -1122,10 +1160,9 @@ def test_deadline_is_recorded_in_whole_seconds() -> None:
     assert change == UpdateRecord(replace(RECORD, restore_since=NOW))
 
 
-def test_verdict_names_the_number_that_it_is_about() -> None:
-    assert plan(DESIRED, CONFIGURED, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, NEW, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, replace(CONFIGURED, number=DENIED), RULES, NOW).verdict.number_sid == ""
+def test_message_of_a_failed_restore_is_the_refusal() -> None:
+    observed = replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED})
+    assert plan(None, observed, RULES, NOW).verdict.message == f"The number is not restored yet: {DENIED}"
 
 
 @pytest.mark.parametrize("error", [DENIED, DAMAGED])
@@ -1147,6 +1184,7 @@ def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdic
         (CONFIGURED, Reason.TokenRejected),
         (replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True), Reason.WebhookDrifted),
         (replace(CONFIGURED, routing=Routing(service_sid="MG1")), Reason.WebhookOverridden),
+        (replace(NEW, number=replace(NUMBER, receives_sms=False)), Reason.NumberLacksSms),
     ],
 )
 def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, reason: Reason) -> None:
@@ -1154,8 +1192,10 @@ def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, r
     assert (verdict.reason, verdict.rejected) == (reason, str(DENIED))
 
 
-def test_routing_that_cannot_be_read_is_reported() -> None:
-    assert plan(DESIRED, replace(CONFIGURED, routing=Routing(unknown="Why.")), RULES, NOW).verdict.unknown == "Why."
+@pytest.mark.parametrize("rejected", [None, DENIED])
+def test_routing_that_cannot_be_read_is_reported(rejected: Refused | None) -> None:
+    observed = replace(CONFIGURED, routing=Routing(unknown="Why."), rejected=rejected)
+    assert plan(DESIRED, observed, RULES, NOW).verdict.unknown == "Why."
 
 
 def test_desired_state_comes_from_spec_and_template() -> None:

@@ -1,16 +1,12 @@
-"""The table of reasons: each row is sound, and README.md has the same table."""
+"""The table of reasons: each row is sound. That the documents have the same table is in test_documents.py."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason, Recheck
-
-README = Path(__file__).parents[2] / "README.md"
-SECTION = "## What to do for each reason"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
@@ -88,10 +84,3 @@ def test_reason_of_webhook_effective_is_camel_case(effective: Effective) -> None
 
 def test_stalled_beside_ready_is_for_a_rejected_token_only() -> None:
     assert [reason for reason in Reason if reason.ready == "True" and reason.progress] == [Reason.TokenRejected]
-
-
-def test_readme_lists_exactly_these_reasons() -> None:
-    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
-    rows = [line.strip() for line in section.splitlines() if line.startswith("|")]
-    assert rows[0] == "| Reason | REST status | What to do |"
-    assert rows[2:] == [f"| {reason.name} | {reason.rest_status} | {reason.remedy} |" for reason in Reason]

@@ -42,7 +42,7 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "WEBHOOK_URL_TEMPLATE",
             f"https://{{instance_id}}.{SECRET}.com/",
-            "must have {instance_id} after the host; write for example https://sms.example.com/",
+            "must have {instance_id} and {namespace} after the host; write for example https://sms.example.com/",
             "an instance must not choose a host",
         ),
         (
@@ -99,6 +99,37 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             "must not hold a user or password; write for example https://api.twilio.com",
             "logins come from channels",
         ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://{namespace}.example.com/{instance_id}",
+            "must have {instance_id} and {namespace} after the host",
+            "a namespace must not choose a host",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://sms.example.com/a-{namespace}/{instance_id}",
+            "must have {namespace} between slashes or other delimiters; write for example https://",
+            "namespaces 'b' and 'a-b' could have a webhook in common",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://sms.example.com/{namespace}/{namespace}/{instance_id}",
+            "must contain {namespace} at most once",
+            "one place is enough",
+        ),
+        (
+            "TWILIO_URL",
+            f"http://127.0.0.1.{SECRET}.example.com",
+            "must be https (http is for loopback addresses only)",
+            "a name that begins like a loopback address is not one",
+        ),
+        ("DELETION_GRACE_SECONDS", "999999999999999", "less than or equal to", "times in the far future overflow"),
+        ("RESTORE_DEADLINE_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("DRIFT_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("SLOW_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RESYNC_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RETRY_FLOOR_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RETRY_CEILING_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
         ("TWILIO_URL", SECRET, "must be a URL with a host", "a host alone is no origin"),
         ("TWILIO_URL", f"https://api.twilio.com#{SECRET}", "must be an origin", "a fragment is never sent"),
         ("TWILIO_URL", "https://api.twilio.com:99999", "must be a URL with a host", "there is no such port"),
@@ -230,3 +261,13 @@ def test_what_is_published_is_checked_as_the_environment_is(monkeypatch: pytest.
 
 def test_what_a_newer_operator_publishes_is_no_trouble() -> None:
     assert Settings.from_published({"SMSCHANNEL_OF_TOMORROW": "1"}).webhook_url_template == TEMPLATE
+
+
+def test_several_namespaces_need_webhooks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a channel in one namespace could take the webhook of an instance in another."""
+    monkeypatch.setenv("SMSCHANNEL_CHANNEL_NAMESPACES", "sms-channels team-b")
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE must contain {namespace}" in result.output
+    template = "https://sms.example.com/{namespace}/{instance_id}"
+    assert Settings(webhook_url_template=template).webhook_url_template == template

@@ -93,7 +93,7 @@ def plan(
     asked = _Asked(name, namespace, manifest, delete)
     key, outlooks = asyncio.run(_look(asked, kubeconfig, context, operator_namespace))
     click.echo(json.dumps(_document(key, outlooks), indent=2) if output == "json" else "\n".join(_lines(key, outlooks)))
-    stuck, changes = outlooks[-1].stuck, any(outlook.plan.changes for outlook in outlooks)
+    stuck, changes = any(outlook.stuck for outlook in outlooks), any(outlook.plan.changes for outlook in outlooks)
     ctx.exit(1 if stuck else _CHANGES if changes else 0)
 
 
@@ -112,9 +112,9 @@ def _lines(key: Key, outlooks: list[Outlook]) -> Iterator[str]:
     yield f"SmsChannel {key.namespace}/{key.name}: {count}"
     yield from changes
     yield from (f"  {text}" for outlook in outlooks for _, text in outlook.not_restored())
-    last = outlooks[-1]
-    if last.verdict:
-        yield ("Then: " if changes and not last.stuck else "") + last.verdict
+    for outlook in outlooks:
+        if outlook.verdict:
+            yield ("Then: " if changes and not outlook.stuck else "") + outlook.verdict
 
 
 def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from smschannel.core.record import Key, Record
 
 
 class Claims:
-    """Records without their contents, by number and by channel. `on_free` is called when a number becomes free."""
+    """Records without their contents, by number and by channel.
 
-    def __init__(self, on_free: Callable[[str], object] = lambda number_sid: None) -> None:
-        self.on_free = on_free
+    `on_free` is called with a number that becomes free, `on_change` with the key of a record that somebody else wrote.
+    """
+
+    def __init__(self) -> None:
+        self.on_free: Callable[[str], object] = lambda number_sid: None
+        self.on_change: Callable[[Key], object] = lambda key: None
         self._by_number: dict[str, Record] = {}
         self._by_key: dict[Key, set[str]] = {}
 
@@ -37,6 +41,14 @@ class Claims:
         self._unlink(record.number_sid)
         self._by_number[record.number_sid] = replace(record, contents=None)
         self._by_key.setdefault(record.key, set()).add(record.number_sid)
+
+    def observe(self, record: Record) -> None:
+        """Take in a record that was read. If it is not the version known here, its channel is to be reconciled."""
+        known = self._by_number.get(record.number_sid)
+        self.put(record)
+        if known and known.version and known.version != record.version:
+            for key in {known.key, record.key}:
+                self.on_change(key)
 
     def remove(self, number_sid: str) -> None:
         if self._unlink(number_sid):

@@ -416,9 +416,9 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
-    trouble = next(iter(pending.values()))
-    reason = Reason.RestoreFailed if isinstance(trouble, Refused | Unreadable) else Reason.Restoring
-    verdict = Verdict(reason, f"The number is not restored yet: {trouble}")
+    refused = [why for why in pending.values() if isinstance(why, Refused | Unreadable)]
+    reason = Reason.RestoreFailed if refused else Reason.Restoring
+    verdict = Verdict(reason, f"The number is not restored yet: {[*refused, *pending.values()][0]}")
     if observed.deleted_at is not None and now - observed.deleted_at < rules.deletion_grace:
         return Plan((), verdict)
     late: list[Change] = []
