@@ -238,9 +238,10 @@ def test_number_that_cannot_be_restored_keeps_its_record_and_is_named(quiet: Sta
     assert url_at(quiet, refused) == DEMO_WEBHOOK
 
 
-def test_throttled_restore_is_retried(quiet: Stack, configured: Configured) -> None:
+@pytest.mark.parametrize("after", [1, None], ids=["Retry-After", "no Retry-After"])
+def test_throttled_restore_is_retried(quiet: Stack, configured: Configured, after: int | None) -> None:
     manifests = configured(3)
-    busy = {"kind": "status", "status": 429, "code": 20429, "retry_after": 1}
+    busy = {"kind": "status", "status": 429, "code": 20429, "retry_after": after}
     quiet.twin_call("POST", "/faults", {"match": {"method": "POST", "count": 2}, "action": busy})
     result = run_detach("--all", "--restore", "--yes")
     assert "not detached yet, retrying in 1 s." in result.stderr

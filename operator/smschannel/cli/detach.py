@@ -12,6 +12,7 @@ import click
 from pydantic import ValidationError
 
 from smschannel.api.errors import ChannelError, Conflict, KeyringLost, Retryable, Unreadable
+from smschannel.api.reasons import Reason
 from smschannel.api.resource import FINALIZER, SmsChannel
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
@@ -286,11 +287,13 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
     texts = [text for outlook in outlooks for text in _done(outlook, still)]
     if not pending:
         return _Result("; ".join(texts) or "no number was taken")
-    for record in pending:
-        why = _why_pending(record, outlooks) or outcome.verdict.message
+    troubles = [_trouble(record, outlooks) for record in pending]
+    for record, trouble in zip(pending, troubles, strict=True):
+        why = trouble or outcome.verdict.message
         texts.append(f"NOT restored: {record.phone_number} ({record.number_sid}): {why}")
+    may_succeed = outcome.verdict.reason is not Reason.RestoreFailed
     pause = None
-    if outcome.twilio_failed:
+    if any(isinstance(trouble, Retryable) if trouble else may_succeed for trouble in troubles):
         asked = outcome.requeue.at_least if isinstance(outcome.requeue, RequeueRateLimited) else None
         pause = asked or 1.0
     return _Result("; ".join(texts), pending=True, pause=pause)
@@ -308,12 +311,12 @@ def _done(outlook: Any, still: set[str]) -> Iterator[str]:
             yield text
 
 
-def _why_pending(record: Record, outlooks: list[Outlook]) -> str:
-    """Why a number could not be restored, as far as that was known before it was tried; else empty."""
+def _trouble(record: Record, outlooks: list[Outlook]) -> ChannelError | None:
+    """Why a number could not be restored, if that was known before it was tried."""
     if not record.uid:
-        return f"the metadata of its record is damaged: restore Secret {record.secret_name} from its backup"
+        return Unreadable(f"the metadata of its record is damaged: restore Secret {record.secret_name} from its backup")
     currents = [outlook.observed.to_restore.get(record.number_sid) for outlook in outlooks]
-    return next((str(each) for each in currents if isinstance(each, ChannelError)), "")
+    return next((each for each in currents if isinstance(each, ChannelError)), None)
 
 
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
