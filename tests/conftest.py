@@ -23,7 +23,7 @@ _FIRST_OF_ACCOUNT = itertools.count(61_490_000_000, 100)
 
 @contextmanager
 def running(home: Path, options: Options) -> Iterator[Stack]:
-    """Start a stack of one's own. At the end Twilio must have seen no write to anything but SmsUrl and SmsMethod."""
+    """Start a stack. At its end Twilio must have seen no write to anything but SmsUrl and SmsMethod."""
     with Stack(home, options, Narrator(sys.stderr)) as started:
         started.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
         yield started

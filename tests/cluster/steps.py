@@ -188,7 +188,7 @@ def repair_record(stack: Stack, number: str, sealed: str) -> None:
 
 
 def contents_of(stack: Stack, secret: Any) -> Contents:
-    """What a record holds, or what is kept of one that was written off: opened with the operator's keyring."""
+    """The sealed contents of a record, or of the copy of a written-off one, opened with the operator's keyring."""
     keyring: Any = client.CoreV1Api(stack.api.client).read_namespaced_secret("smschannel-keyring", OPERATOR)
     notes = secret.metadata.annotations
     sid = "PN" + secret.metadata.name.removeprefix("written-off-")[2:34]

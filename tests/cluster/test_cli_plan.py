@@ -121,7 +121,7 @@ def test_change_of_number_shows_both_numbers(stack: Stack, numbers: Numbers) -> 
 
 
 @pytest.mark.parametrize(
-    ("policy", "says"),
+    ("policy", "line"),
     [
         pytest.param(
             "Restore", "would restore the webhook of {number} ({sid}): SmsUrl {url} -> {before}", id="Restore"
@@ -130,12 +130,12 @@ def test_change_of_number_shows_both_numbers(stack: Stack, numbers: Numbers) -> 
         pytest.param("Retain", "{number} ({sid}) is left as it is: the deletion policy is Retain", id="Retain"),
     ],
 )
-def test_deletion_shows_what_is_restored(stack: Stack, number: str, policy: str, says: str) -> None:
+def test_deletion_shows_what_is_restored(stack: Stack, number: str, policy: str, line: str) -> None:
     manifest = stack.manifest(number, deletionPolicy=policy)
     url = configured(stack, manifest)["status"]["webhookUrl"]
     text = shown(plan(name_of(manifest), "--delete"), 2)
     sid = stack.number(number)["sid"]
-    assert says.format(number=number, sid=sid, url=url, before=before(number)) in text
+    assert line.format(number=number, sid=sid, url=url, before=before(number)) in text
     assert f"would free {number} ({sid}): delete the operator's record of it" in text
     assert "would remove the finalizer" in text
     assert webhook(stack, number) == url

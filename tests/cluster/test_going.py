@@ -60,7 +60,7 @@ def new_channel(stack: Stack, number: str, **options: Any) -> tuple[str, str]:
 
 
 def wait_written_off(stack: Stack, number: str) -> Any:
-    """Wait until the record of a number was written off; returns the Secret that is kept of it."""
+    """Wait until the record of a number was written off; returns its copy."""
     core = client.CoreV1Api(stack.api.client)
     labelled = "channels.hydracore.io/record=written-off"
     prefix = f"written-off-{stack.record_name(number)}-"
@@ -114,7 +114,7 @@ def test_number_of_an_inactive_account_is_restored_once_the_account_is_active(
     assert webhook(stack, account["phone_numbers"][0]) == DEMO_WEBHOOK
 
 
-def test_written_off_record_is_kept_for_people_and_frees_its_number(stack: Stack, account: dict[str, Any]) -> None:
+def test_written_off_record_frees_its_number_and_leaves_a_copy(stack: Stack, account: dict[str, Any]) -> None:
     """Its token was revoked, so nobody can restore the number; another channel may use it all the same."""
     number, sid = account["phone_numbers"][0], account["account_sid"]
     name, uid = new_channel(stack, number, account=account)
@@ -123,26 +123,26 @@ def test_written_off_record_is_kept_for_people_and_frees_its_number(stack: Stack
     wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
 
-    kept = wait_written_off(stack, number)
+    copy = wait_written_off(stack, number)
     wait_record_gone(stack, uid)
-    previous = contents_of(stack, kept).previous
+    previous = contents_of(stack, copy).previous
     assert previous
     assert previous.url == DEMO_WEBHOOK, "whoever has the keyring can still read what it pointed at"
-    notes = kept.metadata.annotations
+    notes = copy.metadata.annotations
     why = notes["channels.hydracore.io/written-off"]
     assert all(each in why for each in (number, sid, "20003")), why
     assert notes["channels.hydracore.io/channel"] == f"{CHANNELS}/{name}"
     assert notes["channels.hydracore.io/channel-uid"] == uid
     events = client.EventsV1Api(stack.api.client).list_namespaced_event(OPERATOR)
     reported = [each.regarding for each in events.items if each.reason == "WrittenOff"]
-    assert kept.metadata.name in [each.name for each in reported if each]
+    assert copy.metadata.name in [each.name for each in reported if each]
 
     ours = stack.webhook_url(name)
     assert webhook(stack, number) == ours
     successor = configured(stack, stack.manifest(number, account={**account, "auth_token": newer}))
     assert webhook(stack, number) == successor["status"]["webhookUrl"] != ours
     core = client.CoreV1Api(stack.api.client)
-    assert core.read_namespaced_secret(kept.metadata.name, OPERATOR).data == kept.data
+    assert core.read_namespaced_secret(copy.metadata.name, OPERATOR).data == copy.data
 
 
 def test_unreadable_record_does_not_block_the_deletion_and_is_written_off_unopened(stack: Stack, number: str) -> None:
@@ -152,9 +152,9 @@ def test_unreadable_record_does_not_block_the_deletion_and_is_written_off_unopen
     wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
     assert read_record(stack, number).data == {"record": "AAAA"}, "it may be repaired until the deadline"
-    kept = wait_written_off(stack, number)
+    copy = wait_written_off(stack, number)
     wait_record_gone(stack, uid)
-    assert kept.data == {"record": "AAAA"}, "kept for whoever finds the key"
+    assert copy.data == {"record": "AAAA"}, "kept for whoever finds the key"
     assert webhook(stack, number) == stack.webhook_url(name), "left as it was"
 
 

@@ -44,8 +44,8 @@ async def test_manifest_is_accepted_or_refused_by_the_api_server(api: KubeClient
     with pytest.raises(KubernetesRefused) as refused:
         await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
     assert refused.value.status == 422
-    said = str(refused.value).casefold()
-    assert [fragment for fragment in row.refusal if fragment.casefold() not in said] == [], said
+    message = str(refused.value).casefold()
+    assert [fragment for fragment in row.refusal if fragment.casefold() not in message] == [], message
 
 
 @pytest.mark.parametrize("value", [TOKEN, f"{SEALED} ", SEALED * 10])

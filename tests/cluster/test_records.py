@@ -107,7 +107,7 @@ def test_record_names_its_holder_and_shows_neither_token_nor_url(stack: Stack, n
 def test_record_of_an_unknown_channel_holds_its_number_until_it_is_deleted(
     stack: Stack, number: str, complete: bool
 ) -> None:
-    """Whoever created it: the API server arbitrates, and nothing is restored by a record of an unwatched namespace."""
+    """The API server arbitrates, whoever created it, and a record of an unwatched namespace restores nothing."""
     notes = {
         PREFIX + "channel": f"elsewhere/{uuid.uuid4()}",
         PREFIX + "channel-uid": str(uuid.uuid4()),

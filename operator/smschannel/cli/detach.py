@@ -73,9 +73,9 @@ def detach(
       kubectl sms detach --all --restore
     """
     if everything == bool(instances):
-        raise click.UsageError("name the INSTANCEs, or say --all")
+        raise click.UsageError("name the INSTANCEs, or use --all")
     if restore == orphan:
-        raise click.UsageError("say --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
+        raise click.UsageError("use --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
     if instances:
         namespace = namespace or context_namespace(kubeconfig, context)
     selection = _Selection(frozenset(instances), namespace)
@@ -164,7 +164,7 @@ async def _detach(
     detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
     if pending:
         raise click.ClickException(
-            f"{detached} Not restored: {', '.join(map(str, pending))}. Fix what is said above and repeat the command;"
+            f"{detached} Not restored: {', '.join(map(str, pending))}. Fix the causes above and repeat the command;"
             " or give them up: --orphan"
         )
     click.echo(detached)
@@ -185,14 +185,16 @@ async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
 
 def _question(targets: list[_Target], restore: bool) -> str:
     channels = sum(each.body is not None for each in targets)
-    gone = _count(len(targets) - channels, "channel")
-    what = f"{_count(channels, 'channel')}, and the records of {gone} no longer there."
+    deleted = len(targets) - channels
+    what = _count(channels, "channel") + (
+        f" and the records of {_count(deleted, 'deleted channel')}" if deleted else ""
+    )
     consequence = (
         "Their numbers are restored as their deletion policies say."
         if restore
         else "Their numbers are left as they are at Twilio, and what they pointed at before is forgotten."
     )
-    return f"{what} {consequence} Go on?"
+    return f"{what}. {consequence} Go on?"
 
 
 def _count(number: int, what: str) -> str:
@@ -252,7 +254,7 @@ async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
     invalid = frozenset(each.body["metadata"]["uid"] for each in targets if each.body and not _as_deleted(each.body))
 
     class Gone(Orphans):
-        """Takes channels that the current rules refuse for gone: their records say all that is needed."""
+        """Treats channels that the current rules refuse as gone: their records have all that is needed."""
 
         async def is_gone(self, record: Record) -> bool:
             return record.uid in invalid or await super().is_gone(record)
@@ -300,7 +302,7 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
 
 
 def _done(outlook: Any, still: set[str]) -> Iterator[str]:
-    """What became of the numbers that are no longer held."""
+    """What was done with the numbers that are free now."""
     from smschannel.core.plan import RestoreWebhook
 
     for change in outlook.plan.changes:
@@ -320,7 +322,7 @@ def _trouble(record: Record, outlooks: list[Outlook]) -> ChannelError | None:
 
 
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
-    """None also for a channel that the current rules refuse: its records say all that is needed."""
+    """The channel as if it had just been deleted; None also for one that the current rules refuse."""
     try:
         return SmsChannel.model_validate(body).as_deleted(datetime.now(UTC)) if body else None
     except ValidationError:
