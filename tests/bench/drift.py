@@ -89,7 +89,7 @@ async def _period(
         reconciles=int(reconciles),
         twilio_calls={kind: count for kind, count in sorted(calls.items()) if count},
         writes=written.total(),
-        cpu_seconds=spent.processes.cpu_seconds["contender"],
+        cpu_seconds=spent.processes.cpu_seconds["subject"],
         control_plane_cpu_seconds=spent.processes.cpu_seconds["control plane"],
         max_rss=spent.processes.max_rss,
         elsewhere=spent.processes.elsewhere,
