@@ -98,11 +98,11 @@ class Settings(BaseSettings):
         " templates must contain {namespace}.",
     )
     operator_namespace: Namespace = Field(
-        default="sms-operator", description="Where keyring and records are kept; nobody else may read it."
+        default="sms-operator", description="Where the keyring and the records are; no other program may read it."
     )
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
-    twilio_url: Origin | None = Field(default=None, description="One origin that stands for both of Twilio's.")
+    twilio_url: Origin | None = Field(default=None, description="One origin in place of both of Twilio's.")
     twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")

@@ -113,7 +113,10 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Result:
-    """`text` says what was done. `pending`: something is left; `pause` is after how many seconds a retry may help."""
+    """What was done for one channel (`text`), and whether something is left to do (`pending`).
+
+    `pause` is after how many seconds a retry may help; None if it would not.
+    """
 
     text: str
     pending: bool = False
@@ -217,7 +220,7 @@ async def _orphan(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
 
 
 async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
-    """What is lost with a record."""
+    """Return the text about what is lost with a record."""
     from smschannel.cli.plan_text import shown
 
     number = f"orphaned {record.phone_number} ({record.number_sid})"
@@ -287,7 +290,7 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
 
 
 def _done(outlook: Any, still: set[str]) -> Iterator[str]:
-    """What became of the numbers that are no longer held."""
+    """Return the text about the numbers whose records were deleted."""
     from smschannel.core.plan import RestoreWebhook
 
     for change in outlook.plan.changes:
@@ -299,7 +302,10 @@ def _done(outlook: Any, still: set[str]) -> Iterator[str]:
 
 
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
-    """None also for a channel that the current rules refuse: its records say all that is needed."""
+    """Return the channel as if it were deleted; None also for one that the current rules refuse.
+
+    The records of such a channel are enough to restore its numbers.
+    """
     try:
         return SmsChannel.model_validate(body).as_deleted(datetime.now(UTC)) if body else None
     except ValidationError:
@@ -328,22 +334,22 @@ async def _each(
     while True:
         results = list(zip(targets, await asyncio.gather(*map(attempt, targets)), strict=True))
         given_up += [target for target, result in results if result.pending and result.pause is None]
-        again = [(target, result) for target, result in results if result.pause is not None]
-        fruitless = fruitless + 1 if len(again) == len(targets) else 0
-        if not again or fruitless == _PATIENCE:
-            for target, result in again:
+        retries = [(target, result) for target, result in results if result.pause is not None]
+        fruitless = fruitless + 1 if len(retries) == len(targets) else 0
+        if not retries or fruitless == _PATIENCE:
+            for target, result in retries:
                 click.echo(f"{target}: {result.text}")
-            return given_up + [target for target, _ in again]
-        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in again))
-        click.echo(f"{len(again)} not detached yet, retrying in {pause:.0f} s.", err=True)
+            return given_up + [target for target, _ in retries]
+        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in retries))
+        click.echo(f"{len(retries)} not detached yet, retrying in {pause:.0f} s.", err=True)
         await asyncio.sleep(pause)
-        targets = [target for target, _ in again]
+        targets = [target for target, _ in retries]
 
 
 async def _unless_changed_meanwhile(
     kube: AdminStore, target: _Target, one: Callable[[_Target], Awaitable[_Result]]
 ) -> _Result:
-    """Try once more with what is there now if somebody else wrote the channel or its records."""
+    """Try once more, with current objects, if the channel or its records were changed meanwhile."""
     try:
         return await one(target)
     except Conflict:
