@@ -62,16 +62,16 @@ def virtual_clock() -> datetime:
 
 
 async def at_once(method: str, path: str) -> None:
-    """No delay, no failure."""
+    """Neither delay the call nor fail."""
 
 
 class MemoryApi:
-    """In place of `KubeClient`. Watch events reach each controller in `watchers` at once, unless `silent`."""
+    """In place of `KubeClient`. Watch events reach each controller in `watchers` at once, unless `drops_events`."""
 
     def __init__(self) -> None:
         self.objects: dict[Place, Object] = {}
         self.watchers: list[Controller] = []
-        self.silent = False
+        self.drops_events = False
         self.latency = 0.005
         self.on_call: OnCall = at_once
         self.calls: list[tuple[str, str]] = []
@@ -217,7 +217,7 @@ class MemoryApi:
         return body
 
     def _emit(self, event: str, body: Object) -> None:
-        for controller in () if self.silent else self.watchers:
+        for controller in () if self.drops_events else self.watchers:
             controller.on_channel(event, copy.deepcopy(body))
 
 
@@ -246,7 +246,7 @@ def _is_record(place: Place, body: Object) -> bool:
 
 
 class MemoryTwilio:
-    """Numbers of one account, by SID. `on_call` may delay a call or make it fail; `writes` are all that it was told."""
+    """Numbers of one account, by SID. `on_call` may delay a call or make it fail; `writes` lists the webhooks set."""
 
     def __init__(self, *phones: str, account: str = ACCOUNT) -> None:
         webhook = Webhook(url=BEFORE, method="POST")
@@ -259,7 +259,7 @@ class MemoryTwilio:
         return self.numbers[sid_of(phone)][1].webhook.url
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no refusal is cached."""
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         await self._call("find", phone_number)

@@ -95,7 +95,7 @@ async def test_concurrent_callers_share_one_page() -> None:
 
 @virtually
 async def test_page_is_used_until_max_age_and_then_read_again() -> None:
-    """A change at Twilio is seen by the next read."""
+    """The next read returns a change at Twilio."""
     reader = Reader()
     cache = new_cache(reader)
     assert await urls(cache, "+1") == [OWN]

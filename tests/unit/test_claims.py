@@ -1,4 +1,4 @@
-"""The index of records: who holds which number, what a list of all records changes, and which channels swap numbers."""
+"""The index of records: which channel holds which number, changes by a list of all records, and swaps of numbers."""
 
 from __future__ import annotations
 
@@ -240,18 +240,18 @@ RECORDS = st.builds(record, NUMBERS, st.sampled_from((A, B)), st.sampled_from(("
 
 
 @settings(deadline=None)
-@given(known=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
+@given(indexed=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
 def test_index_equals_the_list_if_nothing_changed_meanwhile(
-    known: list[Record], listed: Mapping[str, None], data: st.DataObject
+    indexed: list[Record], listed: Mapping[str, None], data: st.DataObject
 ) -> None:
     records = [data.draw(st.builds(record, st.just(each), st.sampled_from((A, B)))) for each in listed]
-    claims, free = index(*known), Freed()
+    claims, free = index(*indexed), Freed()
     before = {each.number_sid: each for each in claims}
     claims.on_free = free.append
     claims.update_from_list(records, before.values())
     assert {each.number_sid: each for each in claims} == {each.number_sid: each for each in records}
     assert sorted(free) == sorted(before.keys() - listed.keys()), "waiters are called for exactly these"
-    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel says the same"
+    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel is the same"
 
 
 WRITES = st.lists(st.tuples(NUMBERS, st.sampled_from((A, B, None))), max_size=6)
@@ -339,29 +339,29 @@ def test_swap(world: World, swapping: str) -> None:
 
 
 def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
-    """Restoring its own number would not help: nobody in the circle waits for that."""
+    """Restoring its own number would not help: no channel of the circle waits for that."""
     world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
     assert world.is_swap(A)
     assert not world.is_swap(C)
 
 
-# Records that somebody else wrote
+# Records written by others
 
 
 @pytest.mark.parametrize(
-    ("known", "read", "changed", "reason"),
+    ("indexed", "read", "changed", "reason"),
     [
-        (record("PN1"), record("PN1"), set(), "it is the version known here"),
+        (record("PN1"), record("PN1"), set(), "it is the version of the index"),
         (record("PN1"), record("PN1", version="2"), {A}, "it was repaired, or damaged: its channel is reconciled"),
         (record("PN1"), record("PN1", B, version="2"), {A, B}, "it changed hands: both channels are reconciled"),
-        (None, record("PN1"), set(), "it was not known: whoever reads it deals with it"),
+        (None, record("PN1"), set(), "it was not in the index: its reader handles it"),
         (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
     ],
 )
 def test_record_that_somebody_else_wrote_calls_for_a_reconcile(
-    known: Record | None, read: Record, changed: set[Key], reason: str
+    indexed: Record | None, read: Record, changed: set[Key], reason: str
 ) -> None:
-    claims = index(*([known] if known else []))
+    claims = index(*([indexed] if indexed else []))
     calls: set[Key] = set()
     claims.on_change = calls.add
     claims.observe(read)

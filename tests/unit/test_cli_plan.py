@@ -1,4 +1,4 @@
-"""`kubectl sms plan` before it asks a cluster: what it makes of its arguments and of a manifest."""
+"""`kubectl sms plan` before it connects to a cluster: how it handles arguments and manifests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(autouse=True)
-def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
 
@@ -31,16 +31,16 @@ def secret() -> dict[str, Any]:
 
 
 NOT_YAML = "kind: SmsChannel\ntoken: s3cret: x"
-ASKED_A_CLUSTER = "The kubeconfig cannot be used"
+CONNECTS_TO_A_CLUSTER = "The kubeconfig cannot be used"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "documents", "says"),
+    ("arguments", "documents", "message"),
     [
-        pytest.param([], None, "name the INSTANCE, or give a manifest: -f FILE", id="nothing is named"),
+        pytest.param([], None, "name the INSTANCE, or give a manifest: -f FILE", id="no instance and no manifest"),
         pytest.param(["-f", "-"], [], "holds no SmsChannel of channels.hydracore.io/v1", id="an empty manifest"),
         pytest.param(["-f", "-"], [secret()], "holds no SmsChannel", id="a manifest of something else"),
-        pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="no manifest at all"),
+        pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="not YAML"),
         pytest.param(["-f", "-", OTHER], [good()], f"that is named {OTHER}", id="a manifest of another instance"),
         pytest.param(
             ["-f", "-"],
@@ -48,8 +48,8 @@ ASKED_A_CLUSTER = "The kubeconfig cannot be used"
             f"holds 2 of them: name one of {INSTANCE}, {OTHER}",
             id="a manifest of several",
         ),
-        pytest.param(["-f", "-", OTHER], [good(), named(OTHER)], ASKED_A_CLUSTER, id="one of several is named"),
-        pytest.param(["-f", "-"], [secret(), good()], ASKED_A_CLUSTER, id="one among others"),
+        pytest.param(["-f", "-", OTHER], [good(), named(OTHER)], CONNECTS_TO_A_CLUSTER, id="one of several is named"),
+        pytest.param(["-f", "-"], [secret(), good()], CONNECTS_TO_A_CLUSTER, id="one among others"),
         pytest.param(
             ["-f", "-", "-n", "default"],
             [good()],
@@ -57,22 +57,22 @@ ASKED_A_CLUSTER = "The kubeconfig cannot be used"
             id="two namespaces",
         ),
         pytest.param(["-f", "-", "--delete"], [good()], "about a channel that is there", id="deleting a manifest"),
-        pytest.param(["497f6eca"], None, "a lower-case UUID with dashes", id="what is no instance"),
-        pytest.param(["--token", "x"], None, "No such option", id="an option that is none"),
+        pytest.param(["497f6eca"], None, "a lower-case UUID with dashes", id="not an instance ID"),
+        pytest.param(["--token", "x"], None, "No such option", id="an unknown option"),
     ],
 )
-def test_a_mistake_is_told_and_is_never_taken_for_changes(arguments: list[str], documents: Any, says: str) -> None:
-    """click's own status for mistakes is 2, which here means that there are changes."""
+def test_usage_error_is_reported_and_exits_with_1(arguments: list[str], documents: Any, message: str) -> None:
+    """click's status for usage errors is 2, which here means that there are changes."""
     text = documents if isinstance(documents, str) else yaml.safe_dump_all(documents or [])
     result = CliRunner().invoke(cli, ["plan", *arguments], input=text)
     assert result.exit_code == 1, result.output
-    assert says in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
     assert "s3cret" not in result.output
 
 
-def test_help_says_what_the_status_means() -> None:
+def test_help_explains_the_exit_status() -> None:
     shown = " ".join(CliRunner().invoke(cli, ["plan", "-h"]).stdout.split())
-    assert "0 where there is nothing to do, 2 where there are changes, and 1" in shown
+    assert "0 if there is nothing to do, 2 if there are changes, and 1" in shown
     assert "kubectl sms plan -f channel.yaml" in shown
     assert "--delete" in shown

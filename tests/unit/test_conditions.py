@@ -76,7 +76,7 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             [],
             [a_condition("Ready", "False"), a_condition("Reconciling"), a_condition("Stalled")],
             ["Reconciling and Stalled stand together"],
-            "kstatus cannot tell InProgress from Failed",
+            "kstatus cannot distinguish InProgress from Failed",
         ),
         (
             [],
@@ -140,7 +140,7 @@ def test_status_follows_the_table_of_reasons(reason: Reason) -> None:
     assert status["webhookUrl"] == URL
     assert (reason.remedy in part(status, "Ready")["message"]) is (
         reason.ready != "True" or reason is Reason.TokenRejected
-    ), "a person who must do something reads what"
+    ), "the message has the remedy"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
@@ -174,8 +174,8 @@ def test_only_a_changed_status_moves_its_time() -> None:
 
 def test_condition_that_comes_back_starts_again() -> None:
     stalled = report(of(Reason.NumberNotFound))
-    again = report(of(Reason.NumberNotFound), report(WORKS, stalled, now=NOW), now=LATER)
-    assert part(again, "Stalled")["lastTransitionTime"] == LATER_STAMP
+    repeated = report(of(Reason.NumberNotFound), report(WORKS, stalled, now=NOW), now=LATER)
+    assert part(repeated, "Stalled")["lastTransitionTime"] == LATER_STAMP
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)

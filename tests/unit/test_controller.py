@@ -224,7 +224,7 @@ async def test_ring_of_three_swaps() -> None:
 
 @pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "across a restart"])
 def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
-    """C2: a record that cannot be opened for a while costs nobody the number or its webhook."""
+    """C2: a record that cannot be opened for a while changes neither the number's holder nor its webhook."""
 
     @virtually
     async def story() -> None:
@@ -263,13 +263,13 @@ async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
     """C7: kopf handles the events of each uid by a task of its own, so that they come interleaved."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
-        api.silent = True
+        api.drops_events = True
         old = api.apply(1, N)
         edited = copy.deepcopy(old)
         edited["metadata"]["generation"] = 2
         api.delete(1)
         new = api.apply(1, N)
-        api.silent = False
+        api.drops_events = False
         for kind, event in (("MODIFIED", old), ("ADDED", new), ("MODIFIED", edited), ("DELETED", edited)):
             operator.controller.on_channel(kind, copy.deepcopy(event))
         await asyncio.sleep(5)
@@ -298,9 +298,9 @@ async def test_late_answer_to_a_resync_does_not_revive_a_deleted_channel() -> No
                 yield each
 
         api.pages = late_pages  # type: ignore[method-assign]
-        api.silent = True
+        api.drops_events = True
         api.annotate(1, note="an edit that the watch missed")
-        api.silent = False
+        api.drops_events = False
         resync = asyncio.create_task(operator.controller.resync())
         await listed.wait()
         api.delete(1)
@@ -319,7 +319,7 @@ async def test_resync_finds_what_the_watch_missed() -> None:
     async with running(api, twilio):
         api.apply(1, N)
         await asyncio.sleep(1)
-        api.silent = True
+        api.drops_events = True
         api.apply(2, M)
         api.delete(1)
         await asyncio.sleep(700)
@@ -387,7 +387,7 @@ async def test_record_repaired_after_its_channel_went_is_restored() -> None:
         api.delete(1)
         await asyncio.sleep(500)
         assert api.channel(1) is None, "the grace period is over"
-        assert api.records()[N].restore_since, "the record says since when it is to be restored"
+        assert api.records()[N].restore_since, "the record has the time since when it is to be restored"
         api.edit_record(N, good)
         await asyncio.sleep(700)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
@@ -400,12 +400,12 @@ async def test_record_found_at_resync_only_is_restored() -> None:
     async with running(api, twilio):
         api.apply(1, N)
         await asyncio.sleep(1)
-    kept = {place: body for place, body in api.objects.items() if place[2] == sid_of(N).lower()}
+    records = {place: body for place, body in api.objects.items() if place[2] == sid_of(N).lower()}
     async with running(api, twilio):
         api.delete(1)
         await asyncio.sleep(1)
         await twilio.set_webhook(*_anything(), number_sid=sid_of(N), webhook=_webhook(url_of(1)))
-        api.objects.update(kept)  # etcd was restored
+        api.objects.update(records)  # etcd was restored
         await asyncio.sleep(700)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
 
@@ -442,7 +442,7 @@ async def test_successor_waits_until_its_predecessors_number_is_restored() -> No
 
 
 async def _no_failure(*_: str) -> None:
-    """Twilio is well again."""
+    """Twilio works again."""
 
 
 # Metrics and memory follow the truth
@@ -456,7 +456,7 @@ def _gauge(gauge: Any) -> float:
 
 @virtually
 async def test_load_that_is_retried_counts_its_channels_once() -> None:
-    """C10: a list that expires between two of its pages is begun again, by a new controller."""
+    """C10: a list that expires between two pages is started again, by a new controller."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -471,7 +471,7 @@ async def test_load_that_is_retried_counts_its_channels_once() -> None:
 
 @virtually
 async def test_check_now_that_was_set_while_the_operator_was_down_is_taken_care_of_once() -> None:
-    """C10: the status says which request was taken care of last, so that no memory is needed."""
+    """C10: the status has the last handled request, so nothing needs to be remembered."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)

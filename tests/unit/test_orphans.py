@@ -42,7 +42,7 @@ class Lists(MemoryApi):
 
 
 class WithoutCrd(Lists):
-    """`is_gone`: the CRD was deleted, and the API server's discovery says so."""
+    """`is_gone`: the CRD was deleted, and API discovery confirms it."""
 
     is_gone = False
 
@@ -54,7 +54,7 @@ class WithoutCrd(Lists):
         return super()._answer(method, path, body)
 
     def delete_crd(self) -> None:
-        """Its channels go with it, and no watch tells."""
+        """Its channels are deleted with it, and no watch shows that."""
         self.is_gone = True
         self.objects = {place: body for place, body in self.objects.items() if place[0] != "smschannels"}
 
@@ -97,7 +97,7 @@ async def test_list_at_start_that_lacks_a_channel_does_not_restore_its_number() 
 
 @virtually
 async def test_one_404_that_names_the_channel_is_not_enough_at_start() -> None:
-    """Two looks: the first answers come from an API server that is itself just starting, perhaps on an old backup."""
+    """Two checks: the first answer may come from an API server that is just starting, perhaps on an old backup."""
     api, twilio = Lists(), MemoryTwilio(N)
     async with running(api, twilio):
         await configured(api, twilio)
@@ -169,7 +169,7 @@ async def test_deleted_crd_is_believed_at_the_second_resync() -> None:
 
 @virtually
 async def test_many_channels_missing_at_once_wait_for_the_next_resync() -> None:
-    """Each is looked at by a GET all the same; but an API server that lost its data must not be believed at once."""
+    """Each channel is read by a GET anyway; but an API server that lost its data must not be trusted at once."""
     phones = [f"+6140000{n:04d}" for n in range(30)]
     api, twilio = Lists(), MemoryTwilio(*phones)
     async with running(api, twilio, resync=1e9) as operator:

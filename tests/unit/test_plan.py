@@ -1,6 +1,6 @@
 """What is decided, row by row: the table of core/plan.py, with the changes and the verdict for each observation.
 
-At the end, what holds for every observation: doing what is planned comes to an end, in the safe order, and never
+At the end, what holds for every observation: applying the plan comes to an end, in the safe order, and never
 writes the same thing twice.
 """
 
@@ -165,14 +165,14 @@ CREATED = (
         Reason.Pending,
     ),
     Row(
-        "after a crash behind the finalizer, the record follows",
+        "after a crash that follows the finalizer, the record is created",
         DESIRED,
         replace(NEW, finalizer=True),
         (CreateRecord(RECORD),),
         Reason.Pending,
     ),
     Row(
-        "after a crash behind the record, the webhook alone follows, and the previous one stays known",
+        "after a crash that follows the record, only the webhook is set, and the previous one is kept",
         DESIRED,
         replace(CONFIGURED, number=NUMBER),
         (SET_WEBHOOK,),
@@ -186,14 +186,14 @@ CREATED = (
         Reason.Configured,
     ),
     Row(
-        "after a crash behind the webhook nothing is left to do",
+        "after a crash that follows the webhook nothing is left to do",
         DESIRED,
         CONFIGURED,
         (),
         Reason.Configured,
     ),
     Row(
-        "a finalizer that somebody removed comes back",
+        "a removed finalizer is added again",
         DESIRED,
         replace(CONFIGURED, finalizer=False),
         (AddFinalizer(),),
@@ -805,7 +805,7 @@ NUMBER_CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "the old number is restored also if the new one, which did work, was changed by somebody since",
+        "the old number is restored also if the new one, which did work, was changed since",
         REPORT,
         replace(MOVED, number=at(ELSEWHERE), was_configured=True),
         (RestoreWebhook(OLD_RECORD, BEFORE),),
@@ -912,7 +912,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "a number that somebody pointed elsewhere is not orphaned, even if its previous webhook is not known",
+        "a number that points elsewhere is not orphaned, even if its previous webhook is not known",
         None,
         replace(DELETING, records=by_number(RECORD.with_contents(previous=None)), to_restore={"PN1": at(ELSEWHERE)}),
         (DeleteRecord(RECORD.with_contents(previous=None)),),
@@ -930,7 +930,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "our URL with a method that somebody changed still points at us",
+        "our URL with a changed method still points at us",
         None,
         replace(DELETING, to_restore={"PN1": at(OURS_GET)}),
         (RestoreWebhook(RECORD, BEFORE),),
@@ -944,7 +944,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "a number that somebody pointed elsewhere is left as it is",
+        "a number that points elsewhere is left as it is",
         None,
         replace(DELETING, to_restore={"PN1": at(ELSEWHERE)}),
         (DeleteRecord(RECORD),),
@@ -1154,7 +1154,7 @@ def test_grace_period_is_judged_when_the_plan_is_made() -> None:
 
 
 def test_deadline_is_recorded_in_whole_seconds() -> None:
-    """As the annotation has it: otherwise the record that is known here differs from the one that a list returns."""
+    """Annotations have no fractions of seconds: otherwise the cached record would differ from the listed one."""
     observed = replace(GONE, to_restore={"PN1": DOWN})
     (change,) = plan(None, observed, RULES, NOW + timedelta(microseconds=7)).changes
     assert change == UpdateRecord(replace(RECORD, restore_since=NOW))
@@ -1283,7 +1283,7 @@ def records(draw: st.DrawFn, number_sid: str) -> Record:
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
     """As the Reconciler observes: every number but the desired one is read, unless that one is refused."""
-    want = draw(
+    channel = draw(
         st.none()
         | st.builds(
             replace,
@@ -1296,7 +1296,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
     )
     held = {sid: draw(records(sid)) for sid in draw(st.lists(st.sampled_from(NUMBER_SIDS), unique=True))}
     number: Number | Refused | None = None
-    if want is not None:
+    if channel is not None:
         number = draw(
             st.sampled_from((DENIED, IN_USE))
             | st.builds(
@@ -1317,11 +1317,11 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
             to_restore[number_sid] = draw(st.sampled_from((DAMAGED, None)))
         else:
             to_restore[number_sid] = draw(st.none() | ERRORS | st.builds(at, WEBHOOKS, st.just(number_sid)))
-    deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if want is None else None
-    return want, Observed(
+    deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if channel is None else None
+    return channel, Observed(
         records=held,
         to_restore=to_restore,
-        finalizer=draw(st.booleans()) if want or deleted_at else False,
+        finalizer=draw(st.booleans()) if channel or deleted_at else False,
         deleted_at=deleted_at,
         login=draw(st.sampled_from((LOGIN, NEWER))) if found else None,
         source=draw(st.sampled_from(("sealed", "secret/twilio@2"))),
@@ -1382,19 +1382,19 @@ def check_order(change: Change, observed: Observed) -> None:
             assert observed.finalizer, "the finalizer is there before Twilio is written"
             assert held, "the record is there before Twilio is written"
             assert held.contents
-            assert webhook.url in held.contents.wrote, "what is written is known to be ours beforehand"
+            assert webhook.url in held.contents.wrote, "a URL is recorded as ours before it is written"
         case RestoreWebhook(record, _):
             current = observed.to_restore[record.number_sid]
             assert isinstance(current, Number)
             assert record.contents
-            assert record.contents.points_at_us(current.webhook), "what somebody else set is never written over"
+            assert record.contents.points_at_us(current.webhook), "other webhooks are never overwritten"
         case DeleteRecord(record, orphaned):
             current = observed.to_restore[record.number_sid]
             assert record.contents, "a record that cannot be opened holds its number"
             assert not isinstance(current, ChannelError), "a number that is not restored stays claimed"
             if current and record.contents.points_at_us(current.webhook):
-                kept = record.deletion_policy is DeletionPolicy.RETAIN
-                assert kept or orphaned or record.contents.previous == current.webhook or not current.webhook.url
+                retained = record.deletion_policy is DeletionPolicy.RETAIN
+                assert retained or orphaned or record.contents.previous == current.webhook or not current.webhook.url
         case WriteOff(record):
             assert record.restore_since
             assert record.restore_since <= DEADLINE_OVER
@@ -1409,10 +1409,10 @@ def check_order(change: Change, observed: Observed) -> None:
 def test_doing_what_is_planned_ends_in_the_safe_order(
     situation: tuple[Desired | None, Observed], failed: Mapping[str, ChannelError | None]
 ) -> None:
-    want, observed = situation
+    channel, observed = situation
     written: list[str] = []
     for _ in range(MOST_ROUNDS):
-        changes = plan(want, observed, RULES, NOW).changes
+        changes = plan(channel, observed, RULES, NOW).changes
         if not changes:
             return
         kinds = {type(change) for change in changes}
@@ -1425,32 +1425,32 @@ def test_doing_what_is_planned_ends_in_the_safe_order(
             elif isinstance(change, RestoreWebhook):
                 written.append(change.record.number_sid)
             assert len(written) == len(set(written)), "no number is written twice"
-    pytest.fail(f"still planned after {MOST_ROUNDS} rounds: {plan(want, observed, RULES, NOW).changes}")
+    pytest.fail(f"changes are still planned after {MOST_ROUNDS} rounds: {plan(channel, observed, RULES, NOW).changes}")
 
 
 @settings(deadline=None)
 @given(situation=situations())
 def test_foreseen_changes_are_those_that_are_made(situation: tuple[Desired | None, Observed]) -> None:
-    want, observed = situation
-    foreseen = foresee(want, observed, RULES, NOW)
+    channel, observed = situation
+    foreseen = foresee(channel, observed, RULES, NOW)
     made: list[Change] = []
-    while changes := plan(want, observed, RULES, NOW).changes:
+    while changes := plan(channel, observed, RULES, NOW).changes:
         for change in changes:
             observed = after(change, observed, {})
         made += changes
     assert foreseen.changes == tuple(made)
-    assert foreseen.verdict == plan(want, observed, RULES, NOW).verdict, "as it is reported in the end"
+    assert foreseen.verdict == plan(channel, observed, RULES, NOW).verdict, "as it is reported in the end"
 
 
 @settings(deadline=None)
 @given(situation=situations())
 def test_suspended_channel_writes_policies_only(situation: tuple[Desired | None, Observed]) -> None:
-    want, observed = situation
-    if want is not None:
-        for change in plan(replace(want, suspend=True), observed, RULES, NOW).changes:
+    channel, observed = situation
+    if channel is not None:
+        for change in plan(replace(channel, suspend=True), observed, RULES, NOW).changes:
             assert isinstance(change, UpdateRecord)
             before = observed.records[change.record.number_sid]
-            assert change.record == replace(before, deletion_policy=want.deletion_policy)
+            assert change.record == replace(before, deletion_policy=channel.deletion_policy)
 
 
 @settings(deadline=None)

@@ -70,7 +70,7 @@ def texts(desired: Desired | None, observed: Observed) -> list[str]:
         ("https:///user:pw@a.example.com", "https:///***@a.example.com", "a slash too many"),
         ("https://us\ner:pw@a.example.com", "https://***@a.example.com", "over two lines"),
         ("https://us\x1b[2Jer:pw@a.example.com/\x1b[2J", "https://***@a.example.com/?[2J", "control characters"),
-        ("https://a.example.com/@home", "https://a.example.com/@home", "an @ in the path is no password"),
+        ("https://a.example.com/@home", "https://a.example.com/@home", "an @ in the path does not mark a password"),
         ("https://a.example.com/?mail=a@b", "https://a.example.com/?mail=a@b", "nor is one in the query"),
     ],
 )
@@ -159,7 +159,7 @@ REMOVE_FINALIZER = "remove the finalizer, so that the channel can go"
             DESIRED,
             replace(CONFIGURED, records=by_number(replace(RECORD, restore_since=NOW))),
             ["record for +61400111222 (PN1): no longer to be restored"],
-            id="a channel that is there again",
+            id="a channel that was created again",
         ),
         pytest.param(
             replace(DESIRED, webhook=ELSEWHERE),

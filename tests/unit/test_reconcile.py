@@ -38,7 +38,7 @@ N, M = "+61400000001", "+61400000002"
 
 
 async def reconciled(operator: Operator, api: MemoryApi, n: int = 1, *, deleted: float | None = None) -> Outcome:
-    """One reconcile of a channel as it is now; `deleted`: as if it had been deleted so many seconds ago."""
+    """One reconcile of a channel as it is now; `deleted`: as if it had been deleted that many seconds ago."""
     body = api.channel(n)
     channel = SmsChannel.model_validate(body) if body else None
     if channel and deleted is not None:
@@ -114,7 +114,7 @@ async def test_unreadable_record_names_its_secret() -> None:
 @pytest.mark.parametrize(
     ("deleted", "at_most", "reason"),
     [
-        (None, None, "a channel that is wanted waits as long as Twilio asks"),
+        (None, None, "a channel that is not deleted waits as long as Twilio asks"),
         (1.0, 119.0, "a deletion waits no longer than for its grace period"),
         (119.5, 0.5, "however little is left of it"),
     ],
@@ -177,7 +177,7 @@ async def test_outage_leaves_ready_as_it_is() -> None:
 
 @virtually
 async def test_channel_that_loses_the_race_for_a_number_waits_for_it() -> None:
-    """Both have read the number, and nobody holds it yet: the API server decides by the first POST."""
+    """Both have read the number, which has no holder yet: the first POST at the API server wins."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     api.apply(1, N)
     api.apply(2, N)
@@ -399,12 +399,12 @@ async def test_written_off_record_frees_its_number_and_keeps_its_sealed_copy() -
         api.delete(1)
         await asyncio.sleep(8 * 86_400)
         assert api.records() == {}
-        [kept] = [body for place, body in api.objects.items() if place[2].startswith("written-off-")]
-        sealed = base64.b64decode(kept["data"]["record"])
+        [copy] = [body for place, body in api.objects.items() if place[2].startswith("written-off-")]
+        sealed = base64.b64decode(copy["data"]["record"])
         contents = Contents.decode(KEYRING.unwrap(sealed, record.binding))
         assert contents.previous == Webhook(url=BEFORE, method="POST")
-        assert N in kept["metadata"]["annotations"]["channels.hydracore.io/written-off"]
-        assert ACCOUNT in kept["metadata"]["annotations"]["channels.hydracore.io/written-off"]
+        assert N in copy["metadata"]["annotations"]["channels.hydracore.io/written-off"]
+        assert ACCOUNT in copy["metadata"]["annotations"]["channels.hydracore.io/written-off"]
         rotate(api, "newer")
         api.apply(2, N)
         await asyncio.sleep(60)
