@@ -39,7 +39,7 @@ def _origin(value: str) -> str:
 
 
 def _checked(value: str, example: str) -> SplitResult:
-    """No message repeats the value: it may hold a password."""
+    """Parse an https URL. The error messages never contain the value, which may contain a password."""
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -148,13 +148,13 @@ class Settings(BaseSettings):
         return self
 
     def published(self) -> dict[str, str]:
-        """What `kubectl sms plan` must know of the settings, by environment variable."""
+        """Return the settings that `kubectl sms plan` needs, by environment variable."""
         given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
         return {variable: plain(value) for variable, value in given.items() if value is not None}
 
     @classmethod
     def from_published(cls, content: Mapping[str, str]) -> Self:
-        """Settings from the environment, else as the operator published them, else the defaults."""
+        """Return settings from the environment, else from what the operator published, else the defaults."""
         here = {name.upper() for name, value in os.environ.items() if value}
         given: dict[str, Any] = {
             name: content[_variable(name)]

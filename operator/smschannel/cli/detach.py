@@ -137,16 +137,11 @@ async def _detach(
         f" {operator_namespace}; --force skips the check whether the operator is stopped."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
-        from smschannel.api.names import OPERATOR
         from smschannel.cli.admin_store import AdminStore
 
         kube = AdminStore(api, operator_namespace)
-        if not force and (running := await kube.operators()):
-            raise click.ClickException(
-                f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
-                f" {operator_namespace}. First: kubectl -n {operator_namespace} scale deployment {OPERATOR}"
-                " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
-            )
+        if not force:
+            await _refuse_if_running(kube)
         targets = await _find(kube, selection)
         for name in sorted(selection.names - {each.key.name for each in targets}):
             click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
@@ -169,6 +164,18 @@ async def _detach(
             " or give them up: --orphan"
         )
     click.echo(detached)
+
+
+async def _refuse_if_running(kube: AdminStore) -> None:
+    """Raise an error that names the operator's workloads, if there are any."""
+    from smschannel.api.names import OPERATOR
+
+    if running := await kube.operators():
+        raise click.ClickException(
+            f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
+            f" {kube.namespace}. First: kubectl -n {kube.namespace} scale deployment {OPERATOR}"
+            " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
+        )
 
 
 async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
