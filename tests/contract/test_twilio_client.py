@@ -151,7 +151,7 @@ async def test_failed_second_page_is_an_error_and_not_the_end(
 
 @asynccontextmanager
 async def elsewhere() -> AsyncIterator[tuple[str, list[str]]]:
-    """Serve something that is not Twilio. Yield its origin and the Authorization headers that it received."""
+    """Serve a server that is not Twilio. Yield its origin and the Authorization headers that it received."""
     received: list[str] = []
 
     async def take(request: web.Request) -> web.Response:

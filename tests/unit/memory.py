@@ -66,7 +66,7 @@ async def at_once(method: str, path: str) -> None:
 
 
 class MemoryApi:
-    """In place of `KubeClient`. Watch events reach each controller in `watchers` at once, unless `drops_events`."""
+    """A `KubeClient` in memory. Watch events reach each controller in `watchers` at once, unless `drops_events`."""
 
     def __init__(self) -> None:
         self.objects: dict[Place, Object] = {}
@@ -124,17 +124,17 @@ class MemoryApi:
         return self.objects.get(("smschannels", namespace, instance(n)))
 
     def reason(self, n: int, namespace: str = NAMESPACE) -> str:
-        """The reason that Ready carries; empty if there is no channel, or no report on it."""
+        """Return the reason of Ready; empty if there is no channel or no status."""
         status = (self.channel(n, namespace) or {}).get("status") or {}
         return next((each["reason"] for each in status.get("conditions", ()) if each["type"] == "Ready"), "")
 
     def records(self) -> dict[str, Record]:
-        """The records by phone number."""
+        """Return the records by phone number."""
         secrets = [body for place, body in self.objects.items() if _is_record(place, body)]
         return {each.phone_number: each for each in (Record.from_metadata(body["metadata"]) for body in secrets)}
 
     def edit_record(self, phone: str, data: dict[str, str]) -> dict[str, str]:
-        """Overwrite a record's sealed content; what it was before."""
+        """Overwrite a record's sealed contents. Return the former ones."""
         place = "secrets", OPERATOR_NAMESPACE, sid_of(phone).lower()
         before = dict(self.objects[place]["data"])
         self._store("secrets", {**self.objects[place], "data": data})
@@ -222,7 +222,7 @@ class MemoryApi:
 
 
 def _parse(path: str) -> tuple[str, str, str, str]:
-    """Plural, namespace, name and subresource."""
+    """Return plural, namespace, name and subresource of a path."""
     parts = path.removeprefix("/api/v1/").removeprefix(f"/apis/{GROUP}/{VERSION}/")
     parts = parts.removeprefix("/apis/events.k8s.io/v1/")
     _, namespace, plural, *rest = parts.split("/")
@@ -231,7 +231,7 @@ def _parse(path: str) -> tuple[str, str, str, str]:
 
 
 def _merged(there: Object, patch: Object) -> Object:
-    """A JSON merge patch."""
+    """Apply a JSON merge patch."""
     merged = dict(there)
     for field, value in patch.items():
         if value is None:

@@ -71,7 +71,7 @@ def test_records_of_earlier_channels_of_a_name_are_found_by_that_name(claims: Cl
 
 
 def test_contents_are_not_kept(claims: Claims) -> None:
-    """The index holds a record per channel: tokens do not belong into it."""
+    """The index is kept in memory for all numbers: it must not contain tokens."""
     contents = Contents(login=Login(sid="AC1", token=SecretStr("token")), previous=None, wrote=())
     claims.put(replace(record("PN1"), contents=contents))
     assert claims.holder("PN1") == record("PN1")
@@ -137,7 +137,7 @@ def test_list_adds_what_the_index_lacks(claims: Claims, freed: Freed) -> None:
     assert freed == []
 
 
-def test_list_that_says_the_same_changes_nothing(claims: Claims, freed: Freed) -> None:
+def test_equal_list_changes_nothing(claims: Claims, freed: Freed) -> None:
     claims.put(record("PN1"))
     assert claims.update_from_list([record("PN1")], tuple(claims)) == set()
     assert freed == []
@@ -159,7 +159,7 @@ def test_number_that_is_not_listed_is_freed(claims: Claims, freed: Freed) -> Non
 
 
 def test_channels_are_reported_that_gained_or_lost_a_number(claims: Claims, freed: Freed) -> None:
-    """The channel that lost it believes that it is configured."""
+    """The status of the channel that lost it still reports Configured."""
     claims.put(record("PN1"))
     claims.put(record("PN2", C))
     assert claims.update_from_list([record("PN1", B), record("PN2", C)], tuple(claims)) == {A, B}
@@ -217,7 +217,7 @@ def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Fre
     assert freed == ["PN1"]
 
 
-def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
+def test_number_claimed_by_another_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
     claims.put(record("PN1"))
     before = tuple(claims)
     claims.remove("PN1")
@@ -227,7 +227,7 @@ def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(cla
 
 
 def test_record_created_and_removed_during_the_list_is_reconciled() -> None:
-    """It comes back, since nothing here remembers it; reconciling its channel finds out that it does not exist."""
+    """The list adds it again; the reconcile of its channel finds that it does not exist."""
     claims = index()
     before = tuple(claims)
     claims.put(record("PN1"))
@@ -358,7 +358,7 @@ def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
         (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
     ],
 )
-def test_record_that_somebody_else_wrote_calls_for_a_reconcile(
+def test_record_written_by_others_causes_a_reconcile(
     indexed: Record | None, read: Record, changed: set[Key], reason: str
 ) -> None:
     claims = index(*([indexed] if indexed else []))

@@ -47,7 +47,7 @@ def test_every_markdown_file_is_a_page() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[f"{each.page}: {each.text[:60]}" for each in COMMANDS])
 def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as that can be checked without a cluster; a command of a new kind must be added here."""
+    """Checks what can be checked without a cluster; new kinds of commands must be added here."""
     words = shlex.split(command.text)
     match words:
         case ["make", target, *variables]:
@@ -83,12 +83,12 @@ def _parse(arguments: list[str]) -> None:
     if ">" in rest:
         rest = rest[: rest.index(">")]
     group: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(group, click.Group):
         name, found, rest = group.resolve_command(context, rest)
         assert found, name
         group = found
-    with group.make_context(group.name, rest):
+    with group.make_context(group.name, rest, parent=context):
         pass
 
 

@@ -189,7 +189,7 @@ def test_result_that_does_not_verify_a_credential(ends: Exception, reason: str) 
 
 
 @pytest.mark.parametrize("reason", [Reason.NumberLacksSms, Reason.WebhookRefused])
-def test_refusal_about_a_number_verifies_the_credential_and_is_not_kept(reason: Reason) -> None:
+def test_refusal_about_a_number_verifies_the_credential_and_is_not_cached(reason: Reason) -> None:
     """Twilio checks the credential first: what it refuses after that is about one number."""
 
     @virtually
@@ -451,8 +451,8 @@ class Accounts:
 @pytest.mark.parametrize("restarted", [False, True], ids=["verified before", "the operator was restarted"])
 @pytest.mark.parametrize("hang", [5, 15])
 @pytest.mark.parametrize("count", [10, 100, 300, 1000, 2000])
-def test_when_everybody_hangs_no_caller_waits_longer_than_one_timeout(count: int, hang: float, restarted: bool) -> None:
-    """Deletions must end in time: whatever the number of accounts, not each of them may find out alone."""
+def test_if_all_calls_hang_no_caller_waits_longer_than_one_timeout(count: int, hang: float, restarted: bool) -> None:
+    """Deletions must end in time, however many accounts hang: not each may wait for its own timeout."""
 
     @virtually
     async def story() -> None:
@@ -619,7 +619,7 @@ async def test_caller_that_waits_goes_on_after_a_timeout_if_others_are_answered(
 
 
 @virtually
-async def test_nobody_waits_for_a_slot_while_the_breaker_is_open() -> None:
+async def test_no_caller_waits_for_a_slot_while_the_breaker_is_open() -> None:
     twilio = Twilio(concurrency=1)
     await twilio.verify()
     await asyncio.sleep(1)
@@ -731,8 +731,8 @@ async def test_cancelled_call_verifies_nothing() -> None:
 
 
 @virtually
-async def test_slots_that_nobody_uses_are_discarded() -> None:
-    """Account SIDs are whatever a person writes into a channel: slots are made when needed, and discarded then."""
+async def test_unused_slots_are_discarded() -> None:
+    """Account SIDs are whatever a user writes into a channel: slots are made when needed, and discarded then."""
     twilio = Twilio()
     for number in range(50):
         await twilio.verify(login(str(number)), f"AC{number}")
@@ -742,7 +742,7 @@ async def test_slots_that_nobody_uses_are_discarded() -> None:
 
 
 @virtually
-async def test_kept_refusal_keeps_nothing_of_its_call_alive() -> None:
+async def test_cached_refusal_keeps_nothing_of_its_call_alive() -> None:
     """An exception keeps every frame that it passed alive: the login in plain text, Twilio's answer, the channel."""
     twilio = Twilio()
 

@@ -115,7 +115,7 @@ async def test_one_404_that_names_the_channel_is_not_enough_at_start() -> None:
 
 
 @virtually
-async def test_channel_deleted_while_the_operator_was_down_is_restored_after_two_looks() -> None:
+async def test_channel_deleted_while_the_operator_was_down_is_restored_after_two_checks() -> None:
     api, twilio = Lists(), MemoryTwilio(N)
     async with running(api, twilio):
         await configured(api, twilio)
@@ -153,7 +153,7 @@ async def test_404_for_all_namespaces_is_not_a_deleted_crd_while_discovery_knows
 
 
 @virtually
-async def test_deleted_crd_is_believed_at_the_second_resync() -> None:
+async def test_deleted_crd_is_proven_at_the_second_resync() -> None:
     api, twilio = WithoutCrd(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
         await configured(api, twilio)
@@ -227,7 +227,7 @@ async def test_answer_that_there_is_no_such_kind_proves_nothing_by_itself() -> N
 
 
 class _Starting:
-    """An API server that is away at first, answers one 404, and has everything after that."""
+    """An API server that is unavailable first, then answers one 404, and works after that."""
 
     def __init__(self) -> None:
         self.not_found = 1
@@ -238,7 +238,7 @@ class _Starting:
         return KEYRING
 
     async def publish_settings(self, _: object) -> None:
-        """Nobody reads them here."""
+        """Not used in this test."""
 
     async def is_crd_absent(self) -> bool:
         self.answers.append("discovery")

@@ -69,7 +69,7 @@ class Hanging(MemoryTwilio):
 
 
 async def seconds_until_deleted(accounts: int, timeout: float, *, restarted: bool) -> float:  # noqa: ASYNC109
-    """How long the deletion of one channel takes, in the middle of an outage of 300 seconds."""
+    """Return the seconds that the deletion of a channel takes in the middle of an outage of 300 seconds."""
     api, twilio = MemoryApi(), Hanging(accounts, timeout)
     options: dict[str, Any] = {"workers": 64}
     async with running(api, twilio, **options):

@@ -1173,7 +1173,7 @@ def test_failed_restore_of_a_former_number_is_reported_with_the_working_one(erro
 
 
 def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdict() -> None:
-    """The changing words of an outage would be written into the status each time."""
+    """Otherwise the changing text of an outage would be written into the status each time."""
     verdict = plan(DESIRED, replace(MOVED, to_restore={"PN0": DOWN}), RULES, NOW).verdict
     assert verdict == plan(DESIRED, CONFIGURED, RULES, NOW).verdict
 
@@ -1282,7 +1282,7 @@ def records(draw: st.DrawFn, number_sid: str) -> Record:
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
-    """As the Reconciler observes: every number but the desired one is read, unless that one is refused."""
+    """Observations that a Reconciler can make: all numbers but the desired one are read, unless that one is refused."""
     channel = draw(
         st.none()
         | st.builds(
@@ -1335,7 +1335,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
 
 
 def after(change: Change, observed: Observed, failed: Mapping[str, ChannelError | None]) -> Observed:
-    """What is observed after a change; `failed` are restores that end in an error, or find that the number is gone."""
+    """Return what is observed after a change; `failed` restores end in an error, or find that the number is gone."""
     match change:
         case AddFinalizer():
             assert not observed.finalizer
@@ -1406,7 +1406,7 @@ def check_order(change: Change, observed: Observed) -> None:
 
 @settings(deadline=None)
 @given(situation=situations(), failed=FAILED_RESTORES)
-def test_doing_what_is_planned_ends_in_the_safe_order(
+def test_applied_plans_end_and_keep_the_safe_order(
     situation: tuple[Desired | None, Observed], failed: Mapping[str, ChannelError | None]
 ) -> None:
     channel, observed = situation
@@ -1430,7 +1430,7 @@ def test_doing_what_is_planned_ends_in_the_safe_order(
 
 @settings(deadline=None)
 @given(situation=situations())
-def test_foreseen_changes_are_those_that_are_made(situation: tuple[Desired | None, Observed]) -> None:
+def test_foreseen_changes_are_the_applied_ones(situation: tuple[Desired | None, Observed]) -> None:
     channel, observed = situation
     foreseen = foresee(channel, observed, RULES, NOW)
     made: list[Change] = []
@@ -1455,7 +1455,7 @@ def test_suspended_channel_writes_policies_only(situation: tuple[Desired | None,
 
 @settings(deadline=None)
 @given(situation=situations(), failed=FAILED_RESTORES)
-def test_deletion_cannot_wedge(
+def test_deletion_always_ends(
     situation: tuple[Desired | None, Observed], failed: Mapping[str, ChannelError | None]
 ) -> None:
     _, observed = situation
@@ -1470,8 +1470,8 @@ def test_deletion_cannot_wedge(
     assert not observed.finalizer, "after the grace period the resource goes, whatever Twilio answers"
 
 
-def test_previous_webhook_that_a_later_template_makes_does_not_wedge_the_deletion() -> None:
-    """The number pointed at what only a later template makes: restoring that must end."""
+def test_deletion_ends_if_the_previous_webhook_matches_a_later_template() -> None:
+    """The previous webhook is a URL of a later template: restoring it must end."""
     record = RECORD.with_contents(previous=OURS, wrote=("https://typo.example.com/", OURS.url))
     observed = replace(LATE, records=by_number(record))
     for _ in range(MOST_ROUNDS):

@@ -30,7 +30,7 @@ async def take(queue: Queue) -> str:
 
 
 async def is_idle(waiting: Awaitable[object], seconds: float = 1000) -> bool:
-    """Return whether nothing comes of it within `seconds`."""
+    """Return whether no key is handed out within `seconds`."""
     try:
         await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
@@ -363,7 +363,7 @@ async def test_limit_starts_at_four_and_rises_by_one_per_success() -> None:
 
 @virtually
 async def test_failure_drops_the_limit_to_one() -> None:
-    """What runs already may end; nothing is handed out until it has."""
+    """Keys that run already may end; no other key is handed out until then."""
     queue = new_queue(limit=8)
     fill(queue, "a")
     first, *others = await take_all(queue, "a")
@@ -440,7 +440,7 @@ def test_flow_limit_below_four_is_kept(limit: int) -> None:
 
 @virtually
 async def test_success_that_raises_the_limit_wakes_two_workers() -> None:
-    """The worker that ended may be busy elsewhere by then."""
+    """The worker that is done may take a key of another flow."""
     queue = new_queue(limit=8)
     fill(queue, "a")
     taken = await take_all(queue, "a")
@@ -673,7 +673,7 @@ async def test_time_in_a_pause_does_not_count_as_waiting() -> None:
 
 @virtually
 async def test_pause_of_an_unused_flow_is_forgotten_afterwards() -> None:
-    """Flows are named by account SIDs, which anybody can write into a channel."""
+    """Flows are named by account SIDs, which any user can write into a channel."""
     queue = new_queue()
     for number in range(100):
         queue.pause(number, 30)

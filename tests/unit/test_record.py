@@ -56,7 +56,7 @@ RECORD = Record(
 
 
 def metadata(record: Record, **annotations: str) -> dict[str, Any]:
-    """As the API server has it after the record was written."""
+    """Return the metadata of a written record, as the API server returns it."""
     written = {name: value for name, value in record.annotations().items() if value is not None}
     return {"name": record.secret_name, "resourceVersion": record.version, "annotations": {**written, **annotations}}
 
@@ -71,7 +71,7 @@ def metadata(record: Record, **annotations: str) -> dict[str, Any]:
     policy=st.sampled_from(DeletionPolicy),
     since=st.none() | st.datetimes(datetime(2020, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
-def test_metadata_says_all_but_the_contents(
+def test_metadata_has_everything_but_the_contents(
     number: UUID, source: str, policy: DeletionPolicy, since: datetime | None
 ) -> None:
     since = since and since.replace(microsecond=0)
@@ -211,7 +211,7 @@ def test_damaged_contents_are_refused_without_showing_any_of_them() -> None:
 
 
 @pytest.mark.parametrize("document", [b"", b"null", b"[]", b"{}", CONTENTS.encode()[:-2], b"\xff" + CONTENTS.encode()])
-def test_document_that_is_not_whole_is_refused(document: bytes) -> None:
+def test_truncated_document_is_refused(document: bytes) -> None:
     with pytest.raises(ValidationError) as refused:
         Contents.decode(document)
     assert TOKEN not in str(refused.value)

@@ -18,7 +18,7 @@ PHONES = [f"+6140000{n:04d}" for n in range(NUMBERS)]
 
 
 def _jitter(api: MemoryApi, twilio: MemoryTwilio, seed: int) -> None:
-    """Every call takes another time, so that the two operators interleave differently for each seed."""
+    """Every call takes a random time, so that the two operators interleave differently for each seed."""
     dice = random.Random(seed)  # noqa: S311
 
     async def on_call(*_: str) -> None:
@@ -66,8 +66,8 @@ def test_contested_numbers_have_one_holder_each_and_are_restored(seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ordinary_life_beside_another_operator(seed: int) -> None:
-    """Channels come, change their numbers in a ring, and go; both operators do all of it at once."""
+def test_two_operators_configure_swap_and_restore_all_channels(seed: int) -> None:
+    """Channels are created, swap their numbers in a ring and are deleted, while two operators run."""
 
     @virtually
     async def story() -> None:
