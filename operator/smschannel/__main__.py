@@ -115,6 +115,7 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Co
 
 
 async def _until_crd(kube: KubeStore, settings: Settings) -> None:
+    """Wait until channels can be listed, which means that the CRD is installed."""
     anything = retry_if_exception_type(ChannelError)
     async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
         with attempt:

@@ -30,6 +30,7 @@ class Trigger(NamedTuple):
 
     @classmethod
     def of(cls, body: Body) -> Trigger:
+        """Return the trigger of a channel as it is in `body`."""
         meta = body["metadata"]
         check_now = (meta.get("annotations") or {}).get(CHECK_NOW_ANNOTATION)
         return cls(meta.get("generation", 0), "deletionTimestamp" in meta, check_now)

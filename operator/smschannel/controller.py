@@ -171,8 +171,8 @@ class Controller:
     def _flow_of(self, key: Key) -> object:
         """Return the flow of a key: its Twilio account, with a flow of its own for deletions.
 
-        A pause that Twilio requests for an account therefore does not delay deletions. Channels whose credentials were
-        never verified get a flow per namespace, since anybody may name any account in a spec.
+        A pause that Twilio requests for an account therefore does not delay deletions. Channels without a record, whose
+        credentials may be wrong, get flows of their namespace's own: any user may name any account in a spec.
         """
         cached, records = self._channels.get(key), self._claims.of(key)
         if cached is None:
@@ -207,7 +207,7 @@ class Controller:
                 metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
     async def _reconcile_or_retry(self, key: Key) -> bool:
-        """Reconcile a key and schedule its requeue; never raises. Return False if Twilio failed or hung."""
+        """Reconcile a key and schedule its requeue, also after errors. Return False if Twilio failed or hung."""
         succeeded = True
         try:
             outcome = await self._reconcile(key)
@@ -225,6 +225,7 @@ class Controller:
         return succeeded
 
     async def _reconcile(self, key: Key) -> Outcome:
+        """Reconcile the newest version of a channel. Raises `ChannelError` if it is invalid."""
         body = await self._newest(key)
         self._channels.set_awaited(key, "")  # the reconcile sets it again if the channel still waits
         if body is None:
@@ -232,9 +233,9 @@ class Controller:
         try:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
-            # The CRD refuses such objects; this one is older than its rules.
+            # The CRD refuses such objects today; this one was created before its current rules.
             if "deletionTimestamp" in body["metadata"] and FINALIZER in body["metadata"].get("finalizers", ()):
-                await self._kube.remove_finalizer_from(body)  # its records outlive it, and are restored after it
+                await self._kube.remove_finalizer_from(body)  # its numbers are restored from the records
             wrong = "; ".join(each["msg"] for each in error.errors())
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
         return await self._reconciler.reconcile(key, channel)

@@ -284,9 +284,9 @@ def test_list_undoes_no_write_that_was_made_meanwhile(
     listed = dict(actual)
     write(after_listed)
     changed = claims.update_from_list(listed.values(), before)
-    ghosts = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
-    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in ghosts}}
-    assert changed == {listed[each].key for each in ghosts}, "these are reconciled, and removed"
+    added_again = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
+    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in added_again}}
+    assert changed == {listed[each].key for each in added_again}, "these are reconciled, and removed"
 
 
 # Swaps

@@ -250,7 +250,7 @@ class _Starting:
 
     async def channels(self, _: str) -> AsyncIterator[Any]:
         if len(self.answers) < 3:
-            self.answers.append("away")
+            self.answers.append("unavailable")
             raise KubernetesUnavailable("the API server does not answer")
         if self.not_found:
             self.not_found -= 1

@@ -1,4 +1,4 @@
-"""What is decided, row by row: the table of core/plan.py, with the changes and the verdict for each observation.
+"""The decisions of core/plan.py, row by row of its table: changes and verdict for each observation.
 
 At the end, what holds for every observation: applying the plan comes to an end, in the safe order, and never
 writes the same thing twice.
@@ -179,7 +179,7 @@ CREATED = (
         Reason.Configured,
     ),
     Row(
-        "a claim may be answered with the record that a crash left: what it knows stays, and the URL is added",
+        "a claim may return a record from before a crash: its contents stay, and the URL is added",
         DESIRED,
         replace(CONFIGURED, records=by_number(RECORD.with_contents(wrote=(FORMER.url,))), number=at(ELSEWHERE)),
         (UpdateRecord(RECORD.with_contents(wrote=(FORMER.url, OURS.url))), SET_WEBHOOK),
@@ -279,7 +279,7 @@ CHANGED = (
         Effective.URL_MISMATCH,
     ),
     Row(
-        "a foreign webhook is only reported also if the template changes, or the number was away for a while",
+        "a foreign webhook is only reported also if the template changes, or the number was missing for a while",
         REPORT,
         replace(
             CONFIGURED,
@@ -330,7 +330,7 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "nor if the status names the number already, as after waiting for it",
+        "the same if the status already names the number, as after waiting for it",
         REPORT,
         replace(CONFIGURED, number=NUMBER, was_named=True),
         (SET_WEBHOOK,),
@@ -387,7 +387,7 @@ CHANGED = (
         Reason.Pending,
     ),
     Row(
-        "IfUnused takes a number that still points at the webhook of a former template, since that was us",
+        "IfUnused takes a number that still points at the webhook of a former template, since that is ours",
         IF_UNUSED,
         replace(NEW, number=at(FORMER)),
         (AddFinalizer(), CreateRecord(RECORD.with_contents(previous=None))),
@@ -431,14 +431,14 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "two corrections in a row are accidents",
+        "two corrections in a row do not count as contested",
         DESIRED,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True, corrections=2),
         (SET_WEBHOOK,),
         Reason.Configured,
     ),
     Row(
-        "the third is a fight: it is corrected, from then on seldom, and reported",
+        "the third in a row is contested: it is corrected, less often from then on, and reported",
         DESIRED,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True, corrections=3),
         (SET_WEBHOOK,),
@@ -446,7 +446,7 @@ CHANGED = (
         Effective.URL_MISMATCH,
     ),
     Row(
-        "a record that was to be restored no longer is, once its channel is there again",
+        "a record is no longer pending once its channel exists again",
         DESIRED,
         replace(CONFIGURED, records=by_number(replace(RECORD, restore_since=DEADLINE_OVER))),
         (UpdateRecord(RECORD),),
@@ -489,7 +489,7 @@ CHANGED = (
         Reason.AuthenticationFailed,
     ),
     Row(
-        "no record is made for the sake of a policy",
+        "no record is created just for a policy",
         RETAIN,
         replace(NEW, number=DENIED),
         (),
@@ -506,7 +506,7 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "a verified newer login says nothing about a former number of another account",
+        "a verified newer login is not recorded for a former number of another account",
         DESIRED,
         replace(
             MOVED,
@@ -541,14 +541,14 @@ CHANGED = (
         Reason.TokenRejected,
     ),
     Row(
-        "suspend means hands off: neither drift nor a former number is touched",
+        "suspend leaves Twilio as it is: neither drift is corrected nor a former number restored",
         SUSPENDED,
         replace(MOVED, number=at(ELSEWHERE)),
         (),
         Reason.Suspended,
     ),
     Row(
-        "a channel that is created suspended takes nothing over",
+        "a channel that is created suspended claims nothing",
         SUSPENDED,
         NEW,
         (),
@@ -565,7 +565,7 @@ POLICY_EDITED = (
         Reason.Configured,
     ),
     Row(
-        "a policy edited while nothing else can be done must count if the channel is deleted next",
+        "a policy edited while the channel cannot be configured applies if the channel is deleted next",
         RETAIN,
         replace(CONFIGURED, number=DENIED),
         (UpdateRecord(replace(RECORD, deletion_policy=DeletionPolicy.RETAIN)),),
@@ -661,7 +661,7 @@ RECORD_UNREADABLE = (
         Reason.RestoreFailed,
     ),
     Row(
-        "a record that cannot be opened does not wedge the deletion, and gets a deadline like any other",
+        "a record that cannot be opened does not block the deletion, and gets a deadline like any other",
         None,
         replace(LATE, records=by_number(UNREADABLE), to_restore={"PN1": DAMAGED}),
         (UpdateRecord(replace(UNREADABLE, restore_since=NOW)), RemoveFinalizer()),
@@ -703,7 +703,7 @@ CONTENTS_NOT_READ = (
         Reason.RestoreFailed,
     ),
     Row(
-        "nor if it points at us",
+        "the same if it points at us",
         None,
         replace(DELETING, records=by_number(UNREADABLE)),
         (),
@@ -794,7 +794,7 @@ NUMBER_CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "each old number is at a step of its own",
+        "several old numbers are restored independently",
         DESIRED,
         replace(
             MOVED,
@@ -905,7 +905,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "Restore leaves a webhook whose predecessor is not known, and reports the number as orphaned",
+        "Restore leaves the webhook if the previous one is not known, and reports the number as orphaned",
         None,
         replace(DELETING, records=by_number(RECORD.with_contents(previous=None))),
         (DeleteRecord(RECORD.with_contents(previous=None), orphaned=True),),
@@ -958,7 +958,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "once the last record is deleted, the finalizer goes",
+        "once the last record is deleted, the finalizer is removed",
         None,
         replace(DELETING, records={}, to_restore={}),
         (RemoveFinalizer(),),
@@ -1007,7 +1007,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "after the grace period the resource goes; the record stays, with the policy that the channel had last",
+        "after the grace period the finalizer is removed; the record stays, with the channel's last policy",
         None,
         replace(
             LATE,
@@ -1085,7 +1085,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "a number that can be restored after the grace period is, before the resource goes",
+        "a number that can be restored after the grace period is, before the finalizer is removed",
         None,
         LATE,
         (RestoreWebhook(RECORD, BEFORE),),
@@ -1099,14 +1099,14 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "an orphan's record goes without a finalizer to remove",
+        "an orphan's record is deleted; there is no finalizer to remove",
         None,
         replace(GONE, to_restore={"PN1": at(BEFORE)}),
         (DeleteRecord(RECORD),),
         Reason.Restoring,
     ),
     Row(
-        "a channel that never took a number over goes at once",
+        "a channel that never claimed a number loses its finalizer at once",
         None,
         Observed(finalizer=True, deleted_at=NOW),
         (RemoveFinalizer(),),

@@ -43,7 +43,7 @@ def next_status(
 ) -> dict[str, Any]:
     """Return the whole status after a reconcile; equal to `before` if nothing changed.
 
-    `check_now` is the value of the check-now annotation that this reconcile took care of, empty if there is none.
+    `check_now` is the value of the check-now annotation that this reconcile handled; empty if there is none.
     """
     reason = verdict.reason
     remedy = "" if reason.ready == "True" and reason is not Reason.TokenRejected else f" {reason.remedy}"

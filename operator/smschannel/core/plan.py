@@ -13,7 +13,7 @@ tests/unit/test_plan.py:
     being deleted                 points at us                   restore
     being deleted                 points elsewhere, or is gone   delete the record; finally remove the finalizer
     being deleted                 cannot be read                 wait; after the grace period remove the finalizer only
-    gone for long                 cannot be read                 write the record off, and keep it for people to read
+    gone for long                 cannot be read                 write the record off, which keeps a copy of it
 """
 
 from __future__ import annotations
@@ -253,10 +253,12 @@ def _after(change: Change, observed: Observed) -> Observed:
 
 
 def with_record(observed: Observed, record: Record) -> Observed:
+    """Return what is observed once a record was created or updated."""
     return replace(observed, records={**observed.records, record.number_sid: record})
 
 
 def without_record(observed: Observed, record: Record) -> Observed:
+    """Return what is observed once a record was deleted."""
     sid = record.number_sid
     return replace(
         observed,
@@ -266,6 +268,7 @@ def without_record(observed: Observed, record: Record) -> Observed:
 
 
 def with_current(observed: Observed, record: Record, current: Current) -> Observed:
+    """Return what is observed once the restore of a record's number was tried."""
     return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
 
 
