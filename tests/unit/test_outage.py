@@ -1,4 +1,4 @@
-"""Twilio hangs for everybody: deletions end in time all the same, however many accounts there are.
+"""Twilio hangs for all accounts: deletions still end in time, however many accounts there are.
 
 C6: each account has a login of its own. If each had to find out alone that Twilio hangs, their calls would fill all
 workers. The controller, the reconciler and the limiter together, in virtual time.

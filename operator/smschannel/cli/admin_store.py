@@ -14,7 +14,7 @@ from smschannel.kube_store import KubeStore
 
 
 class AdminStore(KubeStore):
-    """Acts with the rights of whoever runs the command. Raises what `KubeClient` raises."""
+    """A `KubeStore` with the rights of the user who runs the command. Raises what `KubeClient` raises."""
 
     async def read_keyring(self) -> Keyring:
         """Read the keyring, without creating one. Raises `KeyringLost` if there is none."""

@@ -1,15 +1,15 @@
 """Limits on calls to Twilio: how many at a time, and which fail immediately because their result is known already.
 
 Limits, pauses (429) and refusals are kept per credential key: the digest of login SID, token, account and API. So
-whoever knows an account SID and uses a wrong token has limits of their own, and neither slows down nor blocks the
+a client that knows an account SID and uses a wrong token has limits of its own, and neither slows down nor blocks the
 owner. A credential that Twilio has not accepted yet is unverified: all such share a small pool, and have one call at
 a time per account, so that guesses cost the others little.
 
-Two circuit breakers keep callers from waiting for a timeout each, which deletions above all could not afford:
+Two circuit breakers keep callers from waiting for a timeout each. Deletions in particular must end in time:
 
 - per credential key: after two consecutive timeouts, calls with that credential fail immediately, for as long as the
   last one hung;
-- per API (`_OriginBreaker`): when Twilio hangs for everybody, it is enough that three credentials find out.
+- per API (`_OriginBreaker`): when Twilio hangs for all accounts, timeouts of three credentials are enough.
 """
 
 from __future__ import annotations
