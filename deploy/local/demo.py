@@ -58,7 +58,7 @@ class Receiver:
         self._server.server_close()
 
 
-def tell(home: Path, say: Progress) -> None:
+def tell(home: Path, progress: Progress) -> None:
     """Run the story, stop everything and print a table of the steps. Raises `StoryError`."""
     wipe(home)
     receiver = Receiver()
@@ -68,9 +68,9 @@ def tell(home: Path, say: Progress) -> None:
     )
     started = time.monotonic()
     try:
-        with Stack(home, options, say) as stack:
+        with Stack(home, options, progress) as stack:
             steps = [("everything started, with the RBAC of deploy/", time.monotonic() - started)]
-            story = _Story(stack, receiver, say, steps)
+            story = _Story(stack, receiver, progress, steps)
             story.run()
     finally:
         receiver.close()
@@ -83,10 +83,10 @@ def tell(home: Path, say: Progress) -> None:
 class _Story:
     """The demo's steps; `steps` has the name and the seconds of each that is done."""
 
-    def __init__(self, stack: Stack, receiver: Receiver, say: Progress, steps: list[tuple[str, float]]) -> None:
+    def __init__(self, stack: Stack, receiver: Receiver, progress: Progress, steps: list[tuple[str, float]]) -> None:
         self.stack = stack
         self.receiver = receiver
-        self.say = say
+        self.progress = progress
         self.steps = steps
         self.numbers: list[str] = stack.twin["phone_numbers"]
         self.before = {number: f"https://before.example.com/{number[1:]}" for number in self.numbers}
@@ -111,7 +111,7 @@ class _Story:
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        self.say(f"\n{len(self.steps)}. {what}")
+        self.progress(f"\n{len(self.steps)}. {what}")
         started = time.monotonic()
         yield
         self.steps.append((what, time.monotonic() - started))
@@ -119,7 +119,7 @@ class _Story:
     def check(self, holds: bool, what: str) -> None:
         if not holds:
             raise StoryError(f"This step failed: {what}. Logs: {self.stack.logs}")
-        self.say(f"   {what}")
+        self.progress(f"   {what}")
 
     def apply_a_sealed_manifest(self) -> str:
         name, number = str(uuid.uuid4()), self.numbers[0]
@@ -163,7 +163,7 @@ class _Story:
         number = self.numbers[1]
         expected = self.stack.number(number)["sms_url"]
         self.stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://elsewhere.example.com/sms"})
-        self.say(f"   {number} is pointed at https://elsewhere.example.com/sms")
+        self.progress(f"   {number} is pointed at https://elsewhere.example.com/sms")
         events = client.EventsV1Api(self.stack.api.client)
         for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
             if event["object"].reason == "DriftCorrected" and event["object"].regarding.name == instance:

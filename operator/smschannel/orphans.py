@@ -22,8 +22,9 @@ from smschannel.core.record import Key, Record
 log = structlog.get_logger()
 
 SECOND_LOOK_SECONDS = 5.0
+# More channels than both of these, missing from one list, are "many": a number, and a fraction of all channels.
 _MANY = 10
-_MANY_SHARE = 0.1
+_MANY_FRACTION = 0.1
 
 
 class Kube(Protocol):
@@ -61,6 +62,7 @@ class Orphans:
             return False
         if record.uid not in self._suspects:
             return True
+        # Only the list at start lacks the channel: this answer is the first or the second of two.
         first, now = self._suspects[record.uid], self._clock()
         if first is not None and now - first >= SECOND_LOOK_SECONDS:
             del self._suspects[record.uid]
@@ -77,7 +79,7 @@ class Orphans:
 
         `known` is the number of all cached channels, or of all records at start.
         """
-        many = len(missing) > max(_MANY, known * _MANY_SHARE)
+        many = len(missing) > max(_MANY, known * _MANY_FRACTION)
         now = frozenset(missing)
         confirmed = now & self._missing_before if many else now
         self._missing_before = now

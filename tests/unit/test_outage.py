@@ -1,7 +1,7 @@
 """Twilio hangs for all accounts: deletions still end in time, however many accounts there are.
 
-C6: each account has a login of its own. If each had to find out alone that Twilio hangs, their calls would fill all
-workers. The controller, the reconciler and the limiter together, in virtual time.
+Each account has a login of its own. If each had to wait for its own timeouts, their calls would fill all
+workers. The controller, the reconciler and the limiter run together, in virtual time.
 """
 
 from __future__ import annotations

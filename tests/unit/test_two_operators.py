@@ -1,6 +1,6 @@
-"""Two operators at once, as a node that lost its network brings about: the API server arbitrates, memory does not.
+"""Two operators at once, as after a node lost its network: the API server arbitrates their claims.
 
-C4: whatever runs twice, a number has one holder, and gets back what it had.
+Each number has one holder, and its previous webhook is restored in the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _jitter(api: MemoryApi, twilio: MemoryTwilio, seed: int) -> None:
     api.on_call = twilio.on_call = on_call
 
 
-async def _settled(api: MemoryApi, twilio: MemoryTwilio) -> None:
+async def _check_one_holder_each(api: MemoryApi, twilio: MemoryTwilio) -> None:
     assert len(api.records()) == NUMBERS
     for n, phone in enumerate(PHONES):
         first, second = n, NUMBERS + n
@@ -49,7 +49,7 @@ def test_contested_numbers_have_one_holder_each_and_are_restored(seed: int) -> N
             api.apply(n, phone)
             api.apply(NUMBERS + n, phone)
         await asyncio.sleep(60)
-        await _settled(api, twilio)
+        await _check_one_holder_each(api, twilio)
         for n in range(NUMBERS):  # the holders and the waiters go in any order
             api.delete(n)
         await asyncio.sleep(120)
