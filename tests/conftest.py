@@ -52,7 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """An API server with everything of `deploy/` in it, and no operator."""
+    """An API server with everything of `deploy/` in it, and nobody at work."""
     stack = Stack(tmp_path_factory.mktemp("installed"))
     try:
         stack.start_control_plane()

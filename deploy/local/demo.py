@@ -58,7 +58,7 @@ class Receiver:
         self._server.server_close()
 
 
-def tell(home: Path, progress: Progress) -> None:
+def tell(home: Path, say: Progress) -> None:
     """Run the story, stop everything and print a table of the steps. Raises `StoryError`."""
     wipe(home)
     receiver = Receiver()
@@ -68,30 +68,28 @@ def tell(home: Path, progress: Progress) -> None:
     )
     started = time.monotonic()
     try:
-        with Stack(home, options, progress) as stack:
-            steps = [("everything started, with the RBAC of deploy/", time.monotonic() - started)]
-            story = _Story(stack, receiver, progress, steps)
-            story.run()
+        with Stack(home, options, say) as stack:
+            seen = [("everything started, with the RBAC of deploy/", time.monotonic() - started)]
+            story = _Story(stack, receiver, say, seen)
+            story.from_beginning_to_end()
     finally:
         receiver.close()
     table = Table("", "step", "seconds", title="The demo")
-    for number, (what, seconds) in enumerate(steps):
+    for number, (what, seconds) in enumerate(seen):
         table.add_row(str(number), what, f"{seconds:.1f}")
     Console().print(table)
 
 
 class _Story:
-    """The demo's steps; `steps` has the name and the seconds of each that is done."""
-
-    def __init__(self, stack: Stack, receiver: Receiver, progress: Progress, steps: list[tuple[str, float]]) -> None:
+    def __init__(self, stack: Stack, receiver: Receiver, say: Progress, seen: list[tuple[str, float]]) -> None:
         self.stack = stack
         self.receiver = receiver
-        self.progress = progress
-        self.steps = steps
+        self.say = say
+        self.seen = seen
         self.numbers: list[str] = stack.twin["phone_numbers"]
         self.before = {number: f"https://before.example.com/{number[1:]}" for number in self.numbers}
 
-    def run(self) -> None:
+    def from_beginning_to_end(self) -> None:
         for number, url in self.before.items():
             self.stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": url})
         with self.step("a manifest with a sealed token is applied and becomes Ready"):
@@ -100,8 +98,8 @@ class _Story:
             second = self.configure_by_rest()
         with self.step("an inbound SMS reaches the webhook, and its signature verifies"):
             self.receive(first)
-        with self.step("a webhook that was changed at Twilio is corrected"):
-            self.correct_drift(second)
+        with self.step("a webhook that somebody changed at Twilio is corrected"):
+            self.put_right(second)
         with self.step("killed (-9) while configuring 20 channels and started again: all 20 are Ready"):
             many = self.kill_in_the_middle()
         with self.step("deleted both ways: previous webhooks restored, no record and no channel left"):
@@ -111,15 +109,15 @@ class _Story:
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        self.progress(f"\n{len(self.steps)}. {what}")
+        self.say(f"\n{len(self.seen)}. {what}")
         started = time.monotonic()
         yield
-        self.steps.append((what, time.monotonic() - started))
+        self.seen.append((what, time.monotonic() - started))
 
     def check(self, holds: bool, what: str) -> None:
         if not holds:
             raise StoryError(f"This step failed: {what}. Logs: {self.stack.logs}")
-        self.progress(f"   {what}")
+        self.say(f"   {what}")
 
     def apply_a_sealed_manifest(self) -> str:
         name, number = str(uuid.uuid4()), self.numbers[0]
@@ -159,18 +157,16 @@ class _Story:
         self.check(instance in path and form["Body"] == sent["body"], f"the receiver got {form['Body']!r}")
         self.check(valid, f"X-Twilio-Signature {signature} verifies")
 
-    def correct_drift(self, instance: str) -> None:
+    def put_right(self, instance: str) -> None:
         number = self.numbers[1]
-        expected = self.stack.number(number)["sms_url"]
+        right = self.stack.number(number)["sms_url"]
         self.stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://elsewhere.example.com/sms"})
-        self.progress(f"   {number} is pointed at https://elsewhere.example.com/sms")
+        self.say(f"   somebody points {number} at https://elsewhere.example.com/sms")
         events = client.EventsV1Api(self.stack.api.client)
         for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
             if event["object"].reason == "DriftCorrected" and event["object"].regarding.name == instance:
                 break
-        self.check(
-            self.stack.number(number)["sms_url"] == expected, f"Event DriftCorrected; it points at {expected} again"
-        )
+        self.check(self.stack.number(number)["sms_url"] == right, f"Event DriftCorrected; it points at {right} again")
 
     def kill_in_the_middle(self) -> dict[str, str]:
         slowly = {"match": {"method": "POST"}, "action": {"kind": "delay", "seconds": 0.2}}

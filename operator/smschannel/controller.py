@@ -31,7 +31,7 @@ log = structlog.get_logger()
 _SHUTDOWN_SECONDS = 10
 # Channels that wait for the same number are reconciled this far apart: usually the first one gets it.
 _STAGGER_SECONDS = 2.0
-_LONGEST_STAGGER_SECONDS = 60.0
+_LONGEST_STAGGER = 60.0
 
 
 class Controller:
@@ -105,9 +105,8 @@ class Controller:
                         self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
                     else:
                         due.append((cached.created, cached.uid, key))
-        for _, _, key in sorted(due):  # the oldest first: it claims a number that several channels ask for
+        for _, _, key in sorted(due):  # the oldest first: of those that want the same number, it gets it
             self._queue.add(key)
-        # Records without a channel in this first list: each is proven by two GETs before anything is restored.
         orphans = self._orphaned_keys()
         self._orphans.require_two_looks(record.uid for key in orphans for record in self._claims.of(key))
         for key in self._orphans.confirm(orphans, len(self._claims)):
@@ -166,7 +165,7 @@ class Controller:
             if position == 0:
                 self._queue.add(key)
             else:
-                self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER_SECONDS))
+                self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
     def _flow_of(self, key: Key) -> object:
         """Return the flow of a key: its Twilio account, with a flow of its own for deletions.

@@ -147,7 +147,7 @@ async def test_freed_number_goes_to_the_oldest_waiter_and_the_next_one_keeps_wai
 
 
 @virtually
-async def test_deleted_waiter_does_not_keep_another_one_waiting() -> None:
+async def test_deleted_waiter_does_not_keep_a_living_one_waiting() -> None:
     """A channel without finalizer is deleted during its own reconcile, and must not stay among the waiters."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
