@@ -35,7 +35,7 @@ CONNECTS = "The kubeconfig cannot be used"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "documents", "says"),
+    ("arguments", "documents", "expected"),
     [
         pytest.param([], None, "name the INSTANCE, or give a manifest: -f FILE", id="no arguments"),
         pytest.param(["-f", "-"], [], "holds no SmsChannel of channels.hydracore.io/v1", id="empty manifest"),
@@ -61,12 +61,12 @@ CONNECTS = "The kubeconfig cannot be used"
         pytest.param(["--token", "x"], None, "No such option", id="unknown option"),
     ],
 )
-def test_mistake_is_reported_with_status_1(arguments: list[str], documents: Any, says: str) -> None:
+def test_mistake_is_reported_with_status_1(arguments: list[str], documents: Any, expected: str) -> None:
     """click's own status for mistakes is 2, which means here that there are changes."""
     text = documents if isinstance(documents, str) else yaml.safe_dump_all(documents or [])
     result = CliRunner().invoke(cli, ["plan", *arguments], input=text)
     assert result.exit_code == 1, result.output
-    assert says in " ".join(result.stderr.split())
+    assert expected in " ".join(result.stderr.split())
     assert result.stdout == ""
     assert "s3cret" not in result.output
 

@@ -297,7 +297,7 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
 
 
 def _done(outlook: Any, still: set[str]) -> Iterator[str]:
-    """Return the text about the numbers whose records were deleted."""
+    """What was done with the numbers that are free now."""
     from smschannel.core.plan import RestoreWebhook
 
     for change in outlook.plan.changes:
@@ -309,10 +309,7 @@ def _done(outlook: Any, still: set[str]) -> Iterator[str]:
 
 
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
-    """Return the channel as if it were deleted; None also for one that the current rules refuse.
-
-    The records of such a channel are enough to restore its numbers.
-    """
+    """The channel as if it had just been deleted; None also for one that the current rules refuse."""
     try:
         return SmsChannel.model_validate(body).as_deleted(datetime.now(UTC)) if body else None
     except ValidationError:

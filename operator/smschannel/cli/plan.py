@@ -91,7 +91,7 @@ def plan(
         raise click.ClickException(f"the manifest is for namespace {written}, and not for {namespace}")
     namespace = namespace or written or context_namespace(kubeconfig, context)
     asked = _Asked(name, namespace, manifest, delete)
-    key, outlooks = asyncio.run(_connect_and_preview(asked, kubeconfig, context, operator_namespace))
+    key, outlooks = asyncio.run(_read(asked, kubeconfig, context, operator_namespace))
     click.echo(json.dumps(_document(key, outlooks), indent=2) if output == "json" else "\n".join(_lines(key, outlooks)))
     stuck, changes = any(outlook.stuck for outlook in outlooks), any(outlook.plan.changes for outlook in outlooks)
     ctx.exit(1 if stuck else _CHANGES if changes else 0)
@@ -152,7 +152,7 @@ def _manifest(file: TextIO, instance: str | None) -> Manifest:
     return found[0]
 
 
-async def _connect_and_preview(
+async def _read(
     asked: _Asked, kubeconfig: str | None, context: str | None, operator_namespace: str
 ) -> tuple[Key, list[Outlook]]:
     denied = (
