@@ -118,7 +118,8 @@ class Reason(Row, Enum):
         "Stalled",
         "webhook_overridden",
         Recheck.DRIFT,
-        "Take the number out of the TwiML application or Messaging Service that receives its messages.",
+        'Messaging Service: choose "Defer to sender\'s webhook" in its integration settings'
+        " (UseInboundWebhookOnNumber). TwiML application: take the number out of it.",
     )
     WebhookContested = Row(
         "False",
