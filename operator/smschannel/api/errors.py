@@ -12,6 +12,7 @@
     ├── KubernetesRefused           the API server does not allow it: a missing right, a policy, an invalid object
     │   └── NoKindMatch             the API server serves no such kind: the CRD is not installed
     ├── KubeconfigError             the kubeconfig, or the pod's ServiceAccount, cannot be used
+    ├── EgressError                 the setting of a proxy or of CA certificates cannot be used
     ├── NotFound                    the object does not exist: the API server, or Twilio, named it
     ├── Unreadable                  no key of the keyring opens these sealed bytes
     └── KeyringLost                 the operator cannot read its own records, and must stop
@@ -84,6 +85,10 @@ class NoKindMatch(KubernetesRefused):
 
 class KubeconfigError(ChannelError):
     pass
+
+
+class EgressError(ChannelError):
+    """A proxy or CA certificates that somebody configured cannot be used."""
 
 
 class NotFound(ChannelError):
