@@ -16,11 +16,13 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
+from click.testing import CliRunner
 
 from smschannel.api import identity as identity_module
 from smschannel.api import kubeconfig as kubeconfig_module
 from smschannel.api.errors import KubeconfigError, KubernetesRefused, KubernetesUnavailable
 from smschannel.api.kube_client import KubeClient
+from smschannel.cli.main import cli
 from tests.unit.network import Authority, proxying, serving
 
 TOKEN = "5e5c0ffee5e5c0ffee"
@@ -531,3 +533,61 @@ async def test_system_cas_are_used_without_one_in_the_kubeconfig(
 def _no_trace(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert TOKEN not in caplog.text
+
+
+# The plugin
+
+
+async def run_plugin(*arguments: str) -> str:
+    """Run a command that cannot succeed, and return its error; check that no token is in it."""
+    result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert TOKEN not in result.stderr
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+async def test_plugin_impersonates_as_kubectl_does(tmp_path: Path) -> None:
+    """It made an API key for all instances with the rights of the administrator behind `as`."""
+    calls: list[tuple[str, str | None]] = []
+
+    async def forbidden(request: web.Request) -> web.StreamResponse:
+        calls.append((request.method, request.headers.get("Impersonate-User")))
+        message = 'secrets is forbidden: User "viewer" cannot get resource "secrets"'
+        return web.json_response({"kind": "Status", "message": message}, status=403)
+
+    async with serving(forbidden) as port:
+        config = write(tmp_path / "config", f"http://127.0.0.1:{port}", {"token": TOKEN, "as": "viewer"})
+        said = await run_plugin("key", "create", "--instances", "*", "--kubeconfig", config)
+    assert 'User "viewer" cannot get' in said
+    assert calls == [("GET", "viewer")]
+
+
+async def test_plugin_stops_with_what_the_login_program_said(seen: Seen, tmp_path: Path) -> None:
+    async with serving(seen.answer) as port:
+        user = program(tmp_path, "sys.exit('Session expired: acme login')")
+        config = write(tmp_path / "config", f"http://127.0.0.1:{port}", user)
+        said = await run_plugin("public-key", "--kubeconfig", config)
+    assert "It said: Session expired: acme login" in said
+    assert seen.headers == [], "nothing was asked as system:anonymous"
+
+
+async def test_plugin_explains_a_refused_certificate(seen: Seen, tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    async with serving(seen.answer, Authority(tmp_path, "other").issue("127.0.0.1")) as port:
+        data = base64.b64encode(ca.pem.encode()).decode()
+        options: dict[str, Any] = {"certificate-authority-data": data}
+        config = write(tmp_path / "config", f"https://127.0.0.1:{port}", {"token": TOKEN}, **options)
+        said = await run_plugin("public-key", "--kubeconfig", config)
+    assert "cannot connect to the API server: its TLS certificate is signed by an unknown CA" in said
+    assert "is this the right --context?" not in said
+    assert "Client" not in said
+
+
+async def test_plugin_explains_a_token_file_it_cannot_use(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n{TOKEN}\n")
+    config = write(tmp_path / "config", "http://127.0.0.1:9", {"tokenFile": "token"})
+    said = await run_plugin("public-key", "--kubeconfig", config)
+    assert "tokenFile of user u cannot be used" in said
+    assert "contains U+000A (line feed)" in said

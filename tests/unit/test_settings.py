@@ -349,6 +349,18 @@ def test_unknown_variable_is_named_with_the_nearest_setting() -> None:
     assert "did you mean SMSCHANNEL_HTTP_PORT?" in next(unknown_variables(Settings, port)), "a person wrote this one"
 
 
+def test_unknown_variable_is_a_warning_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop(_: Settings) -> None:
+        pass
+
+    monkeypatch.setattr("smschannel.__main__.run", stop)
+    monkeypatch.setenv("SMSCHANNEL_WORKER", SECRET)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 0
+    assert "SMSCHANNEL_WORKER is not a setting; did you mean SMSCHANNEL_WORKERS?" in result.output
+    assert SECRET not in result.output
+
+
 def test_operator_namespace_holds_no_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMSCHANNEL_CHANNEL_NAMESPACES", "sms-operator")
     result = CliRunner().invoke(main)

@@ -6,6 +6,7 @@
     │   │   ├── TwilioTimeout       Twilio did not answer in time
     │   │   └── TwilioThrottled     Twilio answered 429
     │   ├── KubernetesUnavailable   the API server answered 5xx, 429 or something that is not valid, or not at all
+    │   │   └── NotConnected        TLS, a proxy or the login failed before the API server was asked
     │   ├── Conflict                409: another client wrote first; read the object again
     │   └── Expired                 410: the list or watch is too old; start it again
     ├── Refused                     Twilio, or a rule of the operator, does not allow it; carries the `Reason`
@@ -53,6 +54,10 @@ class TwilioThrottled(TwilioUnavailable):
 
 class KubernetesUnavailable(Retryable):
     """The API server answered 5xx, 429 or something that is not valid, or not at all."""
+
+
+class NotConnected(KubernetesUnavailable):
+    """TLS, a proxy or the login failed; mostly somebody must fix that."""
 
 
 class Conflict(Retryable):

@@ -7,6 +7,7 @@ channel than everything else the operator does.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, Self
 
@@ -22,6 +23,7 @@ from smschannel.api.errors import (
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
+    NotConnected,
     NotFound,
     retry_after_seconds,
 )
@@ -48,6 +50,15 @@ class Server(Protocol):
 
 class _LoginFailed(aiohttp.ClientConnectionError):
     """The credentials expired and cannot be renewed; the message is for people."""
+
+
+_NOT_CONNECTED = (
+    ssl.SSLError,
+    ssl.CertificateError,
+    aiohttp.ClientSSLError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ClientProxyConnectionError,
+)
 
 
 class KubeClient:
@@ -115,7 +126,11 @@ class KubeClient:
         return await send(request)
 
     def _no_answer(self, what: str, error: BaseException) -> KubernetesUnavailable:
-        said = str(error) if isinstance(error, _LoginFailed) else in_words(error, self._access.proxy)
+        if isinstance(error, _LoginFailed):
+            return NotConnected(str(error))
+        said = in_words(error, self._access.proxy)
+        if isinstance(error, _NOT_CONNECTED):
+            return NotConnected(f"cannot connect to the API server: {said}")
         return KubernetesUnavailable(f"{what}: {said}")
 
     async def request(

@@ -15,7 +15,7 @@ from uuid import UUID
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from smschannel.api.errors import ChannelError, KubeconfigError, KubernetesUnavailable
+from smschannel.api.errors import ChannelError, KubeconfigError, KubernetesUnavailable, NotConnected
 from smschannel.api.resource import AccountSid, InstanceId, LoginSid, Namespace, PhoneNumber
 from smschannel.api.text import clean, clean_phone_number, unexpected
 
@@ -119,6 +119,8 @@ async def cluster(
         where = f"The cluster at {api.configuration.host}"
         try:
             yield api
+        except NotConnected as error:
+            raise _error(f"{where} cannot be reached: {error}.", without) from None
         except KubernetesUnavailable as error:
             raise _error(
                 f"{where} cannot be reached: {error}. Is it running, and is this the right --context?", without
