@@ -43,6 +43,7 @@ CONNECTS = "The kubeconfig cannot be used"
         pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="not YAML"),
         pytest.param(["-f", "-"], yaml.safe_dump(good()).encode("utf-16"), CONNECTS, id="UTF-16, as PowerShell writes"),
         pytest.param(["-f", "-"], yaml.safe_dump(good()).encode("utf-8-sig"), CONNECTS, id="UTF-8 with a mark"),
+        pytest.param(["-f", "-"], "[" * 20_000, "<stdin> is nested too deeply", id="deep nesting"),
         pytest.param(["-f", "-"], b"kind: caf\xe9", "<stdin> is not UTF-8 text (nor UTF-16): byte 10", id="Latin 1"),
         pytest.param(["-f", "-", OTHER], [good()], f"that is named {OTHER}", id="another instance"),
         pytest.param(

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 import yaml
 from aiohttp import web
 from click.testing import CliRunner
@@ -353,6 +354,13 @@ async def test_token_has_priority_over_a_login_program(seen: Seen, tmp_path: Pat
     assert headers["Authorization"] == f"Bearer {TOKEN}"
 
 
+@pytest.mark.parametrize("field", ["env", "extensions"])
+async def test_malformed_lists_are_named(tmp_path: Path, field: str) -> None:
+    user = program(tmp_path, printing(token=TOKEN), provideClusterInfo=True, **({"env": 7} if field == "env" else {}))
+    cluster = {"extensions": ["a"]} if field == "extensions" else {}
+    assert f"{field} of " in await refused(tmp_path / "config", user, **cluster)
+
+
 # Which server
 
 
@@ -364,6 +372,9 @@ async def test_token_has_priority_over_a_login_program(seen: Seen, tmp_path: Pat
         ({"server": "ftp://host"}, "is not a URL"),
         ({"server": ""}, "is not a URL"),
         ({"server": 7}, "server of c is not a string"),
+        ({"server": "https://jane:5e5c0ffee5e5c0ffee@127.0.0.1"}, "must not hold a user or password"),
+        ({"server": "https://127.0.0.1:99999"}, "is not a URL"),
+        ({"server": "https://api\u200b.example"}, "is not a URL"),
         ({"proxy-url": "socks5://user:5e5c0ffee5e5c0ffee@p:1"}, "names a socks5 proxy: only http and https proxies"),
         ({"proxy-url": "http://user:5e5c0ffee5e5c0ffee@:1"}, "proxy-url of cluster c is not the URL of a proxy"),
         ({"certificate-authority": "nowhere.pem"}, "cannot be read:"),
@@ -520,13 +531,33 @@ async def test_ca_without_key_identifiers_is_accepted(seen: Seen, tmp_path: Path
             await asyncio.open_connection("127.0.0.1", port, ssl=strict)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+async def test_text_around_certificates_is_ignored(seen: Seen, tmp_path: Path, encoding: str) -> None:
+    ca, other = Authority(tmp_path), Authority(tmp_path, "other")
+    ca.file.write_bytes(f"# \u00dcber-CA\r\n{other.pem}\r\n# ours\r\n{ca.pem}".encode(encoding))
+    async with serving(seen.answer, ca.issue("127.0.0.1")) as port:
+        options: dict[str, Any] = {"certificate-authority": str(ca.file)}
+        await called(write(tmp_path / "config", f"https://127.0.0.1:{port}", {}, **options), seen)
+
+
+@pytest.mark.parametrize("content", [b"[" * 20_000, bytes(range(256)), b"contexts: [null]", b"contexts: [{name: 7}]"])
+async def test_invalid_kubeconfig_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config").write_bytes(content)
+    with pytest.raises(KubeconfigError, match="config is not a valid kubeconfig"):
+        await KubeClient.connect(str(tmp_path / "config"))
+
+
 async def test_system_cas_are_used_without_one_in_the_kubeconfig(
     seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(ca.file))
     async with serving(seen.answer, ca.issue("127.0.0.1")) as port:
-        await called(write(tmp_path / "config", f"https://127.0.0.1:{port}", {}), seen)
+        config = write(tmp_path / "config", f"https://127.0.0.1:{port}", {})
+        await called(config, seen)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
+        with pytest.raises(KubeconfigError, match="nowhere cannot be read: No such file"):
+            await called(config, seen)
 
 
 @pytest.fixture(autouse=True)
@@ -591,3 +622,51 @@ async def test_plugin_explains_a_token_file_it_cannot_use(tmp_path: Path) -> Non
     said = await run_plugin("public-key", "--kubeconfig", config)
     assert "tokenFile of user u cannot be used" in said
     assert "contains U+000A (line feed)" in said
+
+
+async def test_pasted_arguments_of_key_are_cleaned(tmp_path: Path) -> None:
+    created: list[Any] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            details = {"name": "smschannel-api-keys"}
+            return web.json_response({"kind": "Status", "message": "not found", "details": details}, status=404)
+        created.append(await request.json())
+        return web.json_response({})
+
+    async with serving(answer) as port:
+        config = write(tmp_path / "config", f"http://127.0.0.1:{port}", {"token": TOKEN})
+        pasted = [
+            "--instances",
+            "\ufeff*\u200b",
+            "--verbs",
+            "get,\u00a0post\u200b",
+            "--id",
+            "\u202aci\u202c",
+            "--expires",
+            "9d\n",
+        ]
+        arguments = ["key", "create", *pasted, "--kubeconfig", config]
+        result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    assert "Key ci allows get, post for *, until " in result.stderr
+    assert list(created[0]["data"]) == ["ci"]
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_operator_and_plugin_connect_alike(seen: Seen, tmp_path: Path, loop: Any) -> None:
+    """The operator and the shim run on uvloop, the plugin on asyncio."""
+
+    async def connect() -> None:
+        ca = Authority(tmp_path)
+        async with serving(seen.answer, ca.issue("internal.example")) as port, proxying(port) as proxy:
+            options: dict[str, Any] = {
+                "proxy-url": f"http://127.0.0.1:{proxy.port}",
+                "tls-server-name": "internal.example",
+                "certificate-authority": str(ca.file),
+            }
+            user = program(tmp_path, printing(token=TOKEN))
+            await called(write(tmp_path / "config", "https://api.example", user, **options), seen)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(connect())
+    assert seen.headers[-1]["Authorization"] == f"Bearer {TOKEN}"

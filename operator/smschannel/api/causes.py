@@ -83,6 +83,8 @@ def _tls(error: ssl.SSLError) -> str:
 def _reason(error: BaseException) -> str:
     """Return the operating system's text for an error."""
     number = getattr(error, "errno", None)
+    if isinstance(error, ConnectionError) and number is None:
+        return "the connection was closed before an answer came"
     if isinstance(error, OSError) and isinstance(number, int) and number > 0 and not isinstance(error, ssl.SSLError):
         return os.strerror(number).lower()
     return "the connection broke"

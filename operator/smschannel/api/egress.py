@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from smschannel.api.errors import EgressError
-from smschannel.api.text import TextError, clean_line
+from smschannel.api.text import TextError, clean_line, decode
 
 _PORTS = {"http": 80, "https": 443}
 _PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN: any certificate that is trusted ends the chain
@@ -85,8 +86,11 @@ def tls_context(
         context.name = server_name or ""
     try:
         if ca_file or ca_data:
-            context.load_verify_locations(ca_file, cadata=ca_data.decode() if ca_data else None)
+            context.load_verify_locations(ca_file, cadata=_certificates(ca_data) if ca_data else None)
         else:
+            ca_file = os.environ.get("SSL_CERT_FILE")  # OpenSSL ignores one that it cannot read, and trusts nobody
+            if ca_file:
+                context.load_verify_locations(ca_file)
             context.load_default_certs()
     except (ssl.SSLError, ValueError):
         raise EgressError(f"{ca_file or 'the CA data'} has no valid CA certificate in PEM form") from None
@@ -95,13 +99,19 @@ def tls_context(
     return context
 
 
+def _certificates(pem: bytes) -> str:
+    """Return the certificates without the text around them, which need not be ASCII. Raises `ValueError` for none."""
+    blocks = re.findall("-----BEGIN CERTIFICATE-----[!-~\\s]+?-----END CERTIFICATE-----", decode(pem))
+    if not blocks:
+        raise ValueError("no certificate")
+    return "\n".join(blocks)
+
+
 def public_tls(ca_bundle: Path | None) -> ssl.SSLContext:
     """Return a context with the system's CAs (SSL_CERT_FILE replaces them) and those of `ca_bundle`.
 
     Raises `EgressError` if one of the files cannot be used.
     """
-    if named := os.environ.get("SSL_CERT_FILE"):  # OpenSSL ignores a file that it cannot read, and trusts nobody
-        tls_context(named)
     context = tls_context()
     if ca_bundle:
         tls_context(ca_bundle)

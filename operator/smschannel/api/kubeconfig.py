@@ -24,7 +24,7 @@ import yaml
 from smschannel.api.egress import checked_proxy, proxy_for, tls_context
 from smschannel.api.errors import EgressError, KubeconfigError
 from smschannel.api.identity import BasicLogin, ExecLogin, Identity, OidcLogin, TokenFile, TokenLogin
-from smschannel.api.text import TextError, clean, decode, described, is_invisible
+from smschannel.api.text import TextError, clean, decode, described, is_invisible, unexpected
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LISTS = ("clusters", "contexts", "users")
@@ -60,6 +60,13 @@ class _Entry:
         value = self.fields.get(key) or []
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise KubeconfigError(f"{key} of {self.name} is not a list of strings")
+        return value
+
+    def maps(self, key: str) -> list[dict[str, Any]]:
+        """Return a field that is a list of maps."""
+        value = self.fields.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise KubeconfigError(f"{key} of {self.name} is not a list of maps")
         return value
 
     def content(self, key: str) -> bytes | None:
@@ -100,7 +107,7 @@ class Kubeconfig:
             document = yaml.safe_load(decode(path.read_bytes()))
         except OSError as error:
             raise KubeconfigError(f"{path} cannot be read: {error.strerror}") from None
-        except (TextError, yaml.YAMLError, ValueError):
+        except (TextError, yaml.YAMLError, ValueError, RecursionError):
             raise broken from None
         if document is None:
             return
@@ -141,9 +148,15 @@ class Kubeconfig:
         chosen = self._context(context)
         cluster, user = self._part("clusters", chosen, "cluster"), self._part("users", chosen, "user")
         server = clean(cluster.text("server")).rstrip("/")
-        parts = urlsplit(server if "://" in server else f"http://{server}")
-        if not parts.hostname or parts.scheme not in {"http", "https"}:
+        try:
+            parts = urlsplit(server if "://" in server else f"http://{server}")
+            valid = bool(parts.hostname) and parts.scheme in {"http", "https"} and (parts.port or 1) > 0
+        except ValueError:
+            valid = False
+        if not valid or unexpected(server):
             raise KubeconfigError(f"the server of cluster {cluster.name} is not a URL")
+        if "@" in parts.netloc:
+            raise KubeconfigError(f"the server of cluster {cluster.name} must not hold a user or password")
         proxy = (
             checked_proxy(cluster.text("proxy-url"), f"proxy-url of cluster {cluster.name}")
             if cluster.text("proxy-url")
@@ -224,8 +237,8 @@ def _exec(cluster: _Entry, user: _Entry) -> ExecLogin:
     if os.sep in command:
         command = str(user.folder / command)
     environment = {}
-    for each in fields.get("env") or ():
-        pair = _Entry(f"env of {program.name}", each if isinstance(each, dict) else {}, user.folder)
+    for each in program.maps("env"):
+        pair = _Entry(f"env of {program.name}", each, user.folder)
         environment[pair.text("name")] = pair.text("value")
     return ExecLogin(
         user=user.name,
@@ -249,8 +262,8 @@ def _described_cluster(cluster: _Entry) -> dict[str, Any]:
         "certificate-authority-data": base64.b64encode(ca).decode() if ca else None,
         "proxy-url": cluster.text("proxy-url"),
     }
-    for each in cluster.fields.get("extensions") or ():
-        if isinstance(each, dict) and each.get("name") == _EXEC_CONFIG:
+    for each in cluster.maps("extensions"):
+        if each.get("name") == _EXEC_CONFIG:
             known["config"] = each.get("extension")
     return {key: value for key, value in known.items() if value}
 

@@ -132,6 +132,8 @@ def _manifest(file: BinaryIO, instance: str | None) -> Manifest:
         documents = [each for each in yaml.safe_load_all(decode(file.read())) if isinstance(each, dict)]
     except TextError as error:
         raise click.ClickException(f"{source} {error}") from None
+    except RecursionError:
+        raise click.ClickException(f"{source} is nested too deeply") from None
     except yaml.YAMLError as error:
         at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
         raise click.ClickException(f"{source} is not YAML" + (f": line {at.line + 1}" if at else "")) from None

@@ -226,7 +226,7 @@ async def _fetch_key(kubeconfig: str | None, context: str | None, operator_names
                 f" authenticated users: is it installed? {_OFFLINE}"
             ) from None
     try:
-        return PublicKey.decode(published["data"][PUBLIC_KEY])
+        return PublicKey.decode(clean(published["data"][PUBLIC_KEY]))
     except (KeyError, TypeError, ValueError):
         raise click.ClickException(
             f"{what} has no valid public key. Restart the operator: it publishes the key again."
