@@ -193,6 +193,8 @@ def test_invisible_characters_around_the_token_are_dropped(seal: Run, stdin: str
         (f"{TOKEN} {TOKEN}", "Give the token alone"),
         (f"{TOKEN}\n{TOKEN}\n", "Give the token alone"),
         (f"auth_token: {TOKEN}", "Give the token alone"),
+        (f'"{TOKEN}"\n', "first U+0022 (quotation mark) at both ends"),
+        (f"\u201c{TOKEN}\u201d", "first U+201C (left double quotation mark) at position 1"),
         (f"{TOKEN}\x00", "Give the token alone"),
         (f"{TOKEN}\u00e9", "Give the token alone"),
         (f"{TOKEN[:9]}\u200b{TOKEN[9:]}", "first U+200B (zero width space) at position 10"),

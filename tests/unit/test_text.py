@@ -50,6 +50,7 @@ def test_control_characters_are_not_dropped(character: str) -> None:
         ("\n", "U+000A (line feed)"),
         ("\0", "U+0000 (null)"),
         ("\x01", "U+0001 (control character)"),
+        ("\ue000", "U+E000 (unnamed character)"),
         ("\U000e0041", "U+E0041 (tag latin capital letter a)"),
     ],
 )
@@ -77,7 +78,8 @@ def test_first_unexpected_character_is_described() -> None:
     assert unexpected("+61 400") is None
     assert unexpected("+61\u200b\u200c") == "U+200B (zero width space) at position 4"
     assert unsendable("a b") == "U+0020 (space) at position 2"
-    assert unsendable(TOKEN) is None
+    assert unsendable(f"'{TOKEN}'") == "U+0027 (apostrophe) at both ends"
+    assert unsendable(TOKEN) is unsendable(f"'{TOKEN}") is unsendable("") is unsendable("'") is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "ascii"])

@@ -20,6 +20,7 @@ _CONTROLS = {
     "\x7f": "delete",
 }
 _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+_QUOTES = "\"'`"
 _PUNCTUATION = frozenset(_DASHES + ".()")
 _ENCODINGS = (
     (b"\xef\xbb\xbf", "utf-8"),
@@ -69,8 +70,10 @@ def unexpected(text: str) -> str | None:
 def unsendable(token: str) -> str | None:
     """Return a description of the first character that no token of Twilio has; None if there is none.
 
-    HTTP basic authentication could not carry most of them.
+    HTTP basic authentication could not carry most of them; quotes around the token are somebody's shell or YAML.
     """
+    if len(token) > 1 and token[0] == token[-1] and token[0] in _QUOTES:
+        return f"{described(token[0])} at both ends"
     for position, character in enumerate(token, start=1):
         if not "!" <= character <= "~":
             return f"{described(character)} at position {position}"
@@ -79,7 +82,9 @@ def unsendable(token: str) -> str | None:
 
 def described(character: str) -> str:
     """Return the character's code point and name, such as `U+200B (zero width space)`."""
-    name = unicodedata.name(character, "").lower() or _CONTROLS.get(character) or "control character"
+    is_control = unicodedata.category(character) == "Cc"
+    name = unicodedata.name(character, "").lower() or _CONTROLS.get(character)
+    name = name or ("control character" if is_control else "unnamed character")
     return f"U+{ord(character):04X} ({name})"
 
 

@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from smschannel.api.api_keys import ApiKey, NewKey, Verb, decode_key, encode_key, make_key, secret_of
 from smschannel.api.errors import Conflict, NotFound
 from smschannel.api.names import API_KEYS_SECRET, core_path
-from smschannel.api.text import clean
+from smschannel.api.text import clean, unexpected
 from smschannel.cli.options import cluster, cluster_options
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ class _Expiry(click.ParamType[datetime | None]):
 def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     value = clean(value) if value is not None else None
     if value is not None and not _ID.fullmatch(value):
-        raise click.BadParameter("an ID has at most 63 letters, digits, dashes and dots, and no underscore")
+        wrong = unexpected(value)
+        expected = "an ID has at most 63 letters, digits, dashes and dots, and no underscore"
+        raise click.BadParameter(f"it contains {wrong}; {expected}" if wrong else expected)
     return value
 
 

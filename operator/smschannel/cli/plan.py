@@ -134,7 +134,7 @@ def _manifest(file: BinaryIO, instance: str | None) -> Manifest:
         raise click.ClickException(f"{source} {error}") from None
     except RecursionError:
         raise click.ClickException(f"{source} is nested too deeply") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date or number that cannot be
         at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
         raise click.ClickException(f"{source} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
     channels = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]

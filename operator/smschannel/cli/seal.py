@@ -166,8 +166,8 @@ def _read_token(login: str) -> SecretStr:
         )
     if wrong := unsendable(token):
         raise click.ClickException(
-            f"This is not a token: it contains spaces, line breaks or non-ASCII characters, first {wrong}. Give the"
-            " token alone, as the Twilio console shows it."
+            f"This is not a token: it contains spaces, quotes, line breaks or non-ASCII characters, first {wrong}."
+            " Give the token alone, as the Twilio console shows it."
         )
     if re.fullmatch("(AC|SK)[0-9a-f]{32}", token):
         raise click.ClickException(
