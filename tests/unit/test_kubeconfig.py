@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import pwd
 import ssl
 import sys
 from collections.abc import Iterator
@@ -215,6 +216,35 @@ async def test_pod_uses_its_service_account(seen: Seen, tmp_path: Path, monkeypa
         write(tmp_path / "home/.kube/config", f"http://127.0.0.1:{port}", {"token": "mine"})
         assert (await KubeClient.connect()).configuration.host == f"http://127.0.0.1:{port}", "kubectl's order"
     assert seen.headers[-1]["Authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_pod_without_a_home_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters run pods as users that the image does not know."""
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    (tmp_path / "ca.crt").write_text(Authority(tmp_path).pem)
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setattr(kubeconfig_module, "_SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    assert (await KubeClient.connect()).configuration.host == "https://[fd00::1]:443"
+
+
+async def test_home_of_another_user_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have root's home and run as another user; a file that somebody named must be readable."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert kubeconfig_module.Kubeconfig().is_empty
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(KubeconfigError, match="config cannot be read: Permission denied"):
+        kubeconfig_module.Kubeconfig()
 
 
 async def test_password_is_sent_as_basic_authentication(seen: Seen, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from smschannel.api.identity import BasicLogin, ExecLogin, Identity, OidcLogin, 
 from smschannel.api.text import TextError, clean, decode, described, is_invisible, unexpected
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_DEFAULT = "~/.kube/config"
 _LISTS = ("clusters", "contexts", "users")
 _EXEC_CONFIG = "client.authentication.k8s.io/exec"
 
@@ -92,13 +93,13 @@ class Kubeconfig:
 
     def __init__(self, kubeconfig: str | None = None) -> None:
         """Read `kubeconfig`; None means the files of $KUBECONFIG, or else ~/.kube/config. Raises `KubeconfigError`."""
-        self.named = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+        self.named = kubeconfig or os.environ.get("KUBECONFIG") or _DEFAULT
         files = [self.named] if kubeconfig else [each for each in self.named.split(os.pathsep) if each]
         self.current = ""
         self._entries: dict[str, dict[str, _Entry]] = {each: {} for each in _LISTS}
         self.is_empty = True
-        for path in (Path(each).expanduser() for each in files):
-            if path.is_file():
+        for path in (Path(os.path.expanduser(each)) for each in files):  # noqa: PTH111  (a pod may have no home)
+            if _exists(path, optional=self.named == _DEFAULT):
                 self._add(path)
 
     def _add(self, path: Path) -> None:
@@ -196,6 +197,17 @@ class Kubeconfig:
         if name := user.text("username"):
             return await Identity.create(BasicLogin(name, user.text("password")), impersonation)
         return await Identity.create(None, impersonation)
+
+
+def _exists(path: Path, *, optional: bool) -> bool:
+    """Return whether there is such a file. An `optional` one whose folder may not be read counts as missing."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError) as error:
+        if optional:  # as in a container with root's home and another user
+            return False
+        said = (error.strerror if isinstance(error, OSError) else None) or "its name is not valid"
+        raise KubeconfigError(f"{path} cannot be read: {said}") from None
 
 
 def _impersonation(user: _Entry) -> list[tuple[str, str]]:

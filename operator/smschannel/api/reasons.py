@@ -118,8 +118,7 @@ class Reason(Row, Enum):
         "Stalled",
         "webhook_overridden",
         Recheck.DRIFT,
-        'Messaging Service: choose "Defer to sender\'s webhook" in its integration settings'
-        " (UseInboundWebhookOnNumber). TwiML application: take the number out of it.",
+        "Let the number's own webhook receive the messages.",
     )
     WebhookContested = Row(
         "False",

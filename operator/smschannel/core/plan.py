@@ -396,14 +396,15 @@ def _configured(number: Number, observed: Observed) -> Verdict:
     """Return the verdict once nothing is left to do."""
     if number.application_sid:
         message = (
-            f"The TwiML application {number.application_sid} receives this number's messages:"
-            " take the number out of it."
+            f"The TwiML application {number.application_sid} receives this number's messages."
+            " Take the number out of it."
         )
         return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_APPLICATION)
     if observed.routing.service_sid:
         message = (
-            f"The Messaging Service {observed.routing.service_sid} receives this number's messages: choose \"Defer to"
-            " sender's webhook\" in its integration settings (UseInboundWebhookOnNumber). The number can stay in it."
+            f"The Messaging Service {observed.routing.service_sid} receives this number's messages. With \"Defer to"
+            " sender's webhook\" in its integration settings (UseInboundWebhookOnNumber) it leaves them to the number,"
+            " which can stay in it."
         )
         return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_MESSAGING_SERVICE)
     if observed.corrections >= CONTESTED_AFTER:
