@@ -203,19 +203,21 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
-    def start_operator(self) -> None:
+    def start_operator(self, name: str = "operator", settings: Mapping[str, str] | None = None) -> None:
+        """Start the operator, or another one beside it; `settings` are added to those of the options."""
+        port = self.operator_port if name == "operator" else free_port()
         environment = {
             "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
             "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
-            "SMSCHANNEL_HTTP_PORT": str(self.operator_port),
+            "SMSCHANNEL_HTTP_PORT": str(port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
             "SMSCHANNEL_CHANNEL_NAMESPACES": " ".join((CHANNELS, *self.options.more_namespaces)),
         }
         if self.options.twilio_url != "real":
             environment["SMSCHANNEL_TWILIO_URL"] = self.twilio_url
-        environment |= self.options.operator_settings
-        self._spawn("operator", [sys.executable, "-m", "smschannel"], environment)
-        self._wait_ready("operator", f"{self.operator_url}/readyz")
+        environment |= {**self.options.operator_settings, **(settings or {})}
+        self._spawn(name, [sys.executable, "-m", "smschannel"], environment)
+        self._wait_ready(name, f"http://127.0.0.1:{port}/readyz")
 
     def start_shim(self) -> None:
         environment = {
@@ -228,9 +230,8 @@ class Stack:
         self._wait_ready("shim", f"{self.api_url}/readyz")
 
     def stop(self) -> None:
-        for name in ("shim", "operator", "twin"):
-            if name in self._processes:
-                self.stop_process(name)
+        for name in reversed(list(self._processes)):
+            self.stop_process(name)
         if self._control_plane:
             self._control_plane.stop()
             self._control_plane = None
