@@ -577,9 +577,7 @@ class Reconciler:
             # The number pointed at one of our webhooks. Its holder may have been restoring it: now that the number is
             # ours nobody else writes it, so what it points at now is what it pointed at before.
             current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid)
-            if current and not self._template.made(current.webhook.url):
-                record = await self._kube.update_record(record.with_contents(previous=current.webhook))
-                observed = replace(observed, number=current)
+            observed = replace(observed, number=current or number)
         return with_record(observed, record)
 
     async def _restore(self, record: Record, webhook: Webhook) -> Current:

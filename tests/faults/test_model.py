@@ -408,6 +408,8 @@ class Model(RuleBasedStateMachine):
                 reason = "WebhookDrifted"
             else:
                 reason = "Configured"
+                # As long as it is not known what the number pointed at before, it is what is overwritten.
+                final.claims[number] = claim._replace(previous=claim.previous or _as_previous(final.webhooks[number]))
                 final.webhooks[number] = channel.ours
             reasons[channel.case.name] = reason
         return final, reasons

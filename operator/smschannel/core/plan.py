@@ -288,12 +288,16 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
         claim = CreateRecord(_new_record(desired, observed, number, login, template))
         return Plan((*finalizer, claim), Verdict(Reason.Pending, "The number is being claimed.", number.sid))
 
-    updates = [
-        UpdateRecord(new) for old in observed.records.values() if (new := _updated(desired, observed, old)) != old
-    ]
     writes: tuple[Change, ...] = ()
     if not refusal and number.webhook != desired.webhook:
         writes = (SetWebhook(login, desired.account_sid, number.sid, desired.webhook),)
+        record = _with_previous(record, number, template)
+    records = {**observed.records, number.sid: record}
+    updates = [
+        UpdateRecord(new)
+        for number_sid, old in observed.records.items()
+        if (new := _updated(desired, observed, records[number_sid])) != old
+    ]
     changes = (*finalizer, *updates, *writes) or _restore(observed, desired.deletion_policy)
     return Plan(changes, replace(refusal or _configured(number, observed), rejected=rejected))
 
@@ -353,6 +357,18 @@ def _new_record(
         deletion_policy=desired.deletion_policy,
         contents=Contents(login=login, previous=previous, wrote=(desired.webhook.url,)),
     )
+
+
+def _with_previous(record: Record, number: Number, template: WebhookTemplate) -> Record:
+    """The record of a number whose webhook is overwritten next.
+
+    The number may have been read before its last holder restored it, and claimed afterwards. So as long as its previous
+    webhook is unknown, the first foreign one that is overwritten is recorded, whatever crashed in between.
+    """
+    contents, webhook = record.contents, number.webhook
+    if contents is None or contents.previous or contents.points_at_us(webhook) or template.made(webhook.url):
+        return record
+    return record.with_contents(previous=webhook)
 
 
 def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
