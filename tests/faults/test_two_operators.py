@@ -64,7 +64,8 @@ def test_either_operator_may_crash_while_both_configure_the_same_channels(both: 
     both.start_second()
     delete(both, cases)
     assert both.settle(cases, 60) == {}
-    assert [wrong for case in cases if (wrong := both.unexpected_writes(case, at_most=2 * 4))] == []
+    # Four writes are needed. Both operators may make each of them, and one may have to repeat its own.
+    assert [wrong for case in cases if (wrong := both.unexpected_writes(case, at_most=4 * 3))] == []
 
 
 def contested(rig: Rig, world: World, pair: tuple[Case, Case]) -> str:
