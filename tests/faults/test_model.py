@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -54,13 +54,14 @@ QUICK = {
 BUDGET = settings(
     max_examples=10 if EVERYTHING else 4,
     stateful_step_count=30 if EVERYTHING else 15,
-    derandomize=True,
     database=None,
     deadline=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-BUDGET_OF_TWO = settings(BUDGET, max_examples=8 if EVERYTHING else 2, stateful_step_count=24 if EVERYTHING else 12)
+BUDGET_OF_TWO = settings(BUDGET, max_examples=6 if EVERYTHING else 3, stateful_step_count=24 if EVERYTHING else 14)
+SEED, SEED_OF_TWO = (11, 3) if EVERYTHING else (34, 6)
+"""With these seeds even so few examples make use of every rule."""
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Facts:
 
 
 class Model(RuleBasedStateMachine):
-    """Two accounts of two numbers each, and at most three channels at once. The operator runs at first.
+    """Two accounts of two numbers each, and at most three channels at once. At first two, and the operator runs.
 
     Hypothesis repeats examples, so preconditions must not depend on timing, as what the records say when the operator
     dies does. A rule that cannot do anything still kills the operator.
@@ -135,6 +136,10 @@ class Model(RuleBasedStateMachine):
             self.rig.put_token(account)
         self.sids = {number: self.rig.stack.number(number)["sid"] for number in self._numbers()}
         self.known = Facts(webhooks={number: before(number) for number in self._numbers()})
+        for account in self.accounts:
+            case = Case(str(uuid.uuid4()), account.account, secret=account.secret)
+            self._create(Channel(case, account.numbers[0], deletion="Restore", drift="Correct"))
+        self._settle()
 
     # Users
 
@@ -237,6 +242,7 @@ class Model(RuleBasedStateMachine):
 
     # Damage
 
+    @precondition(lambda self: self._living())
     @rule(choice=CHOICES, lost=st.booleans(), cut=CUTS)
     def damage_or_repair_record(self, choice: int, lost: bool, cut: Cut | None) -> None:
         """The number of a damaged record stays where it is, and nobody else gets it, until the record is repaired."""
@@ -598,11 +604,11 @@ def quick(rig: Rig) -> Iterator[Rig]:
 
 
 def test_one_operator_keeps_to_the_model(quick: Rig) -> None:
-    run_state_machine_as_test(on_rig(Model, quick), settings=BUDGET)
+    run_state_machine_as_test(seed(SEED)(on_rig(Model, quick)), settings=BUDGET)
 
 
 def test_two_operators_keep_to_the_model(quick: Rig) -> None:
-    run_state_machine_as_test(on_rig(ModelOfTwo, quick), settings=BUDGET_OF_TWO)
+    run_state_machine_as_test(seed(SEED_OF_TWO)(on_rig(ModelOfTwo, quick)), settings=BUDGET_OF_TWO)
 
 
 def on_rig(model: type[Model], rig: Rig) -> type[Model]:
