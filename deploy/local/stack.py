@@ -6,6 +6,7 @@ the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -339,7 +340,11 @@ class Stack:
         """
         fulfilled: dict[str, dict[str, Any]] = {}
         latest: dict[str, dict[str, Any]] = {}
-        for event in self.channels.watch(namespace=namespace, timeout=timeout):
+        listed = self.channels.get(namespace=namespace)  # a watch alone may begin with what was there before
+        begin = ({"type": "ADDED", "raw_object": each} for each in listed.to_dict()["items"])
+        version = listed.metadata.resourceVersion
+        later = self.channels.watch(namespace=namespace, timeout=timeout, resource_version=version)
+        for event in itertools.chain(begin, later):
             channel = event["raw_object"]
             name = channel["metadata"]["name"]
             if name in names:
