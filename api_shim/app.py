@@ -39,6 +39,27 @@ class Service:
         self._server.draining = True
 
 
+def _probes(server: HttpServer, keys: ApiKeys, sealing_key: SealingKeyCache) -> list[web.RouteDef]:
+    """Return the routes of `/healthz`, `/readyz` and `/metrics`."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if server.draining:
+            raise HttpError(503, "This replica is shutting down.")
+        if not keys.is_current:
+            raise HttpError(503, "The API keys have not been read yet.")
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await sealing_key.get(_PROBE_CACHE_SECONDS)
+        return web.Response(text="ok\n")
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
+
+
 @asynccontextmanager
 async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     """Listen while the context is open; at its end, finish the requests in flight. Raises `TlsError` and `OSError`."""
@@ -60,23 +81,7 @@ async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     )
     routes = Routes(server, auth, channels, waiter, wait_limit=settings.wait_limit_seconds)
 
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        if server.draining:
-            raise HttpError(503, "This replica is shutting down.")
-        if not keys.is_current:
-            raise HttpError(503, "The API keys have not been read yet.")
-        async with asyncio.timeout(_PROBE_SECONDS):
-            await sealing_key.get(_PROBE_CACHE_SECONDS)
-        return web.Response(text="ok\n")
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    probes = [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
-    server.application.add_routes([*routes.table(), *probes, *docs.table()])
+    server.application.add_routes([*routes.table(), *_probes(server, keys, sealing_key), *docs.table()])
     background = [asyncio.create_task(keys.follow()), *([asyncio.create_task(tls.follow())] if tls else [])]
     runner = server.runner(_SHUTDOWN_SECONDS)
     await runner.setup()

@@ -112,7 +112,7 @@ class ApiKeys:
 
 @dataclass(frozen=True)
 class User:
-    """A user that Kubernetes authenticated. `digest` identifies the token, which is not kept."""
+    """A user that Kubernetes authenticated. `digest` identifies the token, which is not stored."""
 
     digest: str
     info: Mapping[str, Any]

@@ -41,12 +41,12 @@ BLOCKS = [Block(page, *found) for page, text in PAGES.items() for found in _BLOC
 
 
 def blocks(language: str, page: str | None = None) -> list[str]:
-    """The code blocks of a language, of all pages or of one."""
+    """Return the code blocks of a language, of all pages or of one."""
     return [each.text for each in BLOCKS if each.language == language and page in {None, each.page}]
 
 
 def commands() -> list[Command]:
-    """All shell commands of all pages, in the order of the page."""
+    """Return all shell commands of all pages, in the order of the pages."""
     found = []
     for block in BLOCKS:
         if block.language == "sh":
@@ -56,14 +56,14 @@ def commands() -> list[Command]:
 
 
 def section(title: str) -> str:
-    """What the one page that has this heading of the second level says under it."""
+    """Return the text below a heading of the second level, which exactly one page must have."""
     found = [text.split(f"\n## {title}\n")[1] for text in PAGES.values() if f"\n## {title}\n" in text]
     assert len(found) == 1, f"{len(found)} pages have a section {title}"
     return found[0].split("\n## ")[0]
 
 
 def table(*header: str) -> list[list[str]]:
-    """The cells of all tables with this header, row by row."""
+    """Return the cells of all tables with this header, row by row."""
     line = f"| {' | '.join(header)} |"
     rows = []
     for text in PAGES.values():
@@ -79,12 +79,12 @@ def table(*header: str) -> list[list[str]]:
 
 
 def prose(text: str) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return _BLOCK.sub("", text)
 
 
 def anchors(text: str) -> set[str]:
-    """The fragments that links to a page may have, as GitHub makes them from its headings."""
+    """Return the fragments of a page's headings, as GitHub makes them for links."""
     headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

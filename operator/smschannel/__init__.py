@@ -4,7 +4,7 @@ The data path, top to bottom:
 
     watch          kopf as the informer: events of channels and Secrets
     controller     decides which channels to reconcile, and when: events, resyncs, scheduled requeues
-    channel_cache  what is known of each channel, who uses which Secret, who waits for which number
+    channel_cache  all channels, by the Secrets that they use and the numbers that they wait for
     orphans        records whose channel is gone: found, and proven before anything is restored
     queue          one key per name, flows of Twilio accounts, backoff
     reconcile      observe -> plan -> apply -> report, for one name

@@ -76,10 +76,10 @@ async def _serve(
 
 
 async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Controller:
-    """Load everything that must be known before the first reconcile; wait for an API server that is not there yet.
+    """Load what the first reconcile needs; wait for an API server that does not answer yet.
 
     Waits for the CRD, too. If it does not come within a resync interval, and API discovery says that it is not there,
-    it was deleted, and its channels with it: then what the records say is restored.
+    it was deleted, and its channels with it: then the numbers of all records are restored.
     """
     orphans = Orphans(kube, time.monotonic)
     transient = retry_if_exception_type((Retryable, KubernetesRefused))
@@ -108,13 +108,14 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Co
             except NoKindMatch:
                 if time.monotonic() < give_up or not await orphans.look_for_crd():
                     raise
-                log.warning("no CRD, restoring what the records say")
+                log.warning("CRD is deleted, restoring the numbers of all records")
                 await controller.load()
             return controller
     raise AssertionError("tenacity returns or raises")
 
 
 async def _until_crd(kube: KubeStore, settings: Settings) -> None:
+    """Wait until channels can be listed, which means that the CRD is installed."""
     anything = retry_if_exception_type(ChannelError)
     async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
         with attempt:
@@ -122,7 +123,7 @@ async def _until_crd(kube: KubeStore, settings: Settings) -> None:
 
 
 async def _publish(settings: Settings, kube: KubeStore) -> None:
-    """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without."""
+    """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without them."""
     try:
         await kube.publish_settings(settings.published())
     except KubernetesRefused as error:

@@ -33,7 +33,7 @@ _CONFIGURED_BUT_NOT_EFFECTIVE = {
 
 
 class Twilio(Protocol):
-    """Single calls: see `twilio.client`. Reading twice, or setting the same webhook twice, changes nothing more."""
+    """The calls of `twilio.client.TwilioClient` that a reconcile makes. All of them are idempotent."""
 
     def forget_refusal(self, login: Login, account_sid: str) -> None: ...
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
@@ -42,7 +42,7 @@ class Twilio(Protocol):
 
 
 class Accounts(Protocol):
-    """Whole accounts, read in pages and cached: see `twilio.account_cache`."""
+    """The reads of `twilio.account_cache.AccountCache`: whole accounts, in pages."""
 
     async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
     async def routing(
@@ -51,9 +51,9 @@ class Accounts(Protocol):
 
 
 class _Found(NamedTuple):
-    """The desired number and the login that found it, read from `source`.
+    """The desired number, the login that found it, and the credentials (`source`) with that login.
 
-    `rejected` is the refusal of a newer login, if the recorded one stands in for it.
+    `rejected` is Twilio's refusal of newer credentials, if the recorded login was used instead.
     """
 
     number: Number
@@ -63,7 +63,7 @@ class _Found(NamedTuple):
 
 
 class Observer:
-    """`slow_interval`: a channel that waits for a number is reconciled at least this often, in seconds."""
+    """Reads what a reconcile needs. `slow_interval`: channels are reconciled at least this often, in seconds."""
 
     def __init__(
         self,
@@ -85,7 +85,10 @@ class Observer:
         self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
 
     async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
-        """What is there of a channel and its records. Raises `TwilioUnavailable`, and Kubernetes' errors."""
+        """Observe a channel, its records and its number; `desired` is None while the channel is being deleted.
+
+        Raises `TwilioUnavailable`, and Kubernetes' errors. A `Refused` becomes `Observed.number`.
+        """
         meta = channel.metadata
         own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
         records, unreadable = await self._open(own, bypass_cache=_bypass_cache(channel))
@@ -118,14 +121,14 @@ class Observer:
         )
 
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
-        """What is there of records whose channel is gone; `successor` is the channel that has its name now."""
+        """Observe records whose channel is gone; `successor` is the current channel of its name, if there is one."""
         opened, unreadable = await self._open(records, bypass_cache=False)
         return await self._to_restore(opened, unreadable, successor)
 
     async def login(self, channel: SmsChannel) -> tuple[Login, str]:
-        """The channel's login, and which version of its credentials it was read from.
+        """Return the channel's login and its source (see `secret_source`).
 
-        Raises `Refused` with what is wrong with them.
+        Raises `Refused` if the credentials are missing or cannot be read, and Kubernetes' errors.
         """
         spec, meta = channel.spec, channel.metadata
         sid = spec.credentials.sid or spec.account_sid
@@ -151,7 +154,10 @@ class Observer:
         return Login(sid=sid, token=SecretStr(token)), secret_source(ref.name, secret["metadata"]["resourceVersion"])
 
     def in_use(self, desired: Desired, number: Number, login: Login) -> Refused:
-        """The channel's refusal, which then waits for the number. Names no holder: it may be another tenant's."""
+        """Let the channel wait for the number, and return the refusal to report.
+
+        The message names no holder, which may belong to another tenant.
+        """
         key = Key(desired.namespace, desired.name)
         self._waiting_logins[desired.account_sid, number.sid] = login
         self._channels.set_awaited(key, number.sid)
@@ -173,7 +179,7 @@ class Observer:
     async def _open(
         self, records: Iterable[Record], *, bypass_cache: bool
     ) -> tuple[dict[str, Record], dict[str, Unreadable]]:
-        """The records as they are now, by number SID, and why some of them cannot be opened."""
+        """Return the current records by number SID, and for those that cannot be opened the error."""
         opened: dict[str, Record] = {}
         unreadable: dict[str, Unreadable] = {}
         for record in records:
@@ -195,7 +201,7 @@ class Observer:
     async def _deleted(
         self, channel: SmsChannel, records: dict[str, Record], unreadable: dict[str, Unreadable]
     ) -> Observed:
-        """The channel's policy as it is now counts; it is written down if a record outlives the channel."""
+        """Observe a channel that is being deleted. Its current deletion policy replaces that of the records."""
         policy = channel.spec.deletion_policy
         records = {number_sid: replace(record, deletion_policy=policy) for number_sid, record in records.items()}
         observed = await self._to_restore(records, unreadable, channel)
@@ -204,6 +210,7 @@ class Observer:
     async def _to_restore(
         self, records: dict[str, Record], unreadable: dict[str, Unreadable], channel: SmsChannel | None
     ) -> Observed:
+        """Read all numbers of the records, which are all to be restored."""
         to_restore: dict[str, Current] = dict(unreadable)
         for number_sid, record in list(records.items()):
             if number_sid not in unreadable:
@@ -213,7 +220,7 @@ class Observer:
     # Numbers to restore
 
     async def _read_with_fallback(self, record: Record, channel: SmsChannel | None) -> tuple[Record, Current]:
-        """A number to restore, and its record with the login that reads it."""
+        """Read a number to restore, with fallback logins. Return its record with the login that was accepted."""
         current = await self._read(record, record.deletion_policy)
         if _is_login_refused(current):
             for login in await self._fallback_logins(record, channel):
@@ -224,15 +231,14 @@ class Observer:
         return record, current
 
     async def _fallback_logins(self, record: Record, channel: SmsChannel | None) -> list[Login]:
-        """Logins to try if Twilio refuses the recorded one, whose token may have been rotated since.
+        """Return the logins to try if Twilio refuses the recorded one, whose token may have been rotated since.
 
-        That is the login of the channel that has the name now, and that of a channel that waits for this number.
+        They are those of the current channel of the name, and of a channel that waits for this number.
         """
         logins = []
         if channel and channel.spec.account_sid == record.account_sid:
-            with contextlib.suppress(
-                ChannelError
-            ):  # with a namespace that is going, the right to read its Secrets goes
+            # While a namespace is being deleted, the right to read its Secrets may be gone already.
+            with contextlib.suppress(ChannelError):
                 login, _ = await self.login(channel)
                 logins.append(login)
         if waiting := self._waiting_logins.get((record.account_sid, record.number_sid)):
@@ -243,7 +249,7 @@ class Observer:
         return {each.number_sid: await self._read(each, policy) for each in records if each.contents}
 
     async def _read(self, record: Record, policy: DeletionPolicy) -> Current:
-        """The number as it is at Twilio; None, without a call, if it stays as it is anyway."""
+        """Read a number, or why it cannot be read; None if it is gone. With policy Retain, None without a call."""
         if policy is DeletionPolicy.RETAIN:
             return None
         assert record.contents, "unopened records are not read"
@@ -261,7 +267,7 @@ class Observer:
         records: Mapping[str, Record],
         unreadable: Mapping[str, Unreadable],
     ) -> _Found:
-        """The desired number, which no other channel holds. Raises `Refused`."""
+        """Find the desired number. Raises `Refused`, with NumberInUse if another channel holds it."""
         for number_sid, error in unreadable.items():
             if records[number_sid].phone_number == desired.phone_number:
                 raise record_unreadable(records[number_sid], error)
@@ -274,7 +280,10 @@ class Observer:
         return found
 
     async def _look_up(self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record]) -> _Found:
-        """A recorded login stands in for a refused one, but only for the number that the record is about."""
+        """Find the desired number, from the account cache if nothing changed since the last reconcile.
+
+        If Twilio refuses the channel's login, the recorded one is tried, but only for the number of that record.
+        """
         login, source = await self.login(channel)
         place = desired.account_sid, desired.phone_number
         record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
@@ -301,14 +310,14 @@ class Observer:
         return _Found(number, login, source)
 
     async def _find_with(self, login: Login, desired: Desired) -> Number | None:
-        """The desired number; None also if it cannot be found with this login either."""
+        """Find the desired number with another login; None if that login is refused, too, or the number is missing."""
         try:
             return await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
         except Refused:
             return None
 
     async def _confirmed(self, desired: Desired, login: Login) -> Number | None:
-        """The number, if the account cache shows that nothing changed; None if it must be read itself."""
+        """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
         try:
             number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
         except Refused:
@@ -317,7 +326,7 @@ class Observer:
         return number if fine else None
 
     async def _is_held(self, desired: Desired, number: Number) -> bool:
-        """Whether another channel holds the number. The index may be out of date, so the record itself is read."""
+        """Return whether another channel holds the number. The index may be out of date, so the record is read."""
         holder = self._kube.claims.holder(number.sid)
         if holder is None or holder.uid == desired.uid:
             return False
@@ -329,7 +338,7 @@ class Observer:
         return await self._accounts.routing(found.login, channel.spec.account_sid, found.number.sid, max_age=max_age)
 
     def _count_correction(self, channel: SmsChannel, overwritten: bool) -> int:
-        """How many checks in a row found the webhook overwritten, this one included."""
+        """Return how many checks in a row found the webhook overwritten, this one included."""
         uid = channel.metadata.uid
         if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
             self._corrections.pop(uid, None)
@@ -339,12 +348,13 @@ class Observer:
 
 
 def record_unreadable(record: Record, error: Unreadable) -> Refused:
+    """Return the refusal to report for a record that cannot be opened."""
     message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened: {error}."
     return Refused(Reason.RecordUnreadable, message)
 
 
 def _bypass_cache(channel: SmsChannel) -> bool:
-    """Whether Twilio is asked for everything, whatever is cached."""
+    """Return whether the check-now annotation asks for a check that bypasses all caches."""
     return wants_check(channel.metadata.annotations, channel.status)
 
 
@@ -357,7 +367,7 @@ def _was_well(channel: SmsChannel, desired: Desired) -> bool:
 
 
 def _was_configured(status: Mapping[str, Any], desired: Desired) -> bool:
-    """Whether the number that the status names was pointed at this URL, so that another one now is drift."""
+    """Return whether the number of the status was set to this URL, so that another URL now is drift."""
     effective = condition(status, "WebhookEffective")  # unlike Ready, it is not changed by unrelated trouble
     return (
         effective is not None

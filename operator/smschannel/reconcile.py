@@ -1,12 +1,13 @@
 """The data path: observe, plan, apply, report. Everything that happens to a channel happens here.
 
-    desired(channel)    what is asked for; None while the channel is being deleted
+    desired             what the spec asks for; None while the channel is being deleted
     observe             reads: records, credentials, Twilio
-    plan                pure: changes and a verdict; asked again with what the changes brought about
+    plan                pure: changes and a verdict; called again after its changes are applied, until there are none
     apply               writes, in the safe order that the plan gives
     report              status and Events, only if something changed
 
-One key stands for a name. What earlier channels of that name left is restored before its channel claims anything.
+A key is a namespace and a name. Numbers that deleted channels of that name held are restored before its current channel
+claims anything.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ from smschannel.core.plan import (
     UpdateRecord,
     Verdict,
     WriteOff,
-    desired,
     foresee,
     plan,
     with_current,
     with_record,
     without_record,
 )
+from smschannel.core.plan import desired as desired_of
 from smschannel.core.record import Key, Record, Webhook
 from smschannel.kube_store import KubeStore
 from smschannel.metrics import WRITTEN_OFF
@@ -63,7 +64,7 @@ from smschannel.report import Reporter
 log = structlog.get_logger()
 
 _MOST_ROUNDS = 8
-"""How often a plan may ask for more. Five are enough; a Twilio that does not keep what it is told needs an end."""
+"""Limit of plans per reconcile. Five are enough, unless Twilio does not keep what was written."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Intervals:
 
 @dataclass(frozen=True)
 class RequeueAfter:
+    """After `seconds`; the backoff starts at its floor again."""
+
     seconds: float
 
 
@@ -92,8 +95,8 @@ class Outcome:
     """The result of one reconcile.
 
     `ready` is the reason that Ready carries now, None if there is no channel to report on; during an outage it may
-    differ from the verdict's. `requeue` None: nothing is left to do. `twilio_failed` says that Twilio failed or hung,
-    `pause` for how many seconds it asked not to be called.
+    differ from the verdict's. `requeue` is None if nothing is left to do. `twilio_failed`: Twilio failed or hung;
+    `pause`: for how many seconds Twilio asked not to be called, None if it did not ask.
     """
 
     verdict: Verdict
@@ -104,6 +107,8 @@ class Outcome:
 
 
 class Reconciler:
+    """Reconciles one key at a time; safe to call for different keys concurrently. `clock` returns the current time."""
+
     def __init__(
         self,
         kube: KubeStore,
@@ -137,9 +142,9 @@ class Reconciler:
         return outcome
 
     async def preview(self, key: Key, channel: SmsChannel | None) -> list[tuple[Observed, Plan]]:
-        """What is there, and what a reconcile would do about it if every change succeeded; writes nothing.
+        """Return what a reconcile observes, and what it would do if every change succeeded; writes nothing.
 
-        First for the records that earlier channels of the name left, if there are any, then for the channel itself.
+        The first pass is about records of deleted channels of the name, if there are any; the last about the channel.
         Raises `TwilioUnavailable`, and Kubernetes' errors.
         """
         passes: list[tuple[Observed, Plan]] = []
@@ -147,13 +152,13 @@ class Reconciler:
             observed = await self._observe.records(records, channel)
             passes.append((observed, foresee(None, observed, self._rules, self._clock())))
         if channel:
-            want = desired(channel, self._rules.template)
-            observed = await self._observe.channel(channel, want)
-            passes.append((observed, foresee(want, observed, self._rules, self._clock())))
+            desired = desired_of(channel, self._rules.template)
+            observed = await self._observe.channel(channel, desired)
+            passes.append((observed, foresee(desired, observed, self._rules, self._clock())))
         return passes
 
     async def _restore_former(self, key: Key, channel: SmsChannel | None) -> Outcome:
-        """Restore what earlier channels of the name left."""
+        """Restore the numbers that deleted channels of this name held."""
         outcome = Outcome(Verdict(Reason.Restoring, "Nothing is left to restore."))
         if records := await self._former(key, channel):
             observed = await self._observe.records(records, channel)
@@ -163,53 +168,57 @@ class Reconciler:
                 return self._unavailable(None, error)
             outcome = self._outcome(None, observed, verdict)
         uid = channel.metadata.uid if channel else None
+        # Records remain that could not be restored, or whose channel is not proven to be gone yet: check later.
         if outcome.requeue is None and any(record.uid != uid for record in self._kube.claims.of(key)):
             outcome = replace(outcome, requeue=RequeueRateLimited())
         return outcome
 
     async def _former(self, key: Key, channel: SmsChannel | None) -> list[Record]:
-        """The records of this name whose channel is proven to be gone."""
+        """Return the records of this name whose channel is proven to be gone."""
         uid = channel.metadata.uid if channel else None
         others = [record for record in self._kube.claims.of(key) if record.uid != uid]
         return [record for record in others if await self._orphans.is_gone(record)]
 
     async def _reconcile_channel(self, channel: SmsChannel) -> Outcome:
-        want = desired(channel, self._rules.template)
+        desired = desired_of(channel, self._rules.template)
         first = observed = Observed()
         try:
-            first = await self._observe.channel(channel, want)
-            observed, verdict = await self._converge(channel, want, first)
+            first = await self._observe.channel(channel, desired)
+            observed, verdict = await self._converge(channel, desired, first)
         except TwilioUnavailable as error:
             outcome = self._unavailable(channel, error)
-            report = self._report.report_unavailable if want else self._report.report
+            report = self._report.report_unavailable if desired else self._report.report
             return replace(outcome, ready=await report(channel, outcome.verdict))
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
         outcome = self._outcome(channel, observed, verdict)
-        if want is None and not observed.finalizer:
+        if desired is None and not observed.finalizer:
             self._observe.corrected(channel.metadata.uid, 0)
             return outcome  # the channel is gone, or only other finalizers keep it
-        corrected = want is not None and _was_corrected(want, first, observed)
+        corrected = desired is not None and _was_corrected(desired, first, observed)
         return replace(outcome, ready=await self._report.report(channel, verdict, corrected=corrected))
 
     # Plan and apply
 
     async def _converge(
-        self, channel: SmsChannel | None, want: Desired | None, observed: Observed
+        self, channel: SmsChannel | None, desired: Desired | None, observed: Observed
     ) -> tuple[Observed, Verdict]:
-        """Plan and apply until nothing is left to do. Raises `Refused` and `TwilioUnavailable`."""
+        """Plan and apply until nothing is left to do; `channel` is None for records whose channel is gone.
+
+        Return what is observed then, and the verdict. Raises `Refused` and `TwilioUnavailable`.
+        """
         for _ in range(_MOST_ROUNDS):
-            step = plan(want, observed, self._rules, self._clock())
+            step = plan(desired, observed, self._rules, self._clock())
             if not step.changes:
                 return observed, step.verdict
             for change in step.changes:
-                observed = await self._apply(change, channel, want, observed)
+                observed = await self._apply(change, channel, desired, observed)
         raise TwilioUnavailable("Twilio does not keep the webhook that was set.")
 
     async def _apply(
-        self, change: Change, channel: SmsChannel | None, want: Desired | None, observed: Observed
+        self, change: Change, channel: SmsChannel | None, desired: Desired | None, observed: Observed
     ) -> Observed:
-        """Make one change; what is observed after it."""
+        """Make one change and return what is observed after it."""
         match change:
             case AddFinalizer() if channel:
                 await self._kube.add_finalizer(channel)
@@ -217,8 +226,8 @@ class Reconciler:
             case RemoveFinalizer() if channel:
                 await self._kube.remove_finalizer(channel)
                 return replace(observed, finalizer=False)
-            case CreateRecord(record) if want:
-                return await self._claim(record, want, observed)
+            case CreateRecord(record) if desired:
+                return await self._claim(record, desired, observed)
             case UpdateRecord(record):
                 return with_record(observed, await self._kube.update_record(record))
             case DeleteRecord(record, orphaned):
@@ -233,31 +242,31 @@ class Reconciler:
                 WRITTEN_OFF.inc()
                 log.error("record written off", **_about(record), why=why)
                 return without_record(observed, record)
-            case SetWebhook(login, account_sid, number_sid, webhook) if want:
+            case SetWebhook(login, account_sid, number_sid, webhook) if desired:
                 try:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
                 except NotFound:
                     raise TwilioUnavailable("The number vanished while it was being configured.") from None
                 if observed.corrections:
-                    self._observe.corrected(want.uid, observed.corrections)
+                    self._observe.corrected(desired.uid, observed.corrections)
                 return replace(observed, number=number)
             case RestoreWebhook(record, webhook):
                 return with_current(observed, record, await self._restore(record, webhook))
         raise AssertionError(f"{type(change).__name__} is not for records whose channel is gone")
 
-    async def _claim(self, record: Record, want: Desired, observed: Observed) -> Observed:
+    async def _claim(self, record: Record, desired: Desired, observed: Observed) -> Observed:
         number, login = observed.number, observed.login
         assert isinstance(number, Number)
         assert login
         try:
             record = await self._kube.create_record(record)
         except Refused:
-            raise self._observe.in_use(want, number, login) from None
+            raise self._observe.in_use(desired, number, login) from None
         except Unreadable as error:
             raise record_unreadable(record, error) from None
         if record.contents and record.contents.previous is None:
-            # When it was read, the number pointed at one of our webhooks: perhaps its holder was just being restored.
-            # Nobody else writes it now, so what it points at is what it pointed at before.
+            # When it was read, the number pointed at one of our webhooks: perhaps its last holder was just restored.
+            # It is ours now, so the webhook that it has now is the previous one.
             current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid)
             if current and not self._rules.template.made(current.webhook.url):
                 record = await self._kube.update_record(record.with_contents(previous=current.webhook))
@@ -265,7 +274,7 @@ class Reconciler:
         return with_record(observed, record)
 
     async def _restore(self, record: Record, webhook: Webhook) -> Current:
-        """Set a number's webhook back; the number as it is then, or why that failed."""
+        """Set a number's webhook back. Return the number after that, or why it failed; None if it is gone."""
         assert record.contents, "unopened records are not restored"
         try:
             login = record.contents.login
@@ -275,13 +284,15 @@ class Reconciler:
         except ChannelError as error:
             return error
         if current.webhook != webhook and record.contents.points_at_us(current.webhook):
-            return TwilioUnavailable("Twilio does not keep the webhook that was set.")  # else it is tried forever
+            return TwilioUnavailable(
+                "Twilio does not keep the webhook that was set."
+            )  # otherwise the plan would set it again at once
         return current
 
     # Outcomes
 
     def _outcome(self, channel: SmsChannel | None, observed: Observed, verdict: Verdict) -> Outcome:
-        """`channel` is None for records whose channel is gone."""
+        """Return the outcome with its requeue; `channel` is None for records whose channel is gone."""
         errors = [current for current in observed.to_restore.values() if isinstance(current, ChannelError)]
         retryable = [error for error in errors if isinstance(error, Retryable)]
         asked = max((error.retry_after for error in retryable if error.retry_after), default=None)
@@ -296,6 +307,7 @@ class Reconciler:
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)
 
     def _unavailable(self, channel: SmsChannel | None, error: TwilioUnavailable) -> Outcome:
+        """Return the outcome of a reconcile that Twilio's outage or throttling ended."""
         throttled = isinstance(error, TwilioThrottled)
         return Outcome(
             Verdict(Reason.TwilioUnavailable, str(error)),
@@ -305,7 +317,7 @@ class Reconciler:
         )
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
-        """Seconds until a deletion no longer waits for the restore; None if nothing waits."""
+        """Return the seconds until a deletion no longer waits for the restore; None if the channel is not deleted."""
         since = channel.metadata.deletion_timestamp if channel else None
         if since is None:
             return None
@@ -313,15 +325,15 @@ class Reconciler:
 
 
 def _about(record: Record) -> dict[str, str]:
-    """What a log line about a record names."""
+    """Return the fields of a log line about a record."""
     return {"namespace": record.namespace, "name": record.name, "number": record.number_sid}
 
 
-def _was_corrected(want: Desired, before: Observed, after: Observed) -> bool:
-    """Whether a webhook that had been configured was found changed, and is ours again."""
+def _was_corrected(desired: Desired, before: Observed, after: Observed) -> bool:
+    """Return whether a webhook that had been configured was found changed, and was corrected."""
     return (
         before.was_configured
         and isinstance(before.number, Number)
         and isinstance(after.number, Number)
-        and before.number.webhook != want.webhook == after.number.webhook
+        and before.number.webhook != desired.webhook == after.number.webhook
     )

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Reporter:
-    """`clock` tells the time that conditions are stamped with."""
+    """Writes a channel's status and Events. `clock` returns the time for conditions."""
 
     def __init__(self, kube: KubeStore, template: WebhookTemplate, clock: Callable[[], datetime]) -> None:
         self._kube = kube
@@ -30,7 +30,7 @@ class Reporter:
         self._clock = clock
 
     async def report(self, channel: SmsChannel, verdict: Verdict, *, corrected: bool = False) -> Reason:
-        """Report a verdict; the reason that Ready carries now. `corrected`: drift was found and corrected.
+        """Report a verdict and return the reason that Ready has now. `corrected`: drift was found and corrected.
 
         Raises `NotFound` or `Conflict` if the channel is gone.
         """
@@ -56,7 +56,7 @@ class Reporter:
         return verdict.reason
 
     async def report_unavailable(self, channel: SmsChannel, verdict: Verdict) -> Reason:
-        """Report that Twilio is unavailable; the reason that Ready carries now.
+        """Report that Twilio is unavailable and return the reason that Ready has now.
 
         A channel that worked before is not reported as broken.
         """
@@ -69,7 +69,7 @@ class Reporter:
         return reason_of(status) or verdict.reason
 
     async def previous_unknown(self, channel: SmsChannel, phone_number: str) -> None:
-        """Report a number that cannot be restored, since nobody knows what it pointed at before."""
+        """Report a number that cannot be restored, since its previous webhook is not recorded."""
         unknown = f"What {phone_number} pointed at before is not known"
         note = f"{unknown}, so it keeps pointing at the instance's webhook."
         await self._post_event(channel, warning=True, reason="PreviousUnknown", note=note)
@@ -88,7 +88,7 @@ class Reporter:
             await self._kube.write_status(channel, status)
 
     async def _post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
-        """Post an Event. If it is refused, the conditions still say the same."""
+        """Post an Event. A failure is only logged: the conditions contain the same."""
         try:
             await self._kube.post_event(channel, warning=warning, reason=reason, note=note)
         except ChannelError as error:

@@ -39,7 +39,7 @@ def _origin(value: str) -> str:
 
 
 def _checked(value: str, example: str) -> SplitResult:
-    """No message repeats the value: it may hold a password."""
+    """Parse an https URL. The error messages never contain the value, which may contain a password."""
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -98,11 +98,11 @@ class Settings(BaseSettings):
         " templates must contain {namespace}.",
     )
     operator_namespace: Namespace = Field(
-        default="sms-operator", description="Where keyring and records are kept; nobody else may read it."
+        default="sms-operator", description="Where the keyring and the records are; no other program may read it."
     )
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
-    twilio_url: Origin | None = Field(default=None, description="One origin that stands for both of Twilio's.")
+    twilio_url: Origin | None = Field(default=None, description="One origin in place of both of Twilio's.")
     twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
@@ -148,13 +148,13 @@ class Settings(BaseSettings):
         return self
 
     def published(self) -> dict[str, str]:
-        """What `kubectl sms plan` must know of the settings, by environment variable."""
+        """Return the settings that `kubectl sms plan` needs, by environment variable."""
         given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
         return {variable: plain(value) for variable, value in given.items() if value is not None}
 
     @classmethod
     def from_published(cls, content: Mapping[str, str]) -> Self:
-        """Settings from the environment, else as the operator published them, else the defaults."""
+        """Return settings from the environment, else from what the operator published, else the defaults."""
         here = {name.upper() for name, value in os.environ.items() if value}
         given: dict[str, Any] = {
             name: content[_variable(name)]

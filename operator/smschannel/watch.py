@@ -60,6 +60,10 @@ async def watch(
 
 
 def _settings() -> kopf.OperatorSettings:
+    """Return settings that make kopf an informer only: it posts no Events, keeps no state and never gives up.
+
+    Its watches end after four minutes and start again, so that a broken connection is noticed. Times are seconds.
+    """
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -80,7 +84,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _EndlessBackoff:
-    """Endless: kopf gives up when its list of backoffs ends. It starts from the beginning for every request."""
+    """An endless list of backoffs, in seconds: kopf gives up a request when the list ends."""
 
     def __iter__(self) -> Iterator[float]:
         delay = 0.5
@@ -90,6 +94,8 @@ class _EndlessBackoff:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
+    """Stores nothing; by default kopf keeps the last handled spec in an annotation."""
+
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
 
@@ -101,6 +107,8 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
+    """Stores nothing; by default kopf keeps the progress of handlers in annotations."""
+
     def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
         return None
 

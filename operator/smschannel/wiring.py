@@ -19,6 +19,7 @@ from smschannel.twilio.limits import Limiter
 
 
 def twilio_client(settings: Settings) -> TwilioClient:
+    """Build the Twilio client with its limiter; use it as a context manager."""
     return TwilioClient(
         Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
@@ -35,6 +36,7 @@ def reconciler(
     channels: ChannelCache,
     orphans: Orphans,
 ) -> Reconciler:
+    """Build the reconciler with its observer, reporter and account cache."""
     accounts = AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2)
     intervals = Intervals(drift=settings.drift_interval_seconds, slow=settings.slow_interval_seconds)
     return Reconciler(

@@ -1,7 +1,7 @@
 """Benchmark of the REST API: GET and POST through the shim, compared with two baselines.
 
-`python -m tests.bench.shim`, the second half of `make bench`. One control plane, the shim under its own ServiceAccount
-as in `make up`, and no operator, which would use CPU time for every POST.
+`python -m tests.bench.shim`, which is part `rest` of `make bench`. One control plane, the shim under its own
+ServiceAccount as in `make up`, and no operator, which would use CPU time for every POST.
 
 bare route   aiohttp answers a constant of the same size: the upper limit of a server of this kind
 Kubernetes   the calls that the shim needs for the same answer, sent directly: GET for GET, GET and apply for POST
@@ -187,9 +187,11 @@ async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float]
 
 
 @asynccontextmanager
-async def running(home: Path, connections: int, say: Progress) -> AsyncIterator[tuple[Bench, Stack, dict[str, int]]]:
+async def running(
+    home: Path, connections: int, progress: Progress
+) -> AsyncIterator[tuple[Bench, Stack, dict[str, int]]]:
     """Start everything and create a channel for every instance; yield the bench, the stack and the process IDs."""
-    stack = Stack(home, Options(accounts=1, numbers=1), say)
+    stack = Stack(home, Options(accounts=1, numbers=1), progress)
     bare_port = free_port()
     try:
         stack.logs.mkdir(parents=True)
@@ -254,7 +256,7 @@ async def reviews(kubernetes: aiohttp.ClientSession) -> int:
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in asked)
 
 
-async def memory(bench: Bench, pids: dict[str, int], requests: int, say: Progress) -> list[float]:
+async def memory(bench: Bench, pids: dict[str, int], requests: int, progress: Progress) -> list[float]:
     """Return the shim's memory in MB: after a warm-up, and after each tenth of `requests`, half of them rejected."""
     process, connections = psutil.Process(pids["shim"]), 32
     right = bench.asking(Case("GET", "shim", connections))
@@ -276,7 +278,7 @@ async def memory(bench: Bench, pids: dict[str, int], requests: int, say: Progres
 
         await asyncio.gather(*(connection(number) for number in range(connections)))
         found.append(process.memory_info().rss / 1e6)
-        say(f"memory after {tenth} tenths of {requests} requests: {found[-1]:.1f} MB")
+        progress(f"memory after {tenth} tenths of {requests} requests: {found[-1]:.1f} MB")
     return found
 
 
@@ -343,14 +345,14 @@ def report(console: Console, met: bool, target: str) -> None:
 
 async def everything(
     home: Path,
-    say: Progress,
+    progress: Progress,
     *,
     connections: Sequence[int] = (32, 256),
     seconds: float = 4,
     rounds: int = 3,
     requests: int = 100_000,
 ) -> Results:
-    async with running(home, max(*connections, 32), say) as (bench, stack, pids):
+    async with running(home, max(*connections, 32), progress) as (bench, stack, pids):
         runs: list[Run] = []
         chance = random.Random(1)  # noqa: S311
         cases = [
@@ -363,11 +365,11 @@ async def everything(
             for case in chance.sample(cases, len(cases)):
                 runs.append(await measure(bench, pids, case, seconds))
                 rate = f"{runs[-1].per_second:6.0f}/s"
-                say(f"round {number}  {case.call:<4} {case.against:<10} {case.connections:>4} connections {rate}")
+                progress(f"round {number}  {case.call:<4} {case.against:<10} {case.connections:>4} connections {rate}")
         runs.sort(key=lambda run: cases.index(run.case))
         async with connect(stack.cluster.kubeconfig) as admin:
             reviews_sent = await reviews_of(bench, stack, admin, _REVIEWED_REQUESTS)
-        return Results(runs, reviews_sent, await memory(bench, pids, requests, say) if requests else [], requests)
+        return Results(runs, reviews_sent, await memory(bench, pids, requests, progress) if requests else [], requests)
 
 
 async def serve_bare_route(port: int) -> None:
@@ -405,9 +407,9 @@ def main(
         uvloop.run(serve_bare_route(bare_port))
         return
     with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as home:
-        say = Narrator(sys.stderr)
+        progress = Narrator(sys.stderr)
         results = uvloop.run(
-            everything(Path(home), say, connections=connections, seconds=seconds, rounds=rounds, requests=requests)
+            everything(Path(home), progress, connections=connections, seconds=seconds, rounds=rounds, requests=requests)
         )
     show(Console(width=140), results)
     if path:

@@ -120,11 +120,11 @@ def test_channel_is_settled_when_ready_stalled_or_removed(reason: Reason) -> Non
 
 
 def test_unobserved_channel_is_pending() -> None:
-    fresh = channel(None, observed=-1)
-    fresh["status"] = {"observedGeneration": -1}
-    assert answer(fresh)["webhook_url"] is None
-    del fresh["status"]
-    assert answer(fresh)["status"] == "pending"
+    created = channel(None, observed=-1)
+    created["status"] = {"observedGeneration": -1}
+    assert answer(created)["webhook_url"] is None
+    del created["status"]
+    assert answer(created)["status"] == "pending"
 
 
 # -- path ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The index of records: who holds which number, what a list of all records changes, and which channels swap numbers."""
+"""The index of records: which channel holds which number, changes by a list of all records, and swaps of numbers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_records_of_earlier_channels_of_a_name_are_found_by_that_name(claims: Cl
 
 
 def test_contents_are_not_kept(claims: Claims) -> None:
-    """The index holds a record per channel: tokens do not belong into it."""
+    """The index is kept in memory for all numbers: it must not contain tokens."""
     contents = Contents(login=Login(sid="AC1", token=SecretStr("token")), previous=None, wrote=())
     claims.put(replace(record("PN1"), contents=contents))
     assert claims.holder("PN1") == record("PN1")
@@ -137,7 +137,7 @@ def test_list_adds_what_the_index_lacks(claims: Claims, freed: Freed) -> None:
     assert freed == []
 
 
-def test_list_that_says_the_same_changes_nothing(claims: Claims, freed: Freed) -> None:
+def test_equal_list_changes_nothing(claims: Claims, freed: Freed) -> None:
     claims.put(record("PN1"))
     assert claims.update_from_list([record("PN1")], tuple(claims)) == set()
     assert freed == []
@@ -159,7 +159,7 @@ def test_number_that_is_not_listed_is_freed(claims: Claims, freed: Freed) -> Non
 
 
 def test_channels_are_reported_that_gained_or_lost_a_number(claims: Claims, freed: Freed) -> None:
-    """The channel that lost it believes that it is configured."""
+    """The status of the channel that lost it still reports Configured."""
     claims.put(record("PN1"))
     claims.put(record("PN2", C))
     assert claims.update_from_list([record("PN1", B), record("PN2", C)], tuple(claims)) == {A, B}
@@ -217,7 +217,7 @@ def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Fre
     assert freed == ["PN1"]
 
 
-def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
+def test_number_claimed_by_another_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
     claims.put(record("PN1"))
     before = tuple(claims)
     claims.remove("PN1")
@@ -227,7 +227,7 @@ def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(cla
 
 
 def test_record_created_and_removed_during_the_list_is_reconciled() -> None:
-    """It comes back, since nothing here remembers it; reconciling its channel finds out that it does not exist."""
+    """The list adds it again; the reconcile of its channel finds that it does not exist."""
     claims = index()
     before = tuple(claims)
     claims.put(record("PN1"))
@@ -240,18 +240,18 @@ RECORDS = st.builds(record, NUMBERS, st.sampled_from((A, B)), st.sampled_from(("
 
 
 @settings(deadline=None)
-@given(known=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
+@given(indexed=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
 def test_index_equals_the_list_if_nothing_changed_meanwhile(
-    known: list[Record], listed: Mapping[str, None], data: st.DataObject
+    indexed: list[Record], listed: Mapping[str, None], data: st.DataObject
 ) -> None:
     records = [data.draw(st.builds(record, st.just(each), st.sampled_from((A, B)))) for each in listed]
-    claims, free = index(*known), Freed()
+    claims, free = index(*indexed), Freed()
     before = {each.number_sid: each for each in claims}
     claims.on_free = free.append
     claims.update_from_list(records, before.values())
     assert {each.number_sid: each for each in claims} == {each.number_sid: each for each in records}
     assert sorted(free) == sorted(before.keys() - listed.keys()), "waiters are called for exactly these"
-    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel says the same"
+    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel is the same"
 
 
 WRITES = st.lists(st.tuples(NUMBERS, st.sampled_from((A, B, None))), max_size=6)
@@ -284,9 +284,9 @@ def test_list_undoes_no_write_that_was_made_meanwhile(
     listed = dict(actual)
     write(after_listed)
     changed = claims.update_from_list(listed.values(), before)
-    ghosts = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
-    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in ghosts}}
-    assert changed == {listed[each].key for each in ghosts}, "these are reconciled, and removed"
+    added_again = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
+    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in added_again}}
+    assert changed == {listed[each].key for each in added_again}, "these are reconciled, and removed"
 
 
 # Swaps
@@ -339,29 +339,29 @@ def test_swap(world: World, swapping: str) -> None:
 
 
 def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
-    """Restoring its own number would not help: nobody in the circle waits for that."""
+    """Restoring its own number would not help: no channel of the circle waits for that."""
     world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
     assert world.is_swap(A)
     assert not world.is_swap(C)
 
 
-# Records that somebody else wrote
+# Records written by others
 
 
 @pytest.mark.parametrize(
-    ("known", "read", "changed", "reason"),
+    ("indexed", "read", "changed", "reason"),
     [
-        (record("PN1"), record("PN1"), set(), "it is the version known here"),
+        (record("PN1"), record("PN1"), set(), "it is the version of the index"),
         (record("PN1"), record("PN1", version="2"), {A}, "it was repaired, or damaged: its channel is reconciled"),
         (record("PN1"), record("PN1", B, version="2"), {A, B}, "it changed hands: both channels are reconciled"),
-        (None, record("PN1"), set(), "it was not known: whoever reads it deals with it"),
+        (None, record("PN1"), set(), "it was not in the index: its reader handles it"),
         (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
     ],
 )
-def test_record_that_somebody_else_wrote_calls_for_a_reconcile(
-    known: Record | None, read: Record, changed: set[Key], reason: str
+def test_record_written_by_others_causes_a_reconcile(
+    indexed: Record | None, read: Record, changed: set[Key], reason: str
 ) -> None:
-    claims = index(*([known] if known else []))
+    claims = index(*([indexed] if indexed else []))
     calls: set[Key] = set()
     claims.on_change = calls.add
     claims.observe(read)

@@ -58,7 +58,7 @@ def opened(value: str, namespace: str = "sms-channels") -> str:
 
 
 def error_of(result: Result) -> str:
-    """The error message on one line; nothing went to standard output, and no token anywhere."""
+    """Return the error message on one line; check that nothing went to standard output, and no token anywhere."""
     assert result.exit_code in {1, 2}, result.output
     assert result.stdout == ""
     assert TOKEN not in result.output
@@ -281,7 +281,7 @@ def test_first_kubeconfig_that_sets_a_value_wins(seal: Run, tmp_path: Path, monk
     assert opened(seal("--context", "two").stdout.strip(), "team-2") == TOKEN
 
 
-def test_unknown_context_is_reported_with_the_known_ones(seal: Run, tmp_path: Path) -> None:
+def test_unknown_context_is_reported_with_the_existing_ones(seal: Run, tmp_path: Path) -> None:
     file = kubeconfig(tmp_path / "config", "one", one=None, two=None)
     message = error_of(seal("--kubeconfig", str(file), "--context", "three"))
     assert "has no context three. Its contexts:" in message
@@ -349,7 +349,7 @@ SLOW = {"kubernetes", "aiohttp", "cryptography", "twilio", "kopf"}
 
 
 def modules_loaded(*arguments: str, stdin: str = "") -> set[str]:
-    """The top-level modules that a run of the program imports."""
+    """Return the top-level modules that a run of the program imports."""
     program = (
         "import atexit, json, sys\n"
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
@@ -361,7 +361,7 @@ def modules_loaded(*arguments: str, stdin: str = "") -> set[str]:
 
 
 def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The path of the group, of each of its commands, and of each command of its subgroups."""
+    """Return the path of the group, of each of its commands, and of each command of its subgroups."""
     paths = [path]
     for name, command in group.commands.items():
         paths += all_commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does. Commands that need a cluster run in tests/cluster/test_documents.py."""
+"""The documents match the code. Commands that need a cluster run in tests/cluster/test_documents.py."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_every_markdown_file_is_a_page() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[f"{each.page}: {each.text[:60]}" for each in COMMANDS])
-def test_a_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as that can be checked without a cluster; a command of a new kind must be added here."""
+def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks what can be checked without a cluster; new kinds of commands must be added here."""
     words = shlex.split(command.text)
     match words:
         case ["make", target, *variables]:
@@ -83,12 +83,12 @@ def _parse(arguments: list[str]) -> None:
     if ">" in rest:
         rest = rest[: rest.index(">")]
     group: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(group, click.Group):
         name, found, rest = group.resolve_command(context, rest)
         assert found, name
         group = found
-    with group.make_context(group.name, rest):
+    with group.make_context(group.name, rest, parent=context):
         pass
 
 
@@ -135,7 +135,7 @@ def test_make_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_targets(page: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(PAGES[page])):
         parts = urlsplit(link)
         if parts.scheme:
@@ -153,11 +153,11 @@ def test_paths_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", CURRENT)
-def test_settings_are_named_rightly_and_with_their_defaults(page: str) -> None:
+def test_settings_in_prose_exist_and_have_their_defaults(page: str) -> None:
     text = CURRENT[page]
     assert set(re.findall(r"\b(SMS(?:CHANNEL|SHIM)_[A-Z_]+)\b", text)) <= SETTINGS.keys()
     quoted = re.findall(r"`(SMS(?:CHANNEL|SHIM)_\w+)`[\s,(]+default: (\d+)", text)
-    assert len(quoted) == text.count("default: "), "a default stands behind the name of its setting"
+    assert len(quoted) == text.count("default: "), "a default follows the name of its setting"
     for name, default in quoted:
         assert int(default) == SETTINGS[name].default, name
 
@@ -212,13 +212,13 @@ def test_reasons_are_in_the_table_with_status_and_remedy() -> None:
 
 
 def test_reasons_in_prose_exist() -> None:
-    """A word of the documents that looks like a reason of one family is one."""
+    """Words that look like a reason must be one."""
     family = re.compile(
         r"\b(?:Secret(?:Not|Key)|Token(?:Unr|Rej)|Webhook[A-Z]|Number[A-Z]|Record[A-Z]|Restore[A-Z])[A-Za-z]+\b"
     )
-    known = {*Reason.__members__, "WebhookEffective"}
+    reasons = {*Reason.__members__, "WebhookEffective"}
     for page, text in CURRENT.items():
-        assert set(family.findall(prose(text))) <= known, page
+        assert set(family.findall(prose(text))) <= reasons, page
 
 
 def test_rest_statuses_in_the_rest_page_exist() -> None:
@@ -263,7 +263,7 @@ def test_rights_are_in_the_table() -> None:
     assert table("Who", "Where", "Resources", "Verbs") == rows
 
 
-def test_the_layout_names_every_package() -> None:
+def test_layout_names_every_package() -> None:
     documented = {path.strip("`") for path, _ in table("Path", "What is there")}
     tops = ("operator", "api_shim", "deploy", "tests")
     packages = {f"{path.parent.relative_to(ROOT)}/" for top in tops for path in (ROOT / top).rglob("__init__.py")}
@@ -284,7 +284,7 @@ def test_each_decision_is_in_the_index_with_status_and_date() -> None:
     assert table("Record", "Status", "Date") == rows
 
 
-def test_the_readme_fits_on_three_screens() -> None:
+def test_readme_fits_on_three_screens() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
 
 

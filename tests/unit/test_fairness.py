@@ -109,13 +109,13 @@ class Operator:
         return sorted(self.ready[key] - created[key] for key in created)
 
 
-async def p99(load: Load, hanging: int, *, known: bool) -> float:
+async def p99(load: Load, hanging: int, *, ready: bool) -> float:
     """Return the 99th percentile of the seconds until Ready.
 
-    With `known`, the hanging accounts answered until the outage began: their channels are Ready and their limits high.
+    With `ready`, the hanging accounts answered until the outage began: their channels are Ready and their limits high.
     """
     operator = Operator(load, hanging)
-    if known:
+    if ready:
         operator.enqueue_hanging()
         await asyncio.sleep(60)
     operator.is_down = True
@@ -139,25 +139,25 @@ LOADS = pytest.mark.parametrize(
 
 
 @LOADS
-@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until the outage"])
-def test_one_hanging_account_slows_the_others_by_less_than_a_fifth(load: Load, known: bool) -> None:
+@pytest.mark.parametrize("ready", [False, True], ids=["never answered", "answered until the outage"])
+def test_one_hanging_account_slows_the_others_by_less_than_a_fifth(load: Load, ready: bool) -> None:
     @virtually
     async def story() -> None:
-        alone = await p99(load, 0, known=known)
-        assert await p99(load, 1, known=known) < 1.2 * alone
+        baseline = await p99(load, 0, ready=ready)
+        assert await p99(load, 1, ready=ready) < 1.2 * baseline
 
     story()
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["never answered", "answered until the outage"])
-def test_six_hanging_accounts_leave_room_for_single_channels(known: bool) -> None:
+@pytest.mark.parametrize("ready", [False, True], ids=["never answered", "answered until the outage"])
+def test_six_hanging_accounts_leave_room_for_single_channels(ready: bool) -> None:
     """They occupy eight workers each until their first timeout: only a burst of the others would need those."""
 
     @virtually
     async def story() -> None:
         load = Load(rate=100)
-        alone = await p99(load, 0, known=known)
-        assert await p99(load, 6, known=known) < 1.2 * alone
+        baseline = await p99(load, 0, ready=ready)
+        assert await p99(load, 6, ready=ready) < 1.2 * baseline
 
     story()
 

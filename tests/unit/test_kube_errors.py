@@ -26,7 +26,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def status(**details: str) -> bytes:
-    return json.dumps({"kind": "Status", "message": "the server says so", "details": details}).encode()
+    return json.dumps({"kind": "Status", "message": "a message", "details": details}).encode()
 
 
 def gateway(**body: Any) -> bytes:

@@ -45,7 +45,7 @@ SECRETS = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/secrets"
 
 
 class Recorder(MemoryApi):
-    """Notes the bodies of writes."""
+    """Records the bodies of writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ async def opened(api: MemoryApi) -> KubeStore:
 
 
 @virtually
-async def test_record_reads_back_as_it_was_and_shows_no_secret() -> None:
+async def test_record_is_read_back_unchanged_and_shows_no_secret() -> None:
     api = Recorder()
     store = await opened(api)
     created = await store.create_record(RECORD)
@@ -79,12 +79,12 @@ async def test_record_reads_back_as_it_was_and_shows_no_secret() -> None:
 
 
 @virtually
-async def test_second_creation_for_the_same_channel_returns_what_is_there() -> None:
-    """After a crash: what the number pointed at before was recorded then, and is not overwritten."""
+async def test_second_creation_for_the_same_channel_returns_the_record() -> None:
+    """After a crash the record has the previous webhook, which must not be overwritten."""
     store = await opened(MemoryApi())
     first = await store.create_record(RECORD)
-    again = await store.create_record(RECORD.with_contents(previous=None))
-    assert again == first
+    second = await store.create_record(RECORD.with_contents(previous=None))
+    assert second == first
 
 
 @virtually
@@ -98,8 +98,8 @@ async def test_creation_for_another_channel_is_refused() -> None:
 
 
 @virtually
-async def test_creation_whose_answer_is_lost_is_known_as_a_claim() -> None:
-    """The record may be there: if the channel goes now, the record must be looked for."""
+async def test_creation_without_an_answer_counts_as_a_claim() -> None:
+    """The record may exist: if the channel is deleted now, its record must be restored."""
     api = MemoryApi()
     store = await opened(api)
     api.on_call = raising(KubernetesUnavailable("no answer"), method="POST")
@@ -118,7 +118,7 @@ async def test_creation_whose_answer_is_lost_is_known_as_a_claim() -> None:
         pytest.param(lambda store, record: store.delete_record(record), id="delete"),
     ],
 )
-def test_write_with_an_old_version_conflicts_and_learns_the_new_one(
+def test_write_with_an_old_version_conflicts_and_updates_the_index(
     write: Callable[[KubeStore, Record], Awaitable[object]],
 ) -> None:
     @virtually
@@ -130,9 +130,9 @@ def test_write_with_an_old_version_conflicts_and_learns_the_new_one(
         with pytest.raises(Conflict):
             await write(store, old)
         assert len(api.records()) == 1
-        known = store.claims.holder(sid_of(N))
-        assert known
-        assert (known.version, known.source) == (newer.version, "secret/twilio@7")
+        cached = store.claims.holder(sid_of(N))
+        assert cached
+        assert (cached.version, cached.source) == (newer.version, "secret/twilio@7")
 
     story()
 
@@ -192,12 +192,14 @@ async def test_404_that_names_something_else_is_not_a_missing_channel() -> None:
 @pytest.mark.parametrize(
     ("error", "is_freed", "reason"),
     [
-        (None, True, "the Event comes first: after the record is gone nobody comes back to report it"),
+        (None, True, "the Event comes first: once the record is gone, no reconcile would report it"),
         (KubernetesUnavailable("away"), False, "the record waits, so that it is reported at the next try"),
-        (KubernetesRefused(403, "forbidden"), True, "if Events are refused, the copy's annotation says it"),
+        (KubernetesRefused(403, "forbidden"), True, "if Events are refused, the copy's annotation has the reason"),
     ],
 )
-def test_write_off_is_reported_before_the_record_goes(error: ChannelError | None, is_freed: bool, reason: str) -> None:
+def test_write_off_is_reported_before_the_record_is_deleted(
+    error: ChannelError | None, is_freed: bool, reason: str
+) -> None:
     @virtually
     async def story() -> None:
         api = Recorder()

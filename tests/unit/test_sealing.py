@@ -31,7 +31,7 @@ KEY = SealingKey(bytes(range(96)))
 RING = Keyring([KEY])
 SEALED = KEY.public.seal(TOKEN, BINDING)
 ENVELOPE = base64.b64decode(SEALED)
-WRAPPED = RING.wrap(b"what is owed", "uid-1")
+WRAPPED = RING.wrap(b"the contents", "uid-1")
 
 
 def opened(envelope: bytes, binding: Binding = BINDING, ring: Keyring = RING) -> str:
@@ -169,11 +169,11 @@ def test_newest_key_seals_and_every_key_opens() -> None:
 
 def test_dumped_keyring_loads_unchanged() -> None:
     keys = [SealingKey.generate() for _ in range(3)]
-    again = Keyring.load(Keyring(keys).dump())
-    assert again.dump() == Keyring(keys).dump()
-    assert again.current == keys[-1]
+    loaded = Keyring.load(Keyring(keys).dump())
+    assert loaded.dump() == Keyring(keys).dump()
+    assert loaded.current == keys[-1]
     for key in keys:
-        assert again.unseal(key.public.seal(TOKEN, BINDING), BINDING) == TOKEN
+        assert loaded.unseal(key.public.seal(TOKEN, BINDING), BINDING) == TOKEN
 
 
 def test_keyring_needs_a_key() -> None:
@@ -282,7 +282,7 @@ def test_lengths_match_the_suite() -> None:
     assert ENVELOPE[VERSION] == b"\x01"
     assert ENVELOPE[FINGERPRINT] == KEY.public.fingerprint
     assert len(KEY.public.seal(SecretStr("x"), BINDING)) == 1528, "the minimum length in resource.py and in the CRD"
-    assert len(WRAPPED) == 1 + 8 + 12 + len(b"what is owed") + TAG
+    assert len(WRAPPED) == 1 + 8 + 12 + len(b"the contents") + TAG
 
 
 # Secrecy
@@ -303,9 +303,9 @@ def test_logs_and_reprs_never_contain_a_seed_or_token(caplog: pytest.LogCaptureF
 
 
 def test_encoded_public_key_decodes_unchanged() -> None:
-    again = PublicKey.decode(KEY.public.encoded)
-    assert again == KEY.public
-    assert RING.unseal(again.seal(TOKEN, BINDING), BINDING) == TOKEN
+    loaded = PublicKey.decode(KEY.public.encoded)
+    assert loaded == KEY.public
+    assert RING.unseal(loaded.seal(TOKEN, BINDING), BINDING) == TOKEN
 
 
 @pytest.mark.parametrize(

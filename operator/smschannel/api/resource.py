@@ -178,7 +178,7 @@ class Credentials(_Model):
 
 
 class Spec(_Model):
-    """What the user wants: the number, the credentials, and the policies."""
+    """The desired state: the number, the credentials, and the policies."""
 
     account_sid: AccountSid
     phone_number: PhoneNumber

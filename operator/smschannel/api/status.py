@@ -34,11 +34,11 @@ def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
 
 
 def check_now(annotations: Mapping[str, str]) -> str:
-    """The value of the check-now annotation, as `status.lastHandledCheckNow` keeps it; empty if there is none."""
+    """Return the check-now annotation, cut to what `status.lastHandledCheckNow` holds; empty if there is none."""
     return annotations.get(CHECK_NOW_ANNOTATION, "")[:_LONGEST_CHECK_NOW]
 
 
 def wants_check(annotations: Mapping[str, str], status: Status) -> bool:
-    """Whether the check-now annotation asks for a check that no reconcile has taken care of yet."""
+    """Return whether the check-now annotation asks for a check that no reconcile has done yet."""
     asked = check_now(annotations)
     return bool(asked) and asked != status.get("lastHandledCheckNow")

@@ -115,7 +115,10 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Result:
-    """`text` says what was done. `pending`: something is left; `pause` is after how many seconds a retry may help."""
+    """What was done for one channel (`text`), and whether something is left to do (`pending`).
+
+    `pause` is after how many seconds a retry may help; None if it would not.
+    """
 
     text: str
     pending: bool = False
@@ -136,16 +139,11 @@ async def _detach(
         f" {operator_namespace}; --force skips the check whether the operator is stopped."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
-        from smschannel.api.names import OPERATOR
         from smschannel.cli.admin_store import AdminStore
 
         kube = AdminStore(api, operator_namespace)
-        if not force and (running := await kube.operators()):
-            raise click.ClickException(
-                f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
-                f" {operator_namespace}. First: kubectl -n {operator_namespace} scale deployment {OPERATOR}"
-                " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
-            )
+        if not force:
+            await _refuse_if_running(kube)
         targets = await _find(kube, selection)
         for name in sorted(selection.names - {each.key.name for each in targets}):
             click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
@@ -168,6 +166,18 @@ async def _detach(
             " or give them up: --orphan"
         )
     click.echo(detached)
+
+
+async def _refuse_if_running(kube: AdminStore) -> None:
+    """Raise an error that names the operator's workloads, if there are any."""
+    from smschannel.api.names import OPERATOR
+
+    if running := await kube.operators():
+        raise click.ClickException(
+            f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
+            f" {kube.namespace}. First: kubectl -n {kube.namespace} scale deployment {OPERATOR}"
+            " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
+        )
 
 
 async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
@@ -221,7 +231,7 @@ async def _orphan(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
 
 
 async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
-    """What is lost with a record."""
+    """Return the text about what is lost with a record."""
     from smschannel.cli.plan_text import shown
 
     number = f"orphaned {record.phone_number} ({record.number_sid})"
@@ -351,22 +361,22 @@ async def _each(
     while True:
         results = list(zip(targets, await asyncio.gather(*map(attempt, targets)), strict=True))
         given_up += [target for target, result in results if result.pending and result.pause is None]
-        again = [(target, result) for target, result in results if result.pause is not None]
-        fruitless = fruitless + 1 if len(again) == len(targets) else 0
-        if not again or fruitless == _PATIENCE:
-            for target, result in again:
+        retries = [(target, result) for target, result in results if result.pause is not None]
+        fruitless = fruitless + 1 if len(retries) == len(targets) else 0
+        if not retries or fruitless == _PATIENCE:
+            for target, result in retries:
                 click.echo(f"{target}: {result.text}")
-            return given_up + [target for target, _ in again]
-        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in again))
-        click.echo(f"{len(again)} not detached yet, retrying in {pause:.0f} s.", err=True)
+            return given_up + [target for target, _ in retries]
+        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in retries))
+        click.echo(f"{len(retries)} not detached yet, retrying in {pause:.0f} s.", err=True)
         await asyncio.sleep(pause)
-        targets = [target for target, _ in again]
+        targets = [target for target, _ in retries]
 
 
 async def _unless_changed_meanwhile(
     kube: AdminStore, target: _Target, one: Callable[[_Target], Awaitable[_Result]]
 ) -> _Result:
-    """Try once more with what is there now if somebody else wrote the channel or its records."""
+    """Try once more, with current objects, if the channel or its records were changed meanwhile."""
     try:
         return await one(target)
     except Conflict:

@@ -68,11 +68,11 @@ class KeyStore:
 
     async def remove(self, key_ids: Iterable[str]) -> None:
         """Remove all of these keys, or none and raise `click.ClickException` if one does not exist."""
-        known = await self.entries()
-        unknown = [each for each in key_ids if each not in known]
+        existing = await self.entries()
+        unknown = [each for each in key_ids if each not in existing]
         if unknown:
             raise click.ClickException(
-                f"No key has the ID {', '.join(unknown)}. The IDs are: {', '.join(sorted(known)) or 'none'}"
+                f"No key has the ID {', '.join(unknown)}. The IDs are: {', '.join(sorted(existing)) or 'none'}"
             )
         await self._patch({"data": dict.fromkeys(key_ids)})
 

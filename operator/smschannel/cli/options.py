@@ -92,12 +92,14 @@ def context_namespace(kubeconfig: str | None, context: str | None) -> str | None
             yaml.safe_load(file.read_text()) or {} for file in map(Path, files.split(os.pathsep)) if file.is_file()
         ]
         current = context or next((each["current-context"] for each in configs if each.get("current-context")), None)
-        known = {named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()}
-        found: str | None = known.get(current, {}).get("namespace")
+        contexts = {
+            named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()
+        }
+        found: str | None = contexts.get(current, {}).get("namespace")
     except (AttributeError, KeyError, TypeError, ValueError, OSError, yaml.YAMLError):
         raise click.ClickException(f"{files} is not a valid kubeconfig: name another with --kubeconfig") from None
-    if context and context not in known:
-        raise click.ClickException(f"{files} has no context {context}. Its contexts: {', '.join(known) or 'none'}")
+    if context and context not in contexts:
+        raise click.ClickException(f"{files} has no context {context}. Its contexts: {', '.join(contexts) or 'none'}")
     return found
 
 

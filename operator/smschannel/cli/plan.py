@@ -30,7 +30,7 @@ Manifest = Mapping[str, Any]
 
 
 class _Plan(click.Command):
-    """Mistakes in the arguments end with 1 here, since 2 says that there are changes."""
+    """A command whose usage errors exit with 1, since 2 means that there are changes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -118,14 +118,14 @@ def _lines(key: Key, outlooks: list[Outlook]) -> Iterator[str]:
 
 
 def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:
-    """The verdict is the channel's; what earlier channels of the name left comes first among the changes."""
+    """Return the JSON document. The verdict is the channel's; changes about deleted channels of the name come first."""
     documents = [outlook.document() for outlook in outlooks]
     lists = {name: [each for document in documents for each in document[name]] for name in ("changes", "notRestored")}
     return {"namespace": key.namespace, "name": key.name, **documents[-1], **lists}
 
 
 def _manifest(file: TextIO, instance: str | None) -> Manifest:
-    """The one SmsChannel of the file, or the one that is named."""
+    """Return the only SmsChannel of the file, or the one that is named."""
     try:
         documents = [each for each in yaml.safe_load_all(file) if isinstance(each, dict)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -202,12 +202,12 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
 
 
 async def _channel(asked: _Asked, kube: AdminStore, namespace: str) -> SmsChannel | None:
-    """The channel as it is, or would be with the manifest applied, or deleted."""
+    """Return the channel as it is, as it would be with the manifest applied, or as if deleted."""
     body = await kube.channel(namespace, asked.instance)
     now = datetime.now(UTC)
     if asked.manifest:
-        fresh = {"name": asked.instance, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
-        body = {"metadata": fresh, **(body or {}), "spec": asked.manifest.get("spec")}
+        created = {"name": asked.instance, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
+        body = {"metadata": created, **(body or {}), "spec": asked.manifest.get("spec")}
     if body is None:
         return None
     try:

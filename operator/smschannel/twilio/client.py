@@ -169,7 +169,7 @@ def _check_sendable(token: str) -> None:
 
 @contextmanager
 def _parsing() -> Iterator[None]:
-    """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the fault is the answer's, not ours."""
+    """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the answer is wrong, not our code."""
     try:
         yield
     except (TwilioException, KeyError, TypeError, ValueError, AttributeError) as error:
