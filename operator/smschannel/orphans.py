@@ -5,7 +5,8 @@ One incomplete list or one gateway's 404 must not restore the numbers of living 
 
 - what the list at start lacks is checked by two GETs, some seconds apart;
 - if many channels are missing from one list at once, the next list must agree;
-- a CRD counts as deleted if API discovery lacks it at two resyncs in a row.
+- a CRD counts as deleted if API discovery lacks it twice in a row: at two resyncs, or at a start that has waited for
+  it for a resync interval.
 """
 
 from __future__ import annotations

@@ -90,6 +90,9 @@ class RequeueRateLimited:
     at_most: float | None = None
 
 
+Requeue = RequeueAfter | RequeueRateLimited | None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of one reconcile.
@@ -101,7 +104,7 @@ class Outcome:
 
     verdict: Verdict
     ready: Reason | None = None
-    requeue: RequeueAfter | RequeueRateLimited | None = None
+    requeue: Requeue = None
     twilio_failed: bool = False
     pause: float | None = None
 
@@ -136,10 +139,12 @@ class Reconciler:
         if channel is None:
             return former
         outcome = await self._reconcile_channel(channel)
-        if former.requeue and not isinstance(outcome.requeue, RequeueRateLimited):
-            failed = outcome.twilio_failed or former.twilio_failed
-            outcome = replace(outcome, requeue=former.requeue, twilio_failed=failed)
-        return outcome
+        return replace(
+            outcome,
+            requeue=_sooner(outcome.requeue, former.requeue),
+            twilio_failed=outcome.twilio_failed or former.twilio_failed,
+            pause=max(outcome.pause or 0, former.pause or 0) or None,
+        )
 
     async def preview(self, key: Key, channel: SmsChannel | None) -> list[tuple[Observed, Plan]]:
         """Return what a reconcile observes, and what it would do if every change succeeded; writes nothing.
@@ -297,7 +302,7 @@ class Reconciler:
         retryable = [error for error in errors if isinstance(error, Retryable)]
         asked = max((error.retry_after for error in retryable if error.retry_after), default=None)
         throttled = any(isinstance(error, TwilioThrottled) for error in retryable)
-        requeue: RequeueAfter | RequeueRateLimited | None = None
+        requeue: Requeue = None
         if errors:
             requeue = RequeueRateLimited(asked, self._grace_left(channel))
         elif channel and not channel.deleting:
@@ -322,6 +327,11 @@ class Reconciler:
         if since is None:
             return None
         return max(0.0, (since + self._rules.deletion_grace - self._clock()).total_seconds())
+
+
+def _sooner(ours: Requeue, formers: Requeue) -> Requeue:
+    """When to reconcile again: a retry comes before a check of a channel that nothing happened to."""
+    return formers if formers and not isinstance(ours, RequeueRateLimited) else ours
 
 
 def _about(record: Record) -> dict[str, str]:
