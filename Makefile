@@ -1,7 +1,10 @@
-# Everything runs in a virtual environment that the first command makes. `make help` lists the commands.
+# Commands for people and CI. They run in .venv, which the first of them creates. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults up down check fix bench lock clean
@@ -9,18 +12,18 @@ INSTALLED := .venv/installed
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: $(INSTALLED) ## Tell the product's story on a real API server, then stop everything
+demo: $(INSTALLED) ## Run the product's story on a real API server, checking each step, then stop everything
 	@$(BIN)/python -m deploy.local demo
 
-test: $(INSTALLED) ## Run every test (T="-k word" narrows it down)
+test: $(INSTALLED) ## Run every test (T="-k word" selects some)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m pytest -n 3 --dist loadfile $(T)
 
-faults: $(INSTALLED) ## Break everything that can break around the operator, at every call, and print a table (10 minutes)
+faults: $(INSTALLED) ## Inject faults at every call of the operator and print a table (10 minutes; `make test` runs a sample)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@FAULTS=all $(BIN)/python -m pytest tests/faults -n 0 $(T)
 
-up: $(INSTALLED) ## Start everything in the background; TWILIO_URL=http://... or TWILIO=real, WEBHOOK_URL_TEMPLATE=..., DATA=dir
+up: $(INSTALLED) ## Start API server, Twilio twin, operator and shim in the background (docs/development.md lists the options)
 	@$(BIN)/python -m deploy.local up \
 		$(if $(TWILIO_URL),--twilio-url '$(TWILIO_URL)') $(if $(TWILIO),--twilio '$(TWILIO)') \
 		$(if $(WEBHOOK_URL_TEMPLATE),--webhook-url-template '$(WEBHOOK_URL_TEMPLATE)') $(if $(DATA),--etcd-data '$(DATA)')
@@ -28,34 +31,33 @@ up: $(INSTALLED) ## Start everything in the background; TWILIO_URL=http://... or
 down: $(INSTALLED) ## Stop what `make up` started
 	@$(BIN)/python -m deploy.local down
 
-check: $(INSTALLED) ## Lint, types, layers and go vet; writes nothing
+check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
 
-fix: $(INSTALLED) ## Mend what lint and format can mend
+fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" for what can be set)
+bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
-lock: $(INSTALLED) ## Make the lock files anew from pyproject.toml
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras \
-		--no-emit-index-url --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all); UPGRADE=1 takes the newest versions
+	$(LOCK) --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean: down ## Remove what was installed and left here (not the cached control plane)
 	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache
 
-$(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+$(INSTALLED): requirements.lock requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv (a minute the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # where bytecode is not written by itself, starts take seconds
+	@$(PIP) --require-hashes --only-binary :all: -r requirements.lock -r requirements-dev.lock
+	@$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # programs start seconds faster where bytecode cannot be written later
 	@touch $@

@@ -1,17 +1,18 @@
-"""The REST API of SMS channels, for clients that know nothing of Kubernetes.
+"""The REST API of SMS channels, for clients that do not use Kubernetes.
 
-A request's way, one module a step:
+A request passes through these modules:
 
-    edge      an id, a time limit, an answer in JSON for everything that can happen; counted and logged
-    routes    who are you (401) -> path (422) -> may you (403) -> media type (415) -> body (422)
-    auth      X-Api-Key against a Secret of hashes; bearer tokens by TokenReview and SubjectAccessReview
-    clients   which client it is, and whether it was wrong too often (429)
-    schemas   what comes in and goes out, as pydantic models; `Refusal`, every answer that is not a success
-    channels  the channel in Kubernetes: read, sealed and applied, deleted; refused where somebody else owns it
-    waiting   `Prefer: wait=N`: one watch for all who wait
+    server         gives it an ID, a time limit and a JSON answer for every error; counts it, and logs writes
+    routes         checks authentication (401), path (422), authorization (403), media type (415) and body (422)
+    auth           X-Api-Key against a Secret of hashes; bearer tokens by TokenReview and SubjectAccessReview
+    clients        the client's address, and the limit of its authentication failures (429)
+    schemas        the bodies as pydantic models; `HttpError`, every answer with status 400 or above
+    channels       reads the SmsChannel, seals the token and applies, deletes; refuses channels that others own (409)
+    waiting        `Prefer: wait=N`: one watch for all requests that wait
 
-Around them: `app` puts it together and ends it, `tls` serves certificates that change, `openapi` describes it and
-`docs` shows that, `metrics` counts, `merging` asks equal questions once, `keys` is `kubectl sms key`.
+Around them: `app` builds and shuts down the service, `settings` are its environment variables, `tls` loads the
+certificate, `openapi` describes the API and `docs` shows that, `metrics` counts, `single_flight` shares equal calls.
 
-It holds public sealing keys only: it cannot read the tokens that it stored.
+Of the operator, it imports `smschannel.api` only. It has the public sealing key only, and cannot read the tokens that
+it stored.
 """

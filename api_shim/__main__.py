@@ -1,4 +1,4 @@
-"""`python -m api_shim`: the REST shim, configured by environment variables."""
+"""Run the REST shim: `python -m api_shim`, configured by environment variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import click
 import structlog
 import uvloop
-from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 
 from api_shim.app import serve
@@ -26,25 +25,25 @@ log = structlog.get_logger()
 
 
 async def run(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT; a second one cuts the draining short.
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
-    An API server that is not there yet only keeps it from being ready.
+    If the API server is not available, the shim starts all the same, and is not ready until it is.
     """
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, lambda: (hurry if stop.is_set() else stop).set())
+        asyncio.get_running_loop().add_signal_handler(each, lambda: (stop_now if stop.is_set() else stop).set())
     async with await KubeClient.connect() as api, serve(settings, api) as service:
-        gc.freeze()  # what is there now stays: no need to look at it again and again
+        gc.freeze()  # objects made so far live until the end: exempt them from garbage collection
         log.info("listening", host=settings.http_host, port=service.port, tls=settings.tls_cert_file is not None)
         await stop.wait()
-        service.retire()
+        service.start_draining()
         log.info("draining", seconds=settings.drain_seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(hurry.wait(), settings.drain_seconds)
+            await asyncio.wait_for(stop_now.wait(), settings.drain_seconds)
 
 
 @click.command(
-    help=f"The REST shim for SMS channels. It takes no arguments; these environment variables:\n\n"
+    help=f"Serve the REST API of SMS channels. There are no arguments, only environment variables:\n\n"
     f"{settings_help(Settings)}"
 )
 def main() -> None:
@@ -56,8 +55,8 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))
-    except (ChannelError, ConfigException, OSError, TlsError) as error:
-        log.critical("cannot run", error=str(error))
+    except (ChannelError, OSError, TlsError) as error:
+        log.critical("cannot serve", error=str(error))
         sys.exit(1)
     log.info("stopped")
 

@@ -1,4 +1,4 @@
-"""The whole, put together: what is served, and until when."""
+"""Build the service from its parts, serve it, and shut it down."""
 
 from __future__ import annotations
 
@@ -10,78 +10,88 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api_shim import docs
-from api_shim.auth import ApiKeys, Gate, Reviews
-from api_shim.channels import Channels, PublishedKey
-from api_shim.clients import FailedLogins
-from api_shim.edge import Edge
+from api_shim.auth import ApiKeys, Auth, Reviews
+from api_shim.channels import Channels, SealingKeyCache
+from api_shim.clients import FailureLimiter
 from api_shim.metrics import REGISTRY
 from api_shim.routes import Routes
-from api_shim.schemas import Refusal
+from api_shim.schemas import HttpError
+from api_shim.server import HttpServer
 from api_shim.settings import Settings
 from api_shim.tls import ServerTls
-from api_shim.waiting import Waiting
+from api_shim.waiting import ChannelWaiter
 from smschannel.api.kube_client import KubeClient
 
 _SHUTDOWN_SECONDS = 20
-_PROBE_SECONDS = 3
-_PROBED_LATELY = 2  # so that asking for /readyz again and again costs Kubernetes nothing
+_PROBE_SECONDS = 3  # the time limit of /readyz
+_PROBE_CACHE_SECONDS = 2  # however often /readyz is called, Kubernetes gets one call in this time
 
 
 class Service:
-    """What runs between entering and leaving `serve`."""
+    """The running service. `port` is the port that it listens on."""
 
-    def __init__(self, port: int, edge: Edge) -> None:
+    def __init__(self, port: int, server: HttpServer) -> None:
         self.port = port
-        self._edge = edge
+        self._server = server
 
-    def retire(self) -> None:
-        """Everything is still answered, but `/readyz` says no, and connections are not kept."""
-        self._edge.retiring = True
+    def start_draining(self) -> None:
+        """Keep answering, but make `/readyz` fail and close connections, so that clients move to other replicas."""
+        self._server.draining = True
+
+
+def _probes(server: HttpServer, keys: ApiKeys, sealing_key: SealingKeyCache) -> list[web.RouteDef]:
+    """Return the routes of `/healthz`, `/readyz` and `/metrics`."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if server.draining:
+            raise HttpError(503, "This replica is shutting down.")
+        if not keys.is_current:
+            raise HttpError(503, "The API keys have not been read yet.")
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await sealing_key.get(_PROBE_CACHE_SECONDS)
+        return web.Response(text="ok\n")
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
 
 
 @asynccontextmanager
 async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
-    """Listens until left; then what is under way is answered. Raises `TlsError` and `OSError`."""
+    """Listen while the context is open; at its end, finish the requests in flight. Raises `TlsError` and `OSError`."""
     tls = None
     if settings.tls_cert_file and settings.tls_key_file:
         tls = ServerTls(settings.tls_cert_file, settings.tls_key_file)
     keys = ApiKeys(api, settings.operator_namespace)
     seconds = settings.request_seconds
     reviews = Reviews(api, namespace=settings.channel_namespace, audience=settings.token_audience, seconds=seconds)
-    gate = Gate(keys, reviews, FailedLogins(settings.failed_logins_per_minute))
-    sealing_key = PublishedKey(api, settings.operator_namespace, seconds)
+    auth = Auth(keys, reviews, FailureLimiter(settings.authentication_failures_per_minute))
+    sealing_key = SealingKeyCache(api, settings.operator_namespace, seconds)
     channels = Channels(api, settings.channel_namespace, sealing_key)
-    waiting = Waiting(api, channels, most=settings.max_waiting)
-    edge = Edge(max_requests=settings.max_requests, request_seconds=seconds, trusted=settings.trusted_proxies)
-    routes = Routes(edge, gate, channels, waiting, wait_limit=settings.wait_limit_seconds)
+    waiter = ChannelWaiter(api, channels, max_waiting=settings.max_waiting)
+    server = HttpServer(
+        namespace=settings.channel_namespace,
+        max_requests=settings.max_requests,
+        request_seconds=seconds,
+        trusted_proxies=settings.trusted_proxies,
+    )
+    routes = Routes(server, auth, channels, waiter, wait_limit=settings.wait_limit_seconds)
 
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        if edge.retiring:
-            raise Refusal(503, "This replica is stopping.")
-        if not keys.known:
-            raise Refusal(503, "The API keys were not read yet.")
-        async with asyncio.timeout(_PROBE_SECONDS):
-            await sealing_key.current(_PROBED_LATELY)
-        return web.Response(text="ok\n")
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    probes = [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
-    edge.application.add_routes([*routes.table(), *probes, *docs.table()])
+    server.application.add_routes([*routes.table(), *_probes(server, keys, sealing_key), *docs.table()])
     background = [asyncio.create_task(keys.follow()), *([asyncio.create_task(tls.follow())] if tls else [])]
-    runner = edge.runner(_SHUTDOWN_SECONDS)
+    runner = server.runner(_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         context = tls.context if tls else None
         await web.TCPSite(runner, settings.http_host, settings.http_port, ssl_context=context).start()
-        yield Service(runner.addresses[0][1], edge)
+        yield Service(runner.addresses[0][1], server)
     finally:
-        edge.retiring = True
-        waiting.stop()
+        server.draining = True
+        waiter.stop()
         await runner.cleanup()
         for task in background:
             task.cancel()

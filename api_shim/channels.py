@@ -1,8 +1,8 @@
-"""Channels in Kubernetes: read, applied, deleted; and refused where they belong to somebody else.
+"""Read, apply and delete SmsChannels; refuse (409) to write those that others own.
 
-Whose a channel is, its managedFields say: the shim writes a channel only while it alone owns what is under `spec`.
-The API server holds it to what was read: every write carries the resourceVersion, and a creation carries "0", which
-creates but never changes (a plain apply would also change what somebody made a moment before).
+The managedFields of a channel say who owns it: the shim writes a channel only while it is the only owner of fields
+under `spec`. Every write carries the uid and resourceVersion that were read, so that the API server rejects it if the
+channel changed meanwhile. A creation carries resourceVersion "0", with which an apply creates, but never changes.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import random
 import structlog
 from pydantic import SecretStr
 
-from api_shim.merging import Merged
-from api_shim.schemas import Refusal, Setup, being_removed
+from api_shim.schemas import HttpError, Setup, is_being_deleted
+from api_shim.single_flight import SingleFlight
 from smschannel.api.errors import Conflict, KubernetesRefused, NotFound
 from smschannel.api.kube_client import APPLY_PATCH, KubeClient, Object
-from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path
+from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path, core_path
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from smschannel.api.sealing import Binding, PublicKey
 
 FIELD_MANAGER = "sms-api-shim"
 LABELS = {"app.kubernetes.io/created-by": FIELD_MANAGER}
-_ATTEMPTS = 8  # the operator writes a new channel two or three times, and each may come in between
-_KEY_SECONDS = 30
+_ATTEMPTS = 8  # the operator writes a new channel two or three times, and each write may be a conflict
+_KEY_SECONDS = 30  # how long a public key is cached: an older one still seals readable values
 
 log = structlog.get_logger()
 
 
-class BeingRemoved(Refusal):
-    """Nothing can be written onto a channel that is going: the API server would take it, and then drop it."""
+class RemovalInProgress(HttpError):
+    """409: the channel is being deleted. The API server would accept a write to it, and then drop it."""
 
     def __init__(self, channel: Object) -> None:
         super().__init__(
@@ -41,88 +41,95 @@ class BeingRemoved(Refusal):
         self.channel = channel
 
 
-class PublishedKey:
-    """The operator's public sealing key. An old one still opens, so it is read anew only now and then."""
+class SealingKeyCache:
+    """The operator's public sealing key, read from its ConfigMap. A read takes at most `seconds`."""
 
     def __init__(self, api: KubeClient, namespace: str, seconds: float) -> None:
         self._api = api
-        self._path = f"/api/v1/namespaces/{namespace}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
+        self._namespace = namespace
         self._key: PublicKey | None = None
         self._read_at = 0.0
-        self._reads: Merged[str, PublicKey] = Merged(seconds)
+        self._reads: SingleFlight[str, PublicKey] = SingleFlight(seconds)
 
-    async def current(self, max_age: float = _KEY_SECONDS) -> PublicKey:
-        """As it was at most `max_age` seconds ago."""
+    async def get(self, max_age: float = _KEY_SECONDS) -> PublicKey:
+        """Return the key as it was at most `max_age` seconds ago. Raises `HttpError` (503) without a valid key."""
         if self._key is None or asyncio.get_running_loop().time() - self._read_at > max_age:
-            return await self._reads.ask("", self._read)
+            return await self._reads.run("", self._read)
         return self._key
 
     async def _read(self) -> PublicKey:
         try:
-            published = await self._api.request("GET", self._path)
+            published = await self._api.request("GET", core_path(self._namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
             self._key = PublicKey.decode(published["data"][PUBLIC_KEY])
         except NotFound:
-            raise Refusal(503, "The operator has not published its sealing key yet.", Retry_After="5") from None
+            raise HttpError(503, "The operator has not published its sealing key yet.", Retry_After="5") from None
         except (KeyError, TypeError, ValueError):
-            log.error("the ConfigMap holds no sealing key: start the operator again", path=self._path)  # noqa: TRY400
-            raise Refusal(503, "The operator's sealing key cannot be used.", Retry_After="30") from None
+            log.error(  # noqa: TRY400
+                "cannot read sealing key, restart the operator to publish it again",
+                namespace=self._namespace,
+                name=PUBLIC_KEY_CONFIGMAP,
+            )
+            raise HttpError(503, "The operator's sealing key is invalid.", Retry_After="30") from None
         self._read_at = asyncio.get_running_loop().time()
         return self._key
 
 
 class Channels:
-    """The channels of one namespace; `name` is an instance id."""
+    """The SmsChannels of one namespace; `name` is an instance ID."""
 
-    def __init__(self, api: KubeClient, namespace: str, sealing_key: PublishedKey) -> None:
+    def __init__(self, api: KubeClient, namespace: str, sealing_key: SealingKeyCache) -> None:
         self._api = api
         self.namespace = namespace
         self._sealing_key = sealing_key
 
     async def read(self, name: str) -> Object | None:
+        """Return the channel, or None if the instance has none."""
         try:
             return await self._api.request("GET", channels_path(self.namespace, name))
         except NotFound:
             return None
 
-    async def apply(self, name: str, setup: Setup, left: asyncio.Event) -> tuple[Object, bool]:
-        """The channel as it is then, and whether it is new; where others write, too, only until the client has `left`.
+    async def apply(self, name: str, setup: Setup, disconnected: asyncio.Event) -> tuple[Object, bool]:
+        """Create or change a channel. Return it as it is then, and whether it is new. Raises `HttpError` (409, 503).
 
-        What it sent since then, to whichever replica, must not be written over.
+        A conflict with another writer is retried, but not once the client is `disconnected`: the retry could overwrite
+        a later request of the same client, to this or another replica.
         """
-        key = await self._sealing_key.current()
+        key = await self._sealing_key.get()
         token = SecretStr(setup.auth_token.get_secret_value())
         sealed = key.seal(token, Binding(self.namespace, name, setup.account_sid))
-        wanted = {
+        spec = {
             "accountSid": setup.account_sid,
             "phoneNumber": setup.phone_number,
             "credentials": {"sealed": sealed},
         }
         for attempt in range(_ATTEMPTS):
-            if attempt and left.is_set():
+            if attempt and disconnected.is_set():
                 break
-            there = await self.read(name)
-            if there is not None:
-                if being_removed(there):
-                    raise BeingRemoved(there)
-                self._must_be_ours(there)
+            current = await self.read(name)
+            if current is not None:
+                if is_being_deleted(current):
+                    raise RemovalInProgress(current)
+                self._check_ownership(current)
             try:
-                return await self._apply(name, wanted, there), there is None
+                return await self._apply(name, spec, current), current is None
             except Conflict:
-                await _stand_back(attempt)
+                await _back_off(attempt)
             except KubernetesRefused as error:
-                came_between = there is None and error.status == 422 and await self.read(name) is not None
-                if not came_between:
+                # With resourceVersion "0" the API server answers 422 if another client created the channel meanwhile.
+                created_meanwhile = current is None and error.status == 422 and await self.read(name) is not None
+                if not created_meanwhile:
                     raise
-        raise _contested()
+        raise _write_conflict()
 
-    async def _apply(self, name: str, spec: Object, there: Object | None) -> Object:
-        if there is None:
+    async def _apply(self, name: str, spec: Object, current: Object | None) -> Object:
+        if current is None:
             precondition = {"resourceVersion": "0"}
         else:
-            meta = there["metadata"]
+            meta = current["metadata"]
             precondition = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
-        # What an apply leaves out it takes away, so label and finalizer are in each. The operator takes the finalizer
-        # off channels that are being removed only, and those are never applied to.
+        # A field that an apply leaves out is removed, so every apply has the label and the finalizer. The operator
+        # removes the finalizer only from channels that are being deleted, and those are never applied.
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -137,45 +144,50 @@ class Channels:
             content_type=APPLY_PATCH,
         )
 
-    async def delete(self, name: str, left: asyncio.Event) -> Object | None:
-        """The channel that is now being removed; None if there is none any more. `left` as for `apply`."""
+    async def delete(self, name: str, disconnected: asyncio.Event) -> Object | None:
+        """Delete a channel. Return it while finalizers keep it; None if it is gone. Raises `HttpError` (409).
+
+        Conflicts are retried as in `apply`.
+        """
         uid = None
         for attempt in range(_ATTEMPTS):
-            if attempt and left.is_set():
+            if attempt and disconnected.is_set():
                 break
-            there = await self.read(name)
-            if there is None or uid not in {None, there["metadata"]["uid"]}:  # a successor is none of this call's
+            current = await self.read(name)
+            # A successor with another uid was created after this request and is not deleted by it.
+            if current is None or uid not in {None, current["metadata"]["uid"]}:
                 return None
-            if being_removed(there):
-                return there
-            self._must_be_ours(there)
-            uid = there["metadata"]["uid"]
-            precondition = {"uid": uid, "resourceVersion": there["metadata"]["resourceVersion"]}
+            if is_being_deleted(current):
+                return current
+            self._check_ownership(current)
+            uid = current["metadata"]["uid"]
+            precondition = {"uid": uid, "resourceVersion": current["metadata"]["resourceVersion"]}
             options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": precondition}
             try:
                 await self._api.request("DELETE", channels_path(self.namespace, name), options)
             except NotFound:
                 return None
             except Conflict:
-                await _stand_back(attempt)
+                await _back_off(attempt)
             else:
-                return there
-        raise _contested()
+                return current
+        raise _write_conflict()
 
-    def _must_be_ours(self, channel: Object) -> None:
+    def _check_ownership(self, channel: Object) -> None:
+        """Raise `HttpError` (409) unless the shim is the only owner of the channel's spec."""
         owners = spec_owners(channel)
         others = sorted(owners - {FIELD_MANAGER})
         if others or not owners:
-            name, whose = channel["metadata"]["name"], ", ".join(others) or "somebody who left no name"
-            raise Refusal(
+            name, names = channel["metadata"]["name"], ", ".join(others) or "an unknown field manager"
+            raise HttpError(
                 409,
-                f"This channel is managed in Kubernetes, by {whose}: change or remove it there. To hand it over to"
+                f"This channel is managed in Kubernetes, by {names}: change or delete it there. To hand it over to"
                 f" this API, delete it there first (kubectl -n {self.namespace} delete smschannel {name}), then POST.",
             )
 
 
 def spec_owners(channel: Object) -> set[str]:
-    """The field managers that wrote anything under `spec`."""
+    """Return the field managers that own any field under `spec`."""
     return {
         entry.get("manager", "")
         for entry in channel["metadata"].get("managedFields", ())
@@ -183,9 +195,9 @@ def spec_owners(channel: Object) -> set[str]:
     }
 
 
-async def _stand_back(attempt: int) -> None:
+async def _back_off(attempt: int) -> None:
     await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
 
 
-def _contested() -> Refusal:
-    return Refusal(409, "The channel is being changed by others at the same time. Try again.", Retry_After="1")
+def _write_conflict() -> HttpError:
+    return HttpError(409, "Other clients are changing the channel at the same time. Try again.", Retry_After="1")

@@ -1,4 +1,4 @@
-"""Which client a request comes from, and how often it has failed to log in. No I/O."""
+"""Identify the client of a request by its address, and limit how often it may fail to authenticate. No I/O."""
 
 from __future__ import annotations
 
@@ -10,63 +10,66 @@ from cachetools import LRUCache
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_MOST_CLIENTS = 10_000
+_MAX_CLIENTS = 10_000
 _UNKNOWN = "unknown"
-_SUBSCRIBER = 64  # an IPv6 client has as many addresses as it likes, within a network of this length
+_IPV6_PREFIX = 64  # one IPv6 client can use every address of a network of this prefix length
+_BURST_SECONDS = 60  # a client may use the failures of this many seconds at once
 
 
 def client_of(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The address that connected, or, where that is a trusted proxy, the last one in X-Forwarded-For that is not.
+    """Return the client's address; an IPv6 client is represented by its /64 network.
 
-    What stands further left was written by the client itself. IPv6 clients are told apart by their /64.
+    That is the address of the connection (`peer`), or if this is a `trusted` proxy, the last address in the
+    X-Forwarded-For lines that is not one. Addresses further left may be forged by the client.
     """
-    at = _address(peer or "")
-    if at is None:
+    client = _address(peer or "")
+    if client is None:
         return _UNKNOWN
     if trusted:
         hops = [hop for line in forwarded_for for hop in line.split(",")]
-        while hops and _among(at, trusted):
-            before = _address(hops.pop())
-            if before is None:
+        while hops and _is_in(client, trusted):
+            previous = _address(hops.pop())
+            if previous is None:
                 break
-            at = before
-    if isinstance(at, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((at, _SUBSCRIBER), strict=False))
-    return str(at)
+            client = previous
+    if isinstance(client, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((client, _IPV6_PREFIX), strict=False))
+    return str(client)
 
 
-def _address(written: str) -> Address | None:
+def _address(text: str) -> Address | None:
     try:
-        address = ipaddress.ip_address(written.strip())
+        address = ipaddress.ip_address(text.strip())
     except ValueError:
         return None
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def _among(address: Address, networks: Sequence[Network]) -> bool:
+def _is_in(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 
-class FailedLogins:
-    """A client may fail `per_minute` times at once, and then as often as that rate allows.
+class FailureLimiter:
+    """A rate limit (a leaky bucket) for each client: `per_minute` failures at once, and then at that rate.
 
-    For each client the time is kept at which all its failures are paid off (a leaky bucket). The least recent
-    clients are forgotten first, so that strangers cannot fill the memory.
+    Keeps for each client the time at which its bucket is empty. Forgets the least recent of more than 10,000 clients,
+    so that attackers cannot use up the memory. All times are those of the event loop, in seconds.
     """
 
     def __init__(self, per_minute: int) -> None:
         self._interval = 60 / per_minute
-        self._paid_off: LRUCache[str, float] = LRUCache(_MOST_CLIENTS)
+        self._empty_at: LRUCache[str, float] = LRUCache(_MAX_CLIENTS)
 
-    def wait(self, client: str, now: float) -> float:
-        """Seconds until `client` may fail again; 0 if it may now."""
-        debt = self._paid_off.get(client, now) - now
-        return max(0.0, debt + self._interval - 60)
+    def retry_after(self, client: str, now: float) -> float:
+        """Return the seconds until `client` may fail again; 0 if it may now."""
+        level = self._empty_at.get(client, now) - now
+        return max(0.0, level + self._interval - _BURST_SECONDS)
 
     def add(self, client: str, now: float) -> None:
-        self._paid_off[client] = max(self._paid_off.get(client, now), now) + self._interval
+        """Count one failure."""
+        self._empty_at[client] = max(self._empty_at.get(client, now), now) + self._interval
 
-    def take_back(self, client: str) -> None:
-        """Of what was added once: it was no failure."""
-        if client in self._paid_off:
-            self._paid_off[client] -= self._interval
+    def remove(self, client: str) -> None:
+        """Take back one failure that `add` counted."""
+        if client in self._empty_at:
+            self._empty_at[client] -= self._interval

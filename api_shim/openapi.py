@@ -1,4 +1,4 @@
-"""The API's description of itself, OpenAPI 3.1. It is tested against the running server, and a client made from it."""
+"""The OpenAPI 3.1 document of the API. Tests compare the running server with it, and generate a client from it."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from api_shim.edge import BODY_BYTES
 from api_shim.schemas import ChannelStatus, Setup
+from api_shim.server import BODY_BYTES
 from smschannel.api.reasons import NOT_CONFIGURED, Reason
 
 PATH = "/v1/instances/{instance_id}/channels/sms"
 
 _INTRODUCTION = f"""
-Which Twilio number serves an instance, and whether its messages really arrive there.
+Configure the Twilio number of an instance, and see whether its messages arrive.
 
-**Logging in.** `X-Api-Key`, or `Authorization: Bearer` with a Kubernetes token for this API's audience. Either is
-enough; where both are sent, both must be right. A client that sends too many wrong ones is answered 429 for a while.
+**Authentication.** Send `X-Api-Key`, or `Authorization: Bearer` with a Kubernetes token for this API's audience. One is
+enough; if both are sent, both must be valid. A client with too many failures is answered 429 for a while.
 
-**The outcome.** POST is answered at once, mostly with `pending`: the operator then tries the credentials and takes
-the number over. `Prefer: wait=10` has the answer wait until the outcome is known, at most so many seconds;
-`Preference-Applied` says that it was waited for. A channel that turns out not to work is no error: its `status` says
-why.
+**Result.** POST is answered at once, usually with `pending`: the operator then verifies the credentials and configures
+the number. With `Prefer: wait=10` the answer waits for the result, at most 10 seconds; `Preference-Applied` confirms
+that it waited. A channel that does not work is not an HTTP error: its `status` gives the reason.
 
-**Twice is no harm.** Every call may be repeated. After 409, 429 and 503, do so when `Retry-After` (seconds) is over;
-it is missing where repeating alone does not help.
+**Retries.** Every call is idempotent. After 409, 429 and 503, repeat it when the seconds in `Retry-After` have passed;
+without that header, repeating alone does not help.
 
-**Finding it again.** Every answer carries `X-Request-Id`, yours if you sent one; the service's log has it, too.
+**Request IDs.** Every answer has `X-Request-Id`: the one that was sent, or else a new one. The log has it too.
 
-**What each status asks for.** Where it names the channel's `spec`, or has a token sealed: POST the right values again.
-`suspended` and the policies are set in Kubernetes only, by whoever then owns the channel.
+**Statuses.** If the table says to change a field of `spec` or to seal a token, POST the correct values again.
+`suspended` and the policies can be set in Kubernetes only, by the owner of the channel there.
 
 | status | what to do |
 |---|---|
-| {NOT_CONFIGURED} | The instance has no channel: POST makes one. |
+| {NOT_CONFIGURED} | The instance has no channel. POST creates one. |
 """
 
-_NOTHING_ELSE = {"type": "object", "required": ["detail"], "additionalProperties": False}
+_ONLY_DETAIL = {"type": "object", "required": ["detail"], "additionalProperties": False}
 
 
 def document() -> dict[str, Any]:
-    """As `/openapi.json` has it."""
+    """Return the document that `/openapi.json` serves."""
     remedies: dict[str, str] = {}
     for reason in Reason:
         remedies.setdefault(reason.rest_status, reason.remedy)
@@ -59,53 +58,53 @@ def document() -> dict[str, Any]:
                     "type": "apiKey",
                     "in": "header",
                     "name": "X-Api-Key",
-                    "description": "Made with `kubectl sms key create`.",
+                    "description": "Created with `kubectl sms key create`.",
                 },
                 "Bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A Kubernetes token whose owner may get, create and update, or delete the"
-                    " SmsChannel of the instance's name.",
+                    "description": "A Kubernetes token whose user may get, create and update, or delete the SmsChannel"
+                    " with the instance's name.",
                 },
             },
             "schemas": {
                 "Setup": Setup.model_json_schema(),
                 "ChannelStatus": {**ChannelStatus.model_json_schema(), "additionalProperties": False},
-                "Refused": {
-                    **_NOTHING_ELSE,
-                    "description": "Why not, and what to do about it.",
+                "HTTPError": {
+                    **_ONLY_DETAIL,
+                    "description": "The reason, and what to do about it.",
                     "properties": {"detail": {"type": "string", "title": "Detail"}},
-                    "title": "Refused",
+                    "title": "HTTPError",
                 },
-                "Invalid": {
-                    **_NOTHING_ELSE,
-                    "description": "Everything that is wrong, never with the value that was sent.",
+                "HTTPValidationError": {
+                    **_ONLY_DETAIL,
+                    "description": "All errors of the request, without the values that were sent.",
                     "properties": {
                         "detail": {
                             "type": "array",
                             "minItems": 1,
                             "title": "Detail",
-                            "items": {"$ref": "#/components/schemas/Mistake"},
+                            "items": {"$ref": "#/components/schemas/ValidationError"},
                         }
                     },
-                    "title": "Invalid",
+                    "title": "HTTPValidationError",
                 },
-                "Mistake": {
+                "ValidationError": {
                     "type": "object",
                     "required": ["loc", "msg", "type"],
                     "additionalProperties": False,
                     "properties": {
                         "loc": {
-                            "description": "Where: path, header or body first, then what in there.",
+                            "description": "The path to the invalid value; the first item is path, header or body.",
                             "type": "array",
                             "minItems": 1,
                             "title": "Location",
                             "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
                         },
                         "msg": {"type": "string", "title": "Message"},
-                        "type": {"type": "string", "title": "Kind", "description": "pydantic's name for the mistake."},
+                        "type": {"type": "string", "title": "Error Type", "description": "pydantic's error type."},
                     },
-                    "title": "Mistake",
+                    "title": "ValidationError",
                 },
             },
             "headers": _HEADERS,
@@ -119,11 +118,11 @@ def _header(kind: str, description: str, **more: Any) -> dict[str, Any]:
 
 
 _HEADERS = {
-    "X-Request-Id": _header("string", "Under which the service's log has this request."),
-    "Preference-Applied": _header("string", "wait=N, if the answer waited for the outcome.", pattern="^wait=[0-9]+$"),
-    "Retry-After": _header("integer", "Seconds after which to try again.", minimum=1),
-    "WWW-Authenticate": _header("string", "How to log in."),
-    "Allow": _header("string", "The methods that this path takes."),
+    "X-Request-Id": _header("string", "The ID of this request in the service's log."),
+    "Preference-Applied": _header("string", "wait=N, if the answer waited for the result.", pattern="^wait=[0-9]+$"),
+    "Retry-After": _header("integer", "The seconds after which to try again.", minimum=1),
+    "WWW-Authenticate": _header("string", "The supported ways to authenticate."),
+    "Allow": _header("string", "The methods of this path."),
 }
 
 
@@ -132,7 +131,7 @@ def _path() -> dict[str, Any]:
         "name": "instance_id",
         "in": "path",
         "required": True,
-        "description": "The instance's UUID, in any of the usual forms: capitals, no dashes, braces.",
+        "description": "The instance's UUID; upper case, braces and missing dashes are accepted.",
         "schema": {"type": "string", "format": "uuid", "title": "Instance Id"},
         "example": "497f6eca-6276-4993-bfeb-53cbbbba6f08",
     }
@@ -140,7 +139,7 @@ def _path() -> dict[str, Any]:
         "name": "Prefer",
         "in": "header",
         "required": False,
-        "description": "wait=N: answer when the outcome is known, at most N seconds from now (RFC 7240).",
+        "description": "wait=N: answer when the result is known, or after N seconds (RFC 7240).",
         "schema": {"type": "string", "title": "Prefer"},
         "example": "wait=10",
     }
@@ -148,7 +147,7 @@ def _path() -> dict[str, Any]:
         "name": "X-Request-Id",
         "in": "header",
         "required": False,
-        "description": "To find this request in logs: letters, digits and -._~+/=:@, at most 128. Others are replaced.",
+        "description": "An ID for logs: at most 128 letters, digits and -._~+/=:@. Other values are replaced.",
         "schema": {"type": "string", "title": "X-Request-Id"},
     }
     waited = ("Preference-Applied",)
@@ -159,34 +158,38 @@ def _path() -> dict[str, Any]:
             "tags": ["SMS channel"],
             "summary": "Sms Status",
             "parameters": [request_id],
-            "responses": {"200": _status("The channel as it is, or that there is none."), **_refusals(422)},
+            "responses": {"200": _status("The channel's status, or not_configured."), **_errors(422)},
         },
         "post": {
             "operationId": "setup_sms",
             "tags": ["SMS channel"],
             "summary": "Setup Sms",
-            "description": "Makes the channel, or changes it. The same thing again disturbs nothing.",
+            "description": "Creates or changes the channel. Repeating it with the same values changes nothing.",
             "parameters": [prefer, request_id],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Setup"}}},
             },
             "responses": {
-                "200": _status("The channel was there, and is as you said now.", *waited),
-                "201": _status("The channel is new.", *waited),
-                **_refusals(408, 409, 413, 415, 422),
+                "200": _status("The channel existed, and was changed.", *waited),
+                "201": _status("The channel was created.", *waited),
+                **_errors(408, 409, 413, 415, 422),
             },
         },
         "delete": {
             "operationId": "teardown_sms",
             "tags": ["SMS channel"],
             "summary": "Teardown Sms",
-            "description": "Removes channel and credentials, and gives the number back as it was found.",
+            "description": "Removes the channel and its credentials, and restores the number's previous webhook.",
             "parameters": [prefer, request_id],
             "responses": {
-                "202": _answer("You waited, and the removal is still under way. It goes on by itself.", *waited),
-                "204": _answer("It is being removed; if you waited, it is gone. Also where nothing was.", *waited),
-                **_refusals(409, 422),
+                "202": _answer(
+                    "The wait is over, and the channel is still being removed. The removal continues.", *waited
+                ),
+                "204": _answer(
+                    "The channel is being removed, or after a wait, is gone. Also if there was none.", *waited
+                ),
+                **_errors(409, 422),
             },
         },
     }
@@ -202,32 +205,35 @@ def _status(description: str, *headers: str) -> dict[str, Any]:
     return _answer(description, *headers, schema="ChannelStatus")
 
 
-_REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
-    400: ("This is no HTTP, or the body was cut.", ()),
-    401: ("Who you are cannot be told: no key or token, or a wrong one.", ("WWW-Authenticate",)),
-    403: ("You may not do this with this instance, whether or not it has a channel.", ()),
-    404: ("There is nothing at this path.", ()),
-    405: ("This path does not take this method.", ("Allow",)),
+_ERRORS: Mapping[int, tuple[str, tuple[str, ...]]] = {
+    400: ("The HTTP request is malformed, or the body incomplete.", ()),
+    401: ("Not authenticated: the API key or bearer token is missing or invalid.", ("WWW-Authenticate",)),
+    403: ("Not authorized for this call on this instance, whether or not it has a channel.", ()),
+    404: ("There is no resource at this path.", ()),
+    405: ("Method not allowed.", ("Allow",)),
     408: ("The body did not arrive in time.", ()),
     409: (
-        "The channel is managed in Kubernetes (by Git or kubectl: change it there), is still being removed, or is"
-        " being changed by others at the same time (those two have Retry-After).",
+        "The channel is managed in Kubernetes (change it there, in Git or with kubectl), is still being removed, or is"
+        " being changed by other clients at the same time (the last two have Retry-After).",
         ("Retry-After",),
     ),
-    413: (f"The body has more than {BODY_BYTES} bytes.", ()),
-    415: ("The body is not declared as JSON.", ()),
-    417: ("The Expect header asks for something else than 100-continue.", ()),
-    422: ("Something in the path or the body is wrong: each mistake with its place.", ()),
-    429: ("Too many wrong keys or tokens came from your address.", ("Retry-After",)),
-    500: ("A mistake in this service.", ()),
-    503: ("Kubernetes does not answer, or the service is too busy. Nothing is half done.", ("Retry-After",)),
+    413: (f"The body is larger than {BODY_BYTES} bytes.", ()),
+    415: ("The Content-Type is not JSON.", ()),
+    417: ("The Expect header is not 100-continue.", ()),
+    422: ("The path or the body is invalid; detail has all errors.", ()),
+    429: ("Too many authentication failures from your address.", ("Retry-After",)),
+    500: ("Internal server error.", ()),
+    503: (
+        "Kubernetes is not available, or the service has too many requests. A write was complete, or not made at all.",
+        ("Retry-After",),
+    ),
 }
-_ALWAYS = (400, 401, 403, 404, 405, 417, 429, 500, 503)
+_ERRORS_OF_ALL_CALLS = (400, 401, 403, 404, 405, 417, 429, 500, 503)
 
 
-def _refusals(*more: int) -> dict[str, Any]:
+def _errors(*more: int) -> dict[str, Any]:
     return {
-        str(status): _answer(description, *headers, schema="Invalid" if status == 422 else "Refused")
-        for status, (description, headers) in _REFUSALS.items()
-        if status in {*_ALWAYS, *more}
+        str(status): _answer(description, *headers, schema="HTTPValidationError" if status == 422 else "HTTPError")
+        for status, (description, headers) in _ERRORS.items()
+        if status in {*_ERRORS_OF_ALL_CALLS, *more}
     }

@@ -1,4 +1,7 @@
-"""The three calls. Each asks in the same order: who (401), path (422), may they (403), media type (415), body (422)."""
+"""Handle the three calls of the API.
+
+Each checks in this order: authentication (401), path (422), authorization (403), media type (415), body (422).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from api_shim.auth import Gate
-from api_shim.channels import BeingRemoved, Channels
-from api_shim.edge import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, Edge
-from api_shim.schemas import ChannelStatus, Refusal, Setup, instance_id
-from api_shim.waiting import Waiting, is_settled
+from api_shim.auth import Auth
+from api_shim.channels import Channels, RemovalInProgress
+from api_shim.schemas import ChannelStatus, HttpError, Setup, instance_id
+from api_shim.server import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, HttpServer
+from api_shim.waiting import ChannelWaiter, is_settled
 from smschannel.api.api_keys import Verb
 from smschannel.api.kube_client import Object
 
@@ -24,17 +27,20 @@ _JSON = re.compile(r"application/(json|[^;\s]+\+json)\s*(;.*)?", re.IGNORECASE)
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 _BODY_SECONDS = 10
 
-Written = TypeVar("Written")
+Result = TypeVar("Result")
 
 
 class Routes:
-    """A client that hangs up at once still gets its write, unless others write at that time; waiting ends with it."""
+    """The handlers of GET, POST and DELETE. A write is completed even if the client disconnects meanwhile."""
 
-    def __init__(self, edge: Edge, gate: Gate, channels: Channels, waiting: Waiting, *, wait_limit: int) -> None:
-        self._edge = edge
-        self._gate = gate
+    def __init__(
+        self, server: HttpServer, auth: Auth, channels: Channels, waiter: ChannelWaiter, *, wait_limit: int
+    ) -> None:
+        """`wait_limit` is the maximum of `Prefer: wait=N`, in seconds."""
+        self._server = server
+        self._auth = auth
         self._channels = channels
-        self._waiting = waiting
+        self._waiter = waiter
         self._wait_limit = wait_limit
 
     def table(self) -> list[web.RouteDef]:
@@ -45,62 +51,74 @@ class Routes:
         ]
 
     async def get(self, request: web.Request) -> web.Response:
-        name = await self._admitted(request, Verb.GET)
+        """Answer the status of the channel."""
+        name = await self._authorized_instance(request, Verb.GET)
         return _answer(200, await self._channels.read(name))
 
     async def post(self, request: web.Request) -> web.Response:
-        name = await self._admitted(request, Verb.POST)
+        """Create or change the channel, and answer its status."""
+        name = await self._authorized_instance(request, Verb.POST)
         setup = Setup.parse(await _body(request))
-        with self._wait(request) as (seconds, deadline):
+        with self._wait_slot(request) as (seconds, deadline):
             try:
-                channel, created = await self._written(request, partial(self._channels.apply, name, setup))
-            except BeingRemoved as refusal:
-                if not seconds or not await self._removed(refusal.channel, deadline):
+                channel, created = await self._write(request, partial(self._channels.apply, name, setup))
+            except RemovalInProgress as error:
+                if not seconds or not await self._wait_for_removal(error.channel, deadline):
                     raise
-                channel, created = await self._written(request, partial(self._channels.apply, name, setup))
-            now = await self._waiting.until(channel, is_settled, deadline) if seconds else channel
-        return _answer(201 if created else 200, now, seconds)
+                channel, created = await self._write(request, partial(self._channels.apply, name, setup))
+            latest = await self._waiter.wait_until(channel, is_settled, deadline) if seconds else channel
+        return _answer(201 if created else 200, latest, seconds)
 
     async def delete(self, request: web.Request) -> web.Response:
-        name = await self._admitted(request, Verb.DELETE)
-        with self._wait(request) as (seconds, deadline):
-            channel = await self._written(request, partial(self._channels.delete, name))
-            waited_in_vain = channel is not None and seconds and not await self._removed(channel, deadline)
-        return web.Response(status=202 if waited_in_vain else 204, headers=_applied(seconds))
+        """Delete the channel. Answer 202 if the client waited and the channel is not gone yet, else 204."""
+        name = await self._authorized_instance(request, Verb.DELETE)
+        with self._wait_slot(request) as (seconds, deadline):
+            channel = await self._write(request, partial(self._channels.delete, name))
+            timed_out = channel is not None and seconds and not await self._wait_for_removal(channel, deadline)
+        return web.Response(status=202 if timed_out else 204, headers=_preference_applied(seconds))
 
-    async def _admitted(self, request: web.Request, verb: Verb) -> str:
-        caller = request[CALLER] = await self._gate.identify(request.headers, lambda: self._edge.client(request))
+    async def _authorized_instance(self, request: web.Request, verb: Verb) -> str:
+        """Return the normalised instance ID of the path, once the caller is allowed `verb` on it."""
+        caller = request[CALLER] = await self._auth.authenticate(request.headers, lambda: self._server.client(request))
         name = request[INSTANCE] = instance_id(request.match_info["instance_id"])
-        await self._gate.admit(caller, verb, name)
+        await self._auth.authorize(caller, verb, name)
         return name
 
-    async def _written(
-        self, request: web.Request, write: Callable[[asyncio.Event], Coroutine[Any, Any, Written]]
-    ) -> Written:
-        left = asyncio.Event()
-        writing = asyncio.create_task(write(left))
+    async def _write(
+        self, request: web.Request, write: Callable[[asyncio.Event], Coroutine[Any, Any, Result]]
+    ) -> Result:
+        """Run `write`, and let it finish if the client disconnects; then its argument is set, and it must not retry.
+
+        If the time limit expires, `write` is cancelled: the answer is 503, and the client decides whether to repeat.
+        """
+        disconnected = asyncio.Event()
+        writing = asyncio.create_task(write(disconnected))
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:
-            left.set()
-            if request[TIME_LIMIT].expired():  # the answer is 503: what comes next is the client's to say
+            disconnected.set()
+            if request[TIME_LIMIT].expired():
                 writing.cancel()
             raise
 
-    async def _removed(self, channel: Object, deadline: float) -> bool:
+    async def _wait_for_removal(self, channel: Object, deadline: float) -> bool:
+        """Return whether this channel (by uid) was gone by `deadline`."""
         uid = channel["metadata"]["uid"]
 
-        def is_another(now: Object | None) -> bool:
-            return now is None or now["metadata"]["uid"] != uid
+        def is_gone(current: Object | None) -> bool:
+            return current is None or current["metadata"]["uid"] != uid
 
-        return is_another(await self._waiting.until(channel, is_another, deadline))
+        return is_gone(await self._waiter.wait_until(channel, is_gone, deadline))
 
     @contextmanager
-    def _wait(self, request: web.Request) -> Iterator[tuple[int, float]]:
-        """For how many seconds the client prefers to wait, as far as it may, and until when (loop time)."""
+    def _wait_slot(self, request: web.Request) -> Iterator[tuple[int, float]]:
+        """Yield how many seconds the request may wait, and until when (loop time); extend its time limit by that.
+
+        The seconds are 0 without `Prefer: wait=N`, or if too many requests are waiting already.
+        """
         found = _WAIT.search(",".join(request.headers.getall("Prefer", ())))
         seconds = min(int(found[1]), self._wait_limit) if found else 0
-        with self._waiting.place() if seconds else nullcontext(False) as may_wait:
+        with self._waiter.slot() if seconds else nullcontext(False) as may_wait:
             if not may_wait:
                 seconds = 0
             limit = request[TIME_LIMIT]
@@ -111,22 +129,23 @@ class Routes:
 
 
 async def _body(request: web.Request) -> bytes:
-    sent_as = request.headers.get("Content-Type", "")
-    if sent_as and not _JSON.fullmatch(sent_as.strip()):
-        raise Refusal(415, "Send the body as JSON, with Content-Type: application/json.", Accept="application/json")
-    if (size := request.content_length or 0) > BODY_BYTES:  # without waiting for it
+    media_type = request.headers.get("Content-Type", "")
+    if media_type and not _JSON.fullmatch(media_type.strip()):
+        raise HttpError(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
+    if (size := request.content_length or 0) > BODY_BYTES:  # rejected before it is received
         raise web.HTTPRequestEntityTooLarge(max_size=BODY_BYTES, actual_size=size)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             return await request.read()
     except TimeoutError:
-        raise Refusal(408, f"The body did not arrive within {_BODY_SECONDS} seconds.") from None
+        raise HttpError(408, f"The body did not arrive within {_BODY_SECONDS} seconds.") from None
 
 
 def _answer(status: int, channel: Object | None, waited: int = 0) -> web.Response:
     body = ChannelStatus.of(channel).model_dump_json()
-    return web.Response(status=status, text=body, content_type="application/json", headers=_applied(waited))
+    headers = _preference_applied(waited)
+    return web.Response(status=status, text=body, content_type="application/json", headers=headers)
 
 
-def _applied(seconds: int) -> dict[str, str]:
+def _preference_applied(seconds: int) -> dict[str, str]:
     return {"Preference-Applied": f"wait={seconds}"} if seconds else {}

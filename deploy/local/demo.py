@@ -1,4 +1,4 @@
-"""The product's story, told by doing it. Each step checks what it claims; the first that does not hold ends it."""
+"""The demo: what the product does, step by step, on a real API server. A step that fails ends it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from deploy.local.stack import CHANNELS, ROOT, Options, Stack, ready_reason, wip
 
 
 class StoryError(Exception):
-    """What was seen is not what the story says."""
+    """A step did not have the expected result."""
 
 
 class Receiver:
-    """A small webhook server: what a HydraCore instance would be. It checks Twilio's signature."""
+    """A webhook server in place of a HydraCore instance. `received` holds path, signature and form of each message."""
 
     def __init__(self) -> None:
         received: Queue[tuple[str, str, dict[str, str]]] = Queue()
@@ -59,7 +59,7 @@ class Receiver:
 
 
 def tell(home: Path, say: Progress) -> None:
-    """Raises `StoryError`, or ends with everything stopped and a table of what was seen."""
+    """Run all steps and print a table of them; everything is stopped afterwards. Raises `StoryError`."""
     wipe(home)
     receiver = Receiver()
     options = Options(
@@ -69,54 +69,54 @@ def tell(home: Path, say: Progress) -> None:
     started = time.monotonic()
     try:
         with Stack(home, options, say) as stack:
-            seen = [("everything started, under the RBAC of deploy/", time.monotonic() - started)]
-            story = _Story(stack, receiver, say, seen)
-            story.from_beginning_to_end()
+            done = [("Start everything, with the RBAC of deploy/", time.monotonic() - started)]
+            story = _Story(stack, receiver, say, done)
+            story.run()
     finally:
         receiver.close()
-    table = Table("", "what was seen", "seconds", title="The demo's story")
-    for number, (what, seconds) in enumerate(seen):
+    table = Table("", "step", "seconds", title="The demo")
+    for number, (what, seconds) in enumerate(done):
         table.add_row(str(number), what, f"{seconds:.1f}")
     Console().print(table)
 
 
 class _Story:
-    def __init__(self, stack: Stack, receiver: Receiver, say: Progress, seen: list[tuple[str, float]]) -> None:
+    def __init__(self, stack: Stack, receiver: Receiver, say: Progress, done: list[tuple[str, float]]) -> None:
         self.stack = stack
         self.receiver = receiver
         self.say = say
-        self.seen = seen
+        self.done = done
         self.numbers: list[str] = stack.twin["phone_numbers"]
         self.before = {number: f"https://before.example.com/{number[1:]}" for number in self.numbers}
 
-    def from_beginning_to_end(self) -> None:
+    def run(self) -> None:
         for number, url in self.before.items():
             self.stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": url})
-        with self.step("a manifest with a sealed token is applied and becomes Ready"):
+        with self.step("Apply a manifest with a sealed token: it becomes Ready"):
             first = self.apply_a_sealed_manifest()
-        with self.step("a second instance is configured by REST and is active"):
+        with self.step("Configure a second instance by REST: it becomes active"):
             second = self.configure_by_rest()
-        with self.step("an inbound SMS reaches the webhook in force, and its signature verifies"):
+        with self.step("Send an SMS: the instance receives it with a valid signature"):
             self.receive(first)
-        with self.step("a webhook changed behind our back is put right"):
-            self.put_right(second)
-        with self.step("killed (-9) while configuring 20 channels, started again: all 20 Ready"):
+        with self.step("Change a webhook at Twilio by hand: the operator corrects it"):
+            self.correct_drift(second)
+        with self.step("Kill the operator amid 20 channels, start it: all are Ready"):
             many = self.kill_in_the_middle()
-        with self.step("deleted both ways: webhooks as before, no record and no channel left"):
+        with self.step("Delete all channels, also by REST: all numbers are restored"):
             self.delete(first, second, many)
-        with self.step("no token in the API server's database, nor in any log"):
+        with self.step("Search database and logs for the token: it is in none"):
             self.search_for_tokens()
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        self.say(f"\n{len(self.seen)}. {what}")
+        self.say(f"\n{len(self.done)}. {what}")
         started = time.monotonic()
         yield
-        self.seen.append((what, time.monotonic() - started))
+        self.done.append((what, time.monotonic() - started))
 
     def check(self, holds: bool, what: str) -> None:
         if not holds:
-            raise StoryError(f"The story does not hold: {what}. Logs: {self.stack.logs}")
+            raise StoryError(f"Not as expected: {what}. Logs: {self.stack.logs}")
         self.say(f"   {what}")
 
     def apply_a_sealed_manifest(self) -> str:
@@ -126,11 +126,14 @@ class _Story:
         command += ["--kubeconfig", str(self.stack.kubeconfig)]
         token = self.stack.twin["auth_token"]
         manifest = subprocess.run(command, input=token, text=True, check=True, capture_output=True, cwd=ROOT).stdout
-        self.check(token not in manifest, f"kubectl sms seal made a manifest of {len(manifest)} bytes, token sealed")
+        self.check(
+            token not in manifest,
+            f"'kubectl sms seal' prints a manifest of {len(manifest)} bytes; the token in it is sealed",
+        )
         self.stack.apply(yaml.safe_load(manifest))
         channel = self.stack.wait_ready(name)[name]
         url = channel["status"]["webhookUrl"]
-        self.check(self.stack.number(number)["sms_url"] == url, f"Ready; {number} now points at {url}")
+        self.check(self.stack.number(number)["sms_url"] == url, f"Ready: {number} points at {url}")
         return name
 
     def configure_by_rest(self) -> str:
@@ -154,19 +157,19 @@ class _Story:
         path, signature, form = self.receiver.received.get(timeout=10)
         validator = RequestValidator(self.stack.twin["auth_token"])
         valid = validator.validate(self.receiver.origin + path, form, signature)
-        self.check(instance in path and form["Body"] == sent["body"], f"the receiver got {form['Body']!r}")
-        self.check(valid, f"X-Twilio-Signature {signature} verifies")
+        self.check(instance in path and form["Body"] == sent["body"], f"the instance receives {form['Body']!r}")
+        self.check(valid, f"X-Twilio-Signature {signature} is valid")
 
-    def put_right(self, instance: str) -> None:
+    def correct_drift(self, instance: str) -> None:
         number = self.numbers[1]
-        right = self.stack.number(number)["sms_url"]
+        ours = self.stack.number(number)["sms_url"]
         self.stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://elsewhere.example.com/sms"})
         self.say(f"   somebody points {number} at https://elsewhere.example.com/sms")
         events = client.EventsV1Api(self.stack.api.client)
         for event in watch.Watch().stream(events.list_namespaced_event, CHANNELS, timeout_seconds=30):
             if event["object"].reason == "DriftCorrected" and event["object"].regarding.name == instance:
                 break
-        self.check(self.stack.number(number)["sms_url"] == right, f"Event DriftCorrected; it points at {right} again")
+        self.check(self.stack.number(number)["sms_url"] == ours, f"Event DriftCorrected: it points at {ours} again")
 
     def kill_in_the_middle(self) -> dict[str, str]:
         slowly = {"match": {"method": "POST"}, "action": {"kind": "delay", "seconds": 0.2}}
@@ -179,10 +182,10 @@ class _Story:
         self.stack.twin_call("DELETE", "/faults")
         listed = self.stack.channels.get(namespace=CHANNELS).to_dict()["items"]
         ready = sum(ready_reason(each)[0] == "True" for each in listed if each["metadata"]["name"] in names.values())
-        self.check(ready < len(names), f"killed with {ready} of {len(names)} Ready")
+        self.check(ready < len(names), f"killed when {ready} of {len(names)} channels were Ready")
         self.stack.start_operator()
         self.stack.wait_ready(*names.values())
-        self.check(True, f"started again: {len(names)} of {len(names)} Ready")
+        self.check(True, f"started again: {len(names)} of {len(names)} channels become Ready")
         return names
 
     def delete(self, first: str, second: str, many: dict[str, str]) -> None:
@@ -192,11 +195,11 @@ class _Story:
         self.stack.wait_gone(first, second, *many.values())
         used = [*self.numbers[:2], *many]
         restored = [number for number in used if self.stack.number(number)["sms_url"] == self.before[number]]
-        self.check(restored == used, f"{len(restored)} of {len(used)} numbers carry the webhooks they had before")
+        self.check(restored == used, f"{len(restored)} of {len(used)} numbers point at what they pointed at before")
         left: list[Any] = [*self.stack.records(), *self.stack.channels.get(namespace=CHANNELS).to_dict()["items"]]
-        self.check(not left, f"{len(left)} records and channels are left")
+        self.check(not left, f"{len(left)} channels and records are left")
         violations = self.stack.twin_call("GET", "/violations")["violations"]
-        self.check(not violations, f"{len(violations)} writes to Twilio other than SmsUrl and SmsMethod")
+        self.check(not violations, f"{len(violations)} writes to Twilio changed anything but SmsUrl and SmsMethod")
 
     def search_for_tokens(self) -> None:
         token, sid = self.stack.twin["auth_token"], self.stack.twin["account_sid"]
@@ -206,6 +209,6 @@ class _Story:
         ]
         contents = {path: path.read_bytes() for path in files}
         control = any(sid.encode() in content for content in contents.values())
-        self.check(control, f"the search works: the account's SID is found in {len(files)} files")
+        self.check(control, f"the search works: it finds the account's SID in {len(files)} files")
         found = [path.name for path, content in contents.items() if any(form in content for form in forms)]
-        self.check(not found, f"the token, raw or base64, is found in {len(found)} of them")
+        self.check(not found, f"the token, raw or in base64, is in {len(found)} of them")

@@ -6,6 +6,7 @@ the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
 from smschannel.api.api_keys import make_key, secret_of
 from smschannel.api.resource import API_VERSION, KIND
 from smschannel.api.sealing import Binding, PublicKey
+from smschannel.core.record import WebhookTemplate
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
@@ -40,21 +42,21 @@ _YEAR = 365 * 24 * 3600
 
 
 class StackError(Exception):
-    """Something did not start; the text says what, and where its log is."""
+    """Something did not start or did not happen in time; the text says what, and where to look."""
 
 
 def _until_served() -> Retrying:
-    """A new kind is not served at first (404), then admission policies do not know it for a while (503), each from the
-    moment that it is loaded itself.
-    """
+    """Retry what the API server does not serve yet: a new kind (404), or its admission policies (503)."""
     not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
     return Retrying(retry=not_yet, wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What differs between uses. `twilio_url` names a server that is already running; "real" is the real Twilio.
-    `more_namespaces` have channels, too.
+    """What differs between uses.
+
+    `twilio_url` names a server that is already running; "real" is the real Twilio. `more_namespaces` are watched beside
+    the default one: then the webhook URL template must contain {namespace}.
     """
 
     twilio_url: str | None = None
@@ -68,14 +70,14 @@ class Options:
     shim_settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def _silently(text: str, fraction: float | None = None, /) -> None:
+def _no_progress(text: str, fraction: float | None = None, /) -> None:
     pass
 
 
 class Stack:
     """`start` returns when everything is ready; `stop` stops exactly what was started."""
 
-    def __init__(self, home: Path, options: Options = Options(), say: Progress = _silently) -> None:
+    def __init__(self, home: Path, options: Options = Options(), say: Progress = _no_progress) -> None:
         self.home = home
         self.options = options
         self.logs = home / "logs"
@@ -139,14 +141,14 @@ class Stack:
         self._say(f"control plane  {self.cluster.url}")
 
     def restart_control_plane(self, meanwhile: Callable[[Path], object] = lambda etcd_dir: None) -> None:
-        """`meanwhile` has the database to itself."""
+        """Stop the control plane, call `meanwhile` with the database's directory, and start it again."""
         assert self._control_plane
         self._control_plane.stop()
         meanwhile(self.cluster.etcd_dir)
         self._control_plane.start()
 
     def install(self) -> None:
-        """The CRD, namespaces, RBAC and the admission policy; and who may log in to the shim."""
+        """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
         names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
         if self.options.finalizer_policy:
@@ -176,7 +178,7 @@ class Stack:
             self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
-        """A namespace that the operator may work in: with the RoleBinding that `deploy/` has for the first one."""
+        """Make a namespace for channels, with the RoleBinding that `deploy/` has for the default one."""
         rbac = yaml.safe_load_all((ROOT / "deploy/operator-rbac.yaml").read_text())
         [binding] = [
             each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
@@ -185,7 +187,7 @@ class Stack:
         self._apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, binding])
 
     def make_api_key(self, instances: list[str], verbs: list[str], key_id: str | None = None) -> str:
-        """As `kubectl sms key create` makes it."""
+        """Make an API key as `kubectl sms key create` does; returns what clients send."""
         made = make_key(instances, verbs, key_id=key_id)
         self._apply([secret_of(made, OPERATOR)], field_manager=f"key-{made.key_id}")
         return made.key.get_secret_value()
@@ -203,13 +205,15 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
-    def start_operator(self, name: str = "operator", settings: Mapping[str, str] | None = None) -> None:
-        """Start the operator, or another one beside it; `settings` are added to those of the options."""
-        port = self.operator_port if name == "operator" else free_port()
+    def start_operator(
+        self, name: str = "operator", port: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the operator; with another name and port, a second one beside it. `settings` override the options."""
+        url = f"http://127.0.0.1:{port}" if port else self.operator_url
         environment = {
             "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
             "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
-            "SMSCHANNEL_HTTP_PORT": str(port),
+            "SMSCHANNEL_HTTP_PORT": str(port or self.operator_port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
             "SMSCHANNEL_CHANNEL_NAMESPACES": " ".join((CHANNELS, *self.options.more_namespaces)),
         }
@@ -217,7 +221,7 @@ class Stack:
             environment["SMSCHANNEL_TWILIO_URL"] = self.twilio_url
         environment |= {**self.options.operator_settings, **(settings or {})}
         self._spawn(name, [sys.executable, "-m", "smschannel"], environment)
-        self._wait_ready(name, f"http://127.0.0.1:{port}/readyz")
+        self._wait_ready(name, f"{url}/readyz")
 
     def start_shim(self) -> None:
         environment = {
@@ -230,14 +234,14 @@ class Stack:
         self._wait_ready("shim", f"{self.api_url}/readyz")
 
     def stop(self) -> None:
-        for name in reversed(list(self._processes)):
+        for name in reversed(list(self._processes)):  # the twin is the first of them
             self.stop_process(name)
         if self._control_plane:
             self._control_plane.stop()
             self._control_plane = None
 
     def stop_process(self, name: str, *, kill: bool = False) -> int:
-        """SIGTERM, or SIGKILL; returns the exit status."""
+        """Send SIGTERM, or SIGKILL; returns the exit status."""
         process = self._processes.pop(name)
         process.kill() if kill else process.terminate()
         try:
@@ -280,7 +284,7 @@ class Stack:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write("\n".join(lines) + "\n")
 
-    # What people, tests and the demo do with it
+    # For users, tests and the demo
 
     @property
     def channels(self) -> Any:
@@ -299,7 +303,7 @@ class Stack:
         account: Mapping[str, Any] | None = None,
         **spec: Any,
     ) -> Any:
-        """A manifest with the account's token, sealed for it; `spec` replaces what else would be in there."""
+        """A manifest with the account's token sealed for it; `spec` replaces other fields."""
         account = account or self.twin
         name = name or str(uuid.uuid4())
         binding = Binding(namespace, name, account["account_sid"])
@@ -332,10 +336,17 @@ class Stack:
         timeout: int = 60,
         enough: int | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Watches until all of `names` (or `enough` of them) fulfil the condition; returns them as they were then."""
+        """Watch until all of `names`, or `enough` of them, fulfil the condition; returns them as they were then.
+
+        Raises `StackError` after `timeout` seconds.
+        """
         fulfilled: dict[str, dict[str, Any]] = {}
         latest: dict[str, dict[str, Any]] = {}
-        for event in self.channels.watch(namespace=namespace, timeout=timeout):
+        listed = self.channels.get(namespace=namespace)  # a watch alone may begin with what was there before
+        begin = ({"type": "ADDED", "raw_object": each} for each in listed.to_dict()["items"])
+        version = listed.metadata.resourceVersion
+        later = self.channels.watch(namespace=namespace, timeout=timeout, resource_version=version)
+        for event in itertools.chain(begin, later):
             channel = event["raw_object"]
             name = channel["metadata"]["name"]
             if name in names:
@@ -345,7 +356,7 @@ class Stack:
                 if len(fulfilled) >= (enough or len(names)):
                     return fulfilled
         raise StackError(
-            f"waited {timeout} s in vain; the others are: { {n: latest.get(n) for n in names if n not in fulfilled} }"
+            f"after {timeout} s these are not as expected: { {n: latest.get(n) for n in names if n not in fulfilled} }"
         )
 
     def wait_ready(
@@ -369,21 +380,30 @@ class Stack:
                 left.discard(event["raw_object"]["metadata"]["name"])
             if not left:
                 return
-        raise StackError(f"waited {timeout} s in vain for the end of {sorted(left)}")
+        raise StackError(f"after {timeout} s these are not gone: {sorted(left)}")
+
+    def webhook_url(self, name: str, namespace: str = CHANNELS) -> str:
+        """The webhook of a channel, by the template that the operator was started with."""
+        return WebhookTemplate(self.options.webhook_url_template).url(namespace, name)
 
     def records(self) -> list[str]:
-        """The uids of the channels that the operator remembers."""
+        """The uids of the channels that hold a number: one for each of the operator's records."""
         core = client.CoreV1Api(self.api.client)
         found = core.list_namespaced_secret(OPERATOR, label_selector="channels.hydracore.io/record=true")
-        return [str(each.metadata.name) for each in found.items if each.metadata]
+        notes = (each.metadata.annotations or {} for each in found.items if each.metadata)
+        return [each.get("channels.hydracore.io/channel-uid", "") for each in notes]
+
+    def record_name(self, phone_number: str) -> str:
+        """The Secret that is the operator's record of a number, if a channel holds it."""
+        return str(self.number(phone_number)["sid"]).lower()
 
     def rest(self, method: str, instance: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """A call of the REST API as its clients make it."""
+        """Call the REST API as its clients do; returns status and body."""
         url = f"{self.api_url}/v1/instances/{instance}/channels/sms"
         return call(method, url, body, {"X-Api-Key": self.api_key, **headers})
 
     def twin_call(self, method: str, path: str, body: Any = None) -> Any:
-        """A call of the twin's control API; `path` as in `/numbers/+61400111222`."""
+        """Call the twin's control API; `path` as in `/numbers/+61400111222`. Raises `StackError` if it is refused."""
         status, answer = call(method, f"{self.twilio_url}/_twin{path}", body)
         if status >= 400:
             raise StackError(f"the twin answers {status}: {answer}")
@@ -393,7 +413,7 @@ class Stack:
         answer: dict[str, Any] = self.twin_call("GET", f"/numbers/{phone_number}")
         return answer
 
-    # How it is done
+    # Processes and objects
 
     def _spawn(
         self, name: str, command: list[str], environment: Mapping[str, str] | None = None, stdout: int | None = None
@@ -451,7 +471,7 @@ class Stack:
         self.api.resources.invalidate_cache()
 
     def _wait_for_admission(self) -> None:
-        """For all who are not as patient as `_apply`."""
+        """Wait until new channels are admitted: other clients do not retry as `_apply` does."""
         credentials = {"sealed": "A" * 2048}
         probe = {
             "apiVersion": API_VERSION,
@@ -483,7 +503,7 @@ class Stack:
 
 
 def ready_reason(channel: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Status, reason and message of `Ready` for the channel's present generation; all empty where it has none."""
+    """Status, reason and message of `Ready` for the channel's current generation; all empty if it has none."""
     status = channel.get("status") or {}
     if status.get("observedGeneration") != channel["metadata"]["generation"]:
         return "", "", ""
@@ -492,7 +512,7 @@ def ready_reason(channel: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """Status and JSON answer (None where there is none), whatever the status is."""
+    """Make an HTTP request; returns the status, whatever it is, and the JSON body, None if there is none."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(  # noqa: S310  (loopback URLs of ours)
         url, content, {"Content-Type": "application/json", **(headers or {})}, method=method
@@ -519,13 +539,13 @@ def free_port() -> int:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Ours without what would change the programs' minds: their own settings, proxies and Twilio's variables."""
-    strange = ("SMSCHANNEL_", "SMSSHIM_", "TWILIO_", "KUBERNETES_", "KUBECONFIG")
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(strange)}
+    """This process's environment without variables that change what the programs do, such as their settings."""
+    ignored = ("SMSCHANNEL_", "SMSSHIM_", "TWILIO_", "KUBERNETES_", "KUBECONFIG")
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(ignored)}
 
 
 def _api_user() -> list[dict[str, Any]]:
-    """A ServiceAccount that may use channels: its tokens show how RBAC decides for bearers."""
+    """A ServiceAccount that may use channels: with its tokens, RBAC decides what a bearer may do."""
     name = "sms-api-user"
     rbac = "rbac.authorization.k8s.io"
     return [

@@ -1,11 +1,20 @@
-"""The SMS channel operator. What happens to a channel, in ten lines:
+"""The SMS channel operator: which module does what.
 
-watch       kopf's watch events, Secrets, resync and later looks call for a turn of a channel
-queue       each channel waits its turn once; accounts take turns; errors back off
-reconcile   desired(channel) -> observe -> plan -> apply -> report
-plan        pure: what to change, in the safe order, and what to tell
-ledger      what is owed to Twilio, remembered (sealed) before Twilio is written
-sealing     how tokens come in, and how records are kept
-conditions  what the channel's status says, from the one table in reasons
-twilio_port, kube_port   the two doors to the world outside
+The data path, top to bottom:
+
+    watch          kopf as the informer: events of channels and Secrets
+    controller     decides which channels to reconcile, and when: events, resyncs, scheduled requeues
+    channel_cache  all channels, by the Secrets that they use and the numbers that they wait for
+    orphans        records whose channel is gone: found, and proven before anything is restored
+    queue          one key per name, flows of Twilio accounts, backoff
+    reconcile      observe -> plan -> apply -> report, for one name
+    observe        what a reconcile reads: records, credentials, numbers
+    report         status and Events
+    kube_store     what is read and written in Kubernetes; the index of records
+    api/           what the shim imports, too: resource, reasons, status, names, errors, sealing, API keys, client
+    core/          pure: plan, record, claims, conditions
+    twilio/        client, limits and circuit breakers, account cache
+
+Around it: `__main__` is the process, `wiring` puts the parts together from `settings`, `metrics` and `health` are what
+it shows, and `cli/` is `kubectl sms`.
 """

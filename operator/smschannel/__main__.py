@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -11,7 +12,6 @@ from typing import Any
 import click
 import structlog
 import uvloop
-from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
@@ -42,8 +42,9 @@ async def run(settings: Settings) -> None:
             twilio_client(settings) as twilio,
         ):
             kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
-            while not stop.is_set():
-                controller = await _load(settings, kube, twilio)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(each, stop.set)
+            while controller := await _unless_stopped(_load(settings, kube, twilio), stop):
                 over = asyncio.Event()
                 if controller.has_crd:
                     watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
@@ -52,6 +53,18 @@ async def run(settings: Settings) -> None:
                 await _serve(controller, watching, ready, stop, over)
     finally:
         await probes.cleanup()
+
+
+async def _unless_stopped(loading: Coroutine[Any, Any, Controller], stop: asyncio.Event) -> Controller | None:
+    """The result of `loading`; None if `stop` is set before there is one."""
+    load, stopping = asyncio.create_task(loading), asyncio.create_task(stop.wait())
+    await asyncio.wait({load, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not stop.is_set():
+        return await load
+    load.cancel()
+    await asyncio.wait({load})
+    return None
 
 
 async def _serve(
@@ -77,10 +90,10 @@ async def _serve(
 
 
 async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Controller:
-    """Load everything that must be known before the first reconcile; wait for an API server that is not there yet.
+    """Load what the first reconcile needs; wait for an API server that does not answer yet.
 
     Waits for the CRD, too. If it does not come within a resync interval, and API discovery says that it is not there,
-    it was deleted, and its channels with it: then what the records say is restored.
+    it was deleted, and its channels with it: then the numbers of all records are restored.
     """
     orphans = Orphans(kube, time.monotonic)
     transient = retry_if_exception_type((Retryable, KubernetesRefused))
@@ -109,13 +122,14 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Co
             except NoKindMatch:
                 if time.monotonic() < give_up or not await orphans.look_for_crd():
                     raise
-                log.warning("no CRD, restoring what the records say")
+                log.warning("CRD is deleted, restoring the numbers of all records")
                 await controller.load()
             return controller
     raise AssertionError("tenacity returns or raises")
 
 
 async def _until_crd(kube: KubeStore, settings: Settings) -> None:
+    """Wait until channels can be listed, which means that the CRD is installed."""
     anything = retry_if_exception_type(ChannelError)
     async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
         with attempt:
@@ -123,7 +137,7 @@ async def _until_crd(kube: KubeStore, settings: Settings) -> None:
 
 
 async def _publish(settings: Settings, kube: KubeStore) -> None:
-    """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without."""
+    """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without them."""
     try:
         await kube.publish_settings(settings.published())
     except KubernetesRefused as error:
@@ -148,7 +162,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))
-    except (ChannelError, ConfigException, OSError) as error:
+    except (ChannelError, OSError) as error:
         log.critical("cannot run", error=str(error))
         sys.exit(1)
     log.info("stopped")

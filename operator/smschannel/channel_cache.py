@@ -1,7 +1,8 @@
-"""What the controller knows of each channel without asking the API server. Losing all of it costs one reconcile each.
+"""The cache of all channels: an informer's store that keeps a few fields of each channel instead of its object.
 
-An event only says which name to look at. A body is used only if it is the newest of the same uid that is known of:
-events of different uids come in any order, and an event may be older than our own last write.
+The body of an event is cached only until the reconcile that it causes, and only if it is sure to be the newest: events
+of different uids may come in any order, and an event may be older than our own last write. Otherwise the reconcile
+reads the channel. Losing the cache costs one reconcile per channel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Body = Mapping[str, Any]
 
 
 class Trigger(NamedTuple):
-    """What of a channel makes a reconcile necessary when it changes. Our own writes change none of it."""
+    """The fields of a channel whose change needs a reconcile (a predicate). Our own writes change none of them."""
 
     generation: int
     deleting: bool
@@ -29,6 +30,7 @@ class Trigger(NamedTuple):
 
     @classmethod
     def of(cls, body: Body) -> Trigger:
+        """Return the trigger of a channel as it is in `body`."""
         meta = body["metadata"]
         check_now = (meta.get("annotations") or {}).get(CHECK_NOW_ANNOTATION)
         return cls(meta.get("generation", 0), "deletionTimestamp" in meta, check_now)
@@ -36,10 +38,12 @@ class Trigger(NamedTuple):
 
 @dataclass(slots=True)
 class CachedChannel:
-    """`body` is kept only between an event and the reconcile that it causes, and None if it must be read.
+    """One cached channel.
 
-    `last_reconciled` is the trigger that a reconcile has seen; `unseen` the resourceVersion of our last write while no
-    event has shown it; `awaited` the SID of the number that the channel waits for.
+    `created` is its creationTimestamp, `version` its resourceVersion and `secret` the Secret with its token, empty if
+    the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
+    be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
+    until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
     """
 
     uid: str
@@ -58,7 +62,7 @@ class CachedChannel:
 
 
 class ChannelCache:
-    """All channels of the watched namespaces, which Secrets they use, and for which numbers they wait.
+    """The channels of the watched namespaces, indexed by the Secrets that they use and the numbers that they wait for.
 
     `reasons` counts the channels by the reason that Ready carries.
     """
@@ -80,7 +84,7 @@ class ChannelCache:
         return self._channels.get(key)
 
     def put(self, body: Body) -> CachedChannel:
-        """Take in the newest body of a name: one that was just read, or the first of its uid that is known of."""
+        """Cache the newest body of a name: one that was just read, or the first of its uid. Return its entry."""
         meta = body["metadata"]
         key, uid = key_of(body), meta["uid"]
         cached = self._channels.get(key)
@@ -93,13 +97,13 @@ class ChannelCache:
         return cached
 
     def observe(self, body: Body) -> bool:
-        """Take in an event's body; whether it calls for a reconcile."""
+        """Cache the body of an event. Return whether the channel needs a reconcile."""
         key, version = key_of(body), body["metadata"]["resourceVersion"]
         cached = self._channels.get(key)
         if cached is None:
             cached = self.put(body)
         elif cached.uid != body["metadata"]["uid"]:
-            cached.body = None  # which of the two is newer is not known: the API server is asked
+            cached.body = None  # either may be the newer one: the reconcile reads it
             return True
         else:
             self._update(key, cached, body)
@@ -117,7 +121,7 @@ class ChannelCache:
         cached.deleting = "deletionTimestamp" in meta
         finalizer = FINALIZER in meta.get("finalizers", ())
         if cached.finalizer and not finalizer:
-            cached.last_reconciled = None  # it was removed: it must be added again
+            cached.last_reconciled = None  # removed by others: a reconcile adds it again
         cached.finalizer = finalizer
         secret = secret_name(body)
         if secret != cached.secret:
@@ -127,12 +131,13 @@ class ChannelCache:
                 self._secret_users.setdefault(Key(key.namespace, secret), set()).add(key)
 
     def written(self, body: Body) -> None:
-        """The operator wrote the channel. Until an event shows that write, bodies from events may be older."""
+        """Note a write of the operator. Until an event shows it, bodies of events may be older and are not used."""
         cached, version = self._channels.get(key_of(body)), body["metadata"]["resourceVersion"]
         if cached and cached.uid == body["metadata"]["uid"] and cached.version != version:
             cached.unseen = version
 
     def remove(self, key: Key) -> None:
+        """Remove a channel, if it is cached."""
         cached = self._channels.get(key)
         if cached:
             self.set_reason(key, None)
@@ -141,7 +146,7 @@ class ChannelCache:
             del self._channels[key]
 
     def set_reason(self, key: Key, reason: Reason | None) -> None:
-        """Keep count of the reasons that Ready carries."""
+        """Set the reason of Ready and update `reasons`; None if the status has none, or the channel is removed."""
         if cached := self._channels.get(key):
             for each, step in ((cached.reason, -1), (reason, 1)):
                 if each:
@@ -149,7 +154,7 @@ class ChannelCache:
             cached.reason = reason
 
     def set_awaited(self, key: Key, number_sid: str) -> None:
-        """Only a channel that is there waits; an empty SID means that it waits no longer."""
+        """Set the number that a cached channel waits for; empty if it waits for none."""
         if cached := self._channels.get(key):
             _discard(self._waiters, cached.awaited, key)
             cached.awaited = number_sid
@@ -157,11 +162,11 @@ class ChannelCache:
                 self._waiters.setdefault(number_sid, set()).add(key)
 
     def waiters(self, number_sid: str) -> list[Key]:
-        """The channels that wait for a number, the oldest first."""
+        """Return the channels that wait for a number, the oldest first."""
         return sorted(self._waiters.get(number_sid, ()), key=self._age)
 
     def is_swap(self, key: Key) -> bool:
-        """Whether this channel and the holder of the number that it waits for wait for each other."""
+        """Return whether this channel and the holder of the number that it waits for wait for each other."""
         return is_swap(key, awaited=self._awaited, holder=self._holder, first_waiter=self._first_waiter)
 
     def _awaited(self, key: Key) -> str:
@@ -176,14 +181,15 @@ class ChannelCache:
         return next(iter(self.waiters(number_sid)), None)
 
     def is_holder_alive(self, record: Record) -> bool:
+        """Return whether the channel that holds the record is cached."""
         cached = self._channels.get(record.key)
         return cached is not None and cached.uid == record.uid
 
     def pending_restores(self) -> int:
-        """How many numbers are held by a record although no channel wants them any more."""
-        return sum(not self._is_wanted(record) for record in self._claims)
+        """Count the records whose number no channel desires any more."""
+        return sum(not self._is_desired(record) for record in self._claims)
 
-    def _is_wanted(self, record: Record) -> bool:
+    def _is_desired(self, record: Record) -> bool:
         cached = self._channels.get(record.key)
         return (
             cached is not None
@@ -193,6 +199,7 @@ class ChannelCache:
         )
 
     def users_of(self, secret: Key) -> tuple[Key, ...]:
+        """Return the channels that read their token from a Secret."""
         return tuple(self._secret_users.get(secret, ()))
 
     def _age(self, key: Key) -> tuple[str, str]:
@@ -201,11 +208,12 @@ class ChannelCache:
 
 
 def key_of(body: Body) -> Key:
+    """Return namespace and name of an object."""
     return Key(body["metadata"]["namespace"], body["metadata"]["name"])
 
 
 def secret_name(body: Body) -> str:
-    """The Secret that the channel's token is read from, empty if it is sealed."""
+    """Return the name of the Secret with the channel's token; empty if the token is sealed."""
     return str((body["spec"].get("credentials") or {}).get("secretKeyRef", {}).get("name", ""))
 
 

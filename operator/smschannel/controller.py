@@ -1,7 +1,7 @@
 """Decides which channels to reconcile, and when: events, resyncs and scheduled requeues add keys to the work queue.
 
-Level-triggered: whatever happened, the key of a name is added, and its reconcile reads what is there. Losing an event
-costs time until the next resync, nothing else.
+Level-triggered, as with controller-runtime: an event only adds a key, and the reconcile reads the current state. A lost
+event delays a reconcile until the next resync, nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -18,25 +19,27 @@ from pydantic import ValidationError
 from smschannel import metrics
 from smschannel.api.errors import ChannelError, Conflict, NoKindMatch, Retryable
 from smschannel.api.resource import FINALIZER, SmsChannel
-from smschannel.api.status import was_well
+from smschannel.api.status import wants_check, was_well
 from smschannel.channel_cache import ChannelCache, Trigger, secret_name
 from smschannel.core.record import Key, WebhookTemplate, secret_source
 from smschannel.kube_store import KubeStore
 from smschannel.orphans import Orphans
 from smschannel.queue import WorkQueue, flow_limit
-from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited, wants_check
+from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
 
 log = structlog.get_logger()
 
 _SHUTDOWN_SECONDS = 10
+# Channels that wait for the same number are reconciled this far apart: usually the first one gets it.
 _STAGGER_SECONDS = 2.0
 _LONGEST_STAGGER = 60.0
 
 
 class Controller:
-    """For one event loop: `load`, then `run` until it is cancelled. Events may come at any time after `load`.
+    """Runs the reconciles of one event loop: call `load`, then `run`, and pass watch events at any time after `load`.
 
-    Times are seconds. `concurrency` is how many calls to Twilio one login may have in flight.
+    `concurrency` is how many calls to Twilio one login may have in flight; `retry_floor`, `retry_ceiling` and the
+    intervals are seconds. Creating a controller connects it with the claims, the store and the metrics.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Controller:
             retry_ceiling=retry_ceiling,
         )
         kube.claims.on_free = self._wake_waiters
+        kube.claims.on_change = self._queue.add
         kube.on_written = channels.written
         metrics.follow(
             queue_depth=lambda: len(self._queue),
@@ -83,6 +87,7 @@ class Controller:
 
     @property
     def has_crd(self) -> bool:
+        """Return False only once it is proven that the CRD was deleted."""
         return not self._orphans.is_crd_gone
 
     # Start
@@ -101,16 +106,33 @@ class Controller:
                         self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
                     else:
                         due.append((cached.created, cached.uid, key))
-        for _, _, key in sorted(due):  # the oldest first: of those that want the same number, it gets it
-            self._queue.add(key)
+        self._add_oldest_first(key for _, _, key in sorted(due))
         orphans = self._orphaned_keys()
         self._orphans.require_two_looks(record.uid for key in orphans for record in self._claims.of(key))
         for key in self._orphans.confirm(orphans, len(self._claims)):
             self._queue.add(key)
         log.info("channels loaded", channels=len(self._channels), records=len(self._claims), orphans=len(orphans))
 
+    def _add_oldest_first(self, keys: Iterable[Key]) -> None:
+        """Of new channels that want the same number the oldest goes first: the first verified claim wins."""
+        rivals: Counter[tuple[str, str]] = Counter()
+        for key in keys:
+            cached = self._channels.get(key)
+            if cached is None or cached.deleting or any(own.uid == cached.uid for own in self._claims.of(key)):
+                self._queue.add(key)
+                continue
+            number = cached.account_sid, cached.phone_number
+            self._add_staggered(key, rivals[number])
+            rivals[number] += 1
+
+    def _add_staggered(self, key: Key, position: int) -> None:
+        if position == 0:
+            self._queue.add(key)
+        else:
+            self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
+
     def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
-        """Whether a channel's status and record agree, so that it needs no reconcile before its next drift check."""
+        """Return whether status and record agree, so that no reconcile is needed before the next drift check."""
         meta, status = body["metadata"], body.get("status") or {}
         sources = {record.source for record in self._claims.of(key) if record.uid == meta["uid"]}
         secret = secret_name(body)
@@ -125,10 +147,10 @@ class Controller:
             and was_well(status, generation=meta["generation"], webhook_url=self._template.url(*key))
         )
 
-    # What calls for a reconcile
+    # Events
 
     def on_channel(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """Handle a watch event: `kind` is its type, None for an object that was listed."""
+        """Handle an event of a channel: `kind` is its type, None for an object that was listed."""
         meta = body["metadata"]
         key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
         if kind != "DELETED":
@@ -139,11 +161,11 @@ class Controller:
         if cached and cached.uid == uid:
             self._channels.remove(key)
             self._queue.cancel(key)
-        if any(record.uid == uid for record in self._claims.of(key)):
+        if any(record.uid == uid for record in self._claims.of(key)):  # its numbers must be restored
             self._queue.add(key)
 
     def on_secret(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """Handle an event of a labelled Secret, or of one that lost its label: the watch shows that as DELETED."""
+        """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
         meta = body["metadata"]
         secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
         if kind == "DELETED":
@@ -151,22 +173,20 @@ class Controller:
         else:
             self._secret_versions[secret] = version
         for key in self._channels.users_of(secret):
-            known = {record.source for record in self._claims.of(key)}
-            if kind == "DELETED" or secret_source(meta["name"], version) not in known:
+            sources = {record.source for record in self._claims.of(key)}
+            if kind == "DELETED" or secret_source(meta["name"], version) not in sources:
                 self._queue.add(key)
 
     def _wake_waiters(self, number_sid: str) -> None:
-        """A number is free: the channels that wait for it are reconciled one after the other, the oldest first."""
+        """Add the channels that wait for a number that became free, one after the other, the oldest first."""
         for position, key in enumerate(self._channels.waiters(number_sid)):
-            if position == 0:
-                self._queue.add(key)
-            else:
-                self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
+            self._add_staggered(key, position)
 
     def _flow_of(self, key: Key) -> object:
-        """Twilio accounts take turns. Deletions do not wait for a pause that Twilio asks an account for.
+        """Return the flow of a key: its Twilio account, with a flow of its own for deletions.
 
-        Channels whose credentials were never verified are kept apart, by namespace: anybody may name any account.
+        A pause that Twilio requests for an account therefore does not delay deletions. Channels without a record, whose
+        credentials may be wrong, get flows of their namespace's own: any user may name any account in a spec.
         """
         cached, records = self._channels.get(key), self._claims.of(key)
         if cached is None:
@@ -175,9 +195,10 @@ class Controller:
         own = next((record for record in records if record.uid == cached.uid), None)
         return (own.account_sid, purpose) if own else (key.namespace, cached.account_sid, purpose)
 
-    # Reconciles
+    # Workers
 
     async def run(self) -> None:
+        """Run the workers and the periodic resync until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync_periodically())
             for _ in range(self._workers):
@@ -190,16 +211,17 @@ class Controller:
             started = time.perf_counter()
             reconcile, succeeded = asyncio.ensure_future(self._reconcile_or_retry(key)), True
             try:
+                # Shielded: at shutdown a reconcile in flight gets some seconds to end.
                 succeeded = await asyncio.shield(reconcile)
             except asyncio.CancelledError:
-                await asyncio.wait({reconcile}, timeout=_SHUTDOWN_SECONDS)  # less to do for the next process
+                await asyncio.wait({reconcile}, timeout=_SHUTDOWN_SECONDS)
                 raise
             finally:
                 self._queue.done(key, succeeded=succeeded)
                 metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
     async def _reconcile_or_retry(self, key: Key) -> bool:
-        """Whether Twilio did its part."""
+        """Reconcile a key and schedule its requeue, also after errors. Return False if Twilio failed or hung."""
         succeeded = True
         try:
             outcome = await self._reconcile(key)
@@ -217,22 +239,23 @@ class Controller:
         return succeeded
 
     async def _reconcile(self, key: Key) -> Outcome:
+        """Reconcile the newest version of a channel. Raises `ChannelError` if it is invalid."""
         body = await self._newest(key)
-        self._channels.set_awaited(key, "")
+        self._channels.set_awaited(key, "")  # the reconcile sets it again if the channel still waits
         if body is None:
             return await self._reconciler.reconcile(key, None)
         try:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
-            # The CRD refuses such objects; this one is older than its rules.
+            # The CRD refuses such objects today; this one was created before its current rules.
             if "deletionTimestamp" in body["metadata"] and FINALIZER in body["metadata"].get("finalizers", ()):
-                await self._kube.remove_finalizer_from(body)  # its records outlive it, and are restored after it
+                await self._kube.remove_finalizer_from(body)  # its numbers are restored from the records
             wrong = "; ".join(each["msg"] for each in error.errors())
             raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
         return await self._reconciler.reconcile(key, channel)
 
     async def _newest(self, key: Key) -> Mapping[str, Any] | None:
-        """The channel as it is now; None if the API server says that there is none."""
+        """Return the channel as it is now, from the last event or by a GET; None if the API server has none."""
         cached = self._channels.get(key)
         body = cached.body if cached else None
         if body is None:
@@ -251,6 +274,7 @@ class Controller:
         return body
 
     def _conclude(self, key: Key, outcome: Outcome) -> None:
+        """Count and log the outcome of a reconcile, and schedule the requeue that it asks for."""
         verdict = outcome.verdict
         metrics.RECONCILES.labels(verdict.reason.name).inc()
         cached = self._channels.get(key)
@@ -287,7 +311,10 @@ class Controller:
                 log.exception("resync failed")
 
     async def resync(self) -> None:
-        """Find what the watch missed. Asks for reconciles and brings no objects: a list may be older than an event."""
+        """List all channels and records, and add the keys whose events the watch missed.
+
+        The listed objects are not used otherwise: a list may be older than an event. Raises Kubernetes' errors.
+        """
         for key in await self._list_records():
             if key.namespace in self._namespaces:
                 self._queue.add(key)
@@ -306,6 +333,8 @@ class Controller:
                 absent.append(error)
                 missing = {key for key in missing if key.namespace != namespace}
             missing -= listed
+        # Without the CRD, lists are answered with `NoKindMatch`, in all namespaces alike. If only some are, the API
+        # server is just learning or losing the kind, and the next resync decides.
         if len(absent) == len(self._namespaces):
             if not await self._orphans.look_for_crd():
                 raise absent[0]
@@ -321,23 +350,24 @@ class Controller:
             self._read_again(key)
 
     def _read_again(self, key: Key) -> None:
+        """Add a key whose cached body may be out of date: its reconcile reads the channel."""
         if cached := self._channels.get(key):
             cached.body = None
         self._queue.add(key)
 
     async def _list_records(self) -> set[Key]:
-        """Bring the claims up to date; the keys whose records differ from what was known."""
+        """List all records and update the claims. Return the keys whose records differ from the claims before."""
         before = tuple(self._claims)
         listed = [record async for record in self._kube.records()]
         for record in listed:
             if not record.uid:
                 log.error("record has damaged metadata, its number stays claimed", number=record.number_sid)
-            elif record.namespace not in self._namespaces:  # whether its channel lives cannot be seen from here
+            elif record.namespace not in self._namespaces:  # its channel cannot be read
                 log.warning("record belongs to a namespace that is not watched", **_named(record.key))
         return self._claims.update_from_list(listed, before)
 
     def _orphaned_keys(self) -> set[Key]:
-        """The names whose records belong to a channel that is not known here."""
+        """Return the keys with a record whose channel is not in the cache: perhaps it was deleted."""
         orphans = (record.key for record in self._claims if not self._channels.is_holder_alive(record))
         return {key for key in orphans if key.namespace in self._namespaces}
 

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 
 async def serve(host: str, port: int, ready: Callable[[], bool]) -> web.AppRunner:
-    """Listens until the returned runner is cleaned up. `/readyz` answers 503 until `ready()`."""
+    """Listen until the returned runner is cleaned up. `/readyz` answers 503 while `ready()` is false."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -50,7 +50,7 @@ _MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
 
 
 def _identity(meta: Metadata) -> Object:
-    """Which object, in which version, as Kubernetes spells it."""
+    """Return the metadata that identifies an object and its version."""
     return {
         "namespace": meta.namespace,
         "name": meta.name,
@@ -60,9 +60,9 @@ def _identity(meta: Metadata) -> Object:
 
 
 class KubeStore:
-    """`claims` is the index of the records; every read and write of a record here brings it up to date.
+    """Reads and writes objects. `claims` is the index of the records, updated by every read and write of a record here.
 
-    `on_written` is called with each channel that was written here, as the API server answered.
+    `on_written` is called with each channel that was written, as the API server returned it.
     """
 
     def __init__(self, api: KubeClient, operator_namespace: str) -> None:
@@ -76,7 +76,7 @@ class KubeStore:
     # Channels
 
     async def channel(self, namespace: str, name: str) -> Object | None:
-        """None only if the API server says that an object of this name does not exist."""
+        """Read a channel. None only if the API server's 404 names it; raises `KubernetesUnavailable` for other 404s."""
         try:
             return await self._api.request("GET", channels_path(namespace, name))
         except NotFound as error:
@@ -85,14 +85,16 @@ class KubeStore:
             return None
 
     def channels(self, namespace: str) -> AsyncIterator[Object]:
+        """Yield all channels of a namespace."""
         return self._api.pages(channels_path(namespace))
 
     async def channel_metadata(self, namespace: str) -> AsyncIterator[Object]:
+        """Yield the metadata of all channels of a namespace."""
         async for item in self._api.pages(channels_path(namespace), metadata_only=True):
             yield item["metadata"]
 
     async def is_crd_absent(self) -> bool:
-        """Whether API discovery says that there is no SmsChannel. A 404 alone may be a proxy's."""
+        """Return whether API discovery lacks SmsChannel. A 404 alone proves nothing: it may be a proxy's."""
         groups = await self._api.request("GET", "/apis")
         if groups.get("kind") != "APIGroupList":
             return False
@@ -106,15 +108,17 @@ class KubeStore:
         return kinds.get("kind") == "APIResourceList" and KIND not in found
 
     async def add_finalizer(self, channel: SmsChannel) -> None:
+        """Add the finalizer. Raises `Conflict` if the channel changed since it was read."""
         meta = channel.metadata
         await self._set_finalizers("finalizer_add", _identity(meta), [*meta.finalizers, FINALIZER])
 
     async def remove_finalizer(self, channel: SmsChannel) -> None:
+        """Remove the finalizer. Raises `Conflict` if the channel changed since it was read."""
         meta = channel.metadata
         await self.remove_finalizer_from({"metadata": {**_identity(meta), "finalizers": meta.finalizers}})
 
     async def remove_finalizer_from(self, body: Mapping[str, Any]) -> None:
-        """As `remove_finalizer`, also for an object that the current rules refuse."""
+        """Remove the finalizer from an object, also from one that the current validation rules refuse."""
         meta = body["metadata"]
         with contextlib.suppress(NotFound):
             others = [each for each in meta["finalizers"] if each != FINALIZER]
@@ -126,19 +130,20 @@ class KubeStore:
         self.on_written(await self._write(kind, "PATCH", channels_path(meta["namespace"], meta["name"]), patch))
 
     async def write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
-        """Raises `NotFound` or `Conflict` if the channel is gone: the uid protects a successor of the same name."""
+        """Write the status. Raises `NotFound` or `Conflict` if the channel is gone: the uid protects a newer one."""
         meta = channel.metadata
         body = {"metadata": {"uid": meta.uid}, "status": status}
         path = channels_path(meta.namespace, meta.name, "status")
         self.on_written(await self._write("status", "PATCH", path, body))
 
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
+        """Post an Event about a channel."""
         meta = channel.metadata
         regarding = {"apiVersion": API_VERSION, "kind": KIND, "namespace": meta.namespace, "name": meta.name}
         await self._post_event({**regarding, "uid": meta.uid}, warning=warning, reason=reason, note=note)
 
     async def _post_event(self, regarding: Mapping[str, str], *, warning: bool, reason: str, note: str) -> None:
-        """The same Event within some minutes is counted as a series."""
+        """Post an Event; if the same one was posted within some minutes, count it as a series instead."""
         path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         same = (regarding["name"], regarding.get("uid"), reason, note)
@@ -165,6 +170,7 @@ class KubeStore:
     # Tenants' Secrets
 
     async def secret(self, namespace: str, name: str) -> Object | None:
+        """Read a Secret; None if it does not exist."""
         try:
             return await self._api.request("GET", core_path(namespace, "secrets", name))
         except NotFound:
@@ -173,13 +179,13 @@ class KubeStore:
     # Records
 
     async def records(self) -> AsyncIterator[Record]:
-        """Yield all records as their plain metadata says, unopened. Leaves `claims` as it is."""
+        """Yield all records from their plain metadata, unopened. Does not update `claims`."""
         path = core_path(self.namespace, "secrets")
         async for secret in self._api.pages(path, RECORDS, metadata_only=True):
             yield Record.from_metadata(secret["metadata"])
 
     async def open_record(self, record: Record) -> Record | None:
-        """The record as it is now, with its contents; None if it is gone. Raises `Unreadable`."""
+        """Read a record with its contents; None if it is gone. Raises `Unreadable`."""
         secret = await self.secret(self.namespace, record.secret_name)
         if secret is None:
             self.claims.remove(record.number_sid)
@@ -187,7 +193,7 @@ class KubeStore:
         return self._opened(secret)
 
     async def create_record(self, record: Record) -> Record:
-        """Claim a number. Returns the record that this channel has then: after a crash it may be there already.
+        """Claim a number. Return the channel's record, which may exist already after a crash.
 
         Raises `Refused` with NumberInUse if another channel holds the number, and `Unreadable` if this one does but
         its record cannot be opened.
@@ -205,12 +211,12 @@ class KubeStore:
                 raise
             return opened
         except KubernetesUnavailable:
-            self.claims.put(record)  # it may have been created all the same
+            self.claims.put(record)  # no answer: it may have been created
             raise
-        return self._known(record, saved)
+        return self._saved(record, saved)
 
     async def holder(self, number_sid: str) -> Record | None:
-        """Who holds a number now, by the record's plain metadata; None if nobody does."""
+        """Read the record of a number, without its contents; None if no channel holds it."""
         path = core_path(self.namespace, "secrets", number_sid.lower())
         try:
             secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
@@ -218,11 +224,11 @@ class KubeStore:
             self.claims.remove(number_sid)
             return None
         record = Record.from_metadata(secret["metadata"])
-        self.claims.put(record)
+        self.claims.observe(record)
         return record
 
     async def update_record(self, record: Record) -> Record:
-        """Raises `Conflict` if the record is not the version that was read. Unopened contents stay as they are."""
+        """Update a record; unopened contents stay as they are. Raises `Conflict` if it changed since it was read."""
         secret = self._secret_of(record)
         secret["metadata"]["resourceVersion"] = record.version
         path = core_path(self.namespace, "secrets", record.secret_name)
@@ -231,15 +237,15 @@ class KubeStore:
         except (Conflict, NotFound) as error:
             await self.holder(record.number_sid)
             raise Conflict("the record was changed meanwhile") from error
-        return self._known(record, saved)
+        return self._saved(record, saved)
 
     async def delete_record(self, record: Record) -> None:
-        """Free the number. Raises `Conflict` if the record is no longer the version that was read."""
+        """Delete a record, which frees its number. Raises `Conflict` if it changed since it was read."""
         await self._delete_secret("record_delete", record)
         self.claims.remove(record.number_sid)
 
     async def write_off(self, record: Record, why: str) -> None:
-        """Free the number, and keep the record under another name for people: it says what was left behind."""
+        """Free a number that was not restored. A copy of its record under another name remains for people to read."""
         secret = await self.secret(self.namespace, record.secret_name)
         if secret is None:
             self.claims.remove(record.number_sid)
@@ -248,11 +254,11 @@ class KubeStore:
         note = f"{record.phone_number} ({record.number_sid}) of {record.account_sid} was not restored: {why}"
         name = f"written-off-{record.secret_name}-{meta['uid'][:8]}"
         notes = {**(meta.get("annotations") or {}), _WRITTEN_OFF: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"}
-        kept = self._own_object("Secret", name, secret.get("data") or {})
-        kept["metadata"] |= {"labels": {**_MANAGED, RECORD_LABEL: "written-off"}, "annotations": notes}
-        with contextlib.suppress(Conflict):  # written before a crash
-            await self._write("record_write_off", "POST", core_path(self.namespace, "secrets"), kept)
-        # The Event comes before the record goes: after that nobody comes back to report it.
+        copy = self._own_object("Secret", name, secret.get("data") or {})
+        copy["metadata"] |= {"labels": {**_MANAGED, RECORD_LABEL: "written-off"}, "annotations": notes}
+        with contextlib.suppress(Conflict):  # it exists already, from before a crash
+            await self._write("record_write_off", "POST", core_path(self.namespace, "secrets"), copy)
+        # The Event comes first: once the record is deleted, no reconcile would post it after a crash.
         regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self.namespace, "name": name}
         with contextlib.suppress(NotFound, KubernetesRefused):
             await self._post_event(regarding, warning=True, reason="WrittenOff", note=note)
@@ -272,7 +278,7 @@ class KubeStore:
 
     def _opened(self, secret: Object) -> Record:
         record = Record.from_metadata(secret["metadata"])
-        self.claims.put(record)
+        self.claims.observe(record)
         assert self._keyring, "open_keyring comes first"
         try:
             sealed = base64.b64decode(secret["data"]["record"])
@@ -292,7 +298,7 @@ class KubeStore:
         secret["metadata"] |= {"labels": record.labels(), "annotations": annotations}
         return secret
 
-    def _known(self, record: Record, saved: Object) -> Record:
+    def _saved(self, record: Record, saved: Object) -> Record:
         record = replace(record, version=saved["metadata"]["resourceVersion"])
         self.claims.put(record)
         return record
@@ -300,7 +306,10 @@ class KubeStore:
     # The keyring
 
     async def open_keyring(self) -> Keyring:
-        """Read the keyring; create it at the very first start. Raises `KeyringLost` if there was one before."""
+        """Read the keyring and publish its public key; create it at the first start.
+
+        Raises `KeyringLost` if it is missing although there was one before.
+        """
         path = core_path(self.namespace, "secrets")
         secret = await self.secret(self.namespace, KEYRING_SECRET)
         if secret is None:
@@ -309,7 +318,7 @@ class KubeStore:
             made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
             try:
                 secret = await self._write("keyring", "POST", path, made)
-            except Conflict:  # another operator was faster: its keyring is the one
+            except Conflict:  # another operator was faster: use its keyring
                 secret = await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
         keyring = self._loaded(secret)
         public = keyring.current.public
@@ -327,6 +336,7 @@ class KubeStore:
         return self._keyring
 
     async def _refuse_second_keyring(self) -> None:
+        """Raise `KeyringLost` if anything shows that there was a keyring: a new one could not open old records."""
         try:
             await self._api.request("GET", core_path(self.namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
             witness = f"ConfigMap {PUBLIC_KEY_CONFIGMAP}"
@@ -344,18 +354,18 @@ class KubeStore:
     # Published settings
 
     async def publish_settings(self, content: Mapping[str, str]) -> None:
-        """For `kubectl sms plan`, so that it shows what this operator would do."""
+        """Publish the settings, so that `kubectl sms plan` shows what this operator would do."""
         await self._publish("settings", SETTINGS_CONFIGMAP, content)
 
     async def _publish(self, kind: str, name: str, content: Mapping[str, str]) -> None:
         path = core_path(self.namespace, "configmaps")
         try:
-            there = (await self._api.request("GET", f"{path}/{name}")).get("data") or {}
+            current = (await self._api.request("GET", f"{path}/{name}")).get("data") or {}
         except NotFound:
             await self._write(kind, "POST", path, self._own_object("ConfigMap", name, content))
             return
-        if there != content:
-            await self._write(kind, "PATCH", f"{path}/{name}", {"data": {**dict.fromkeys(there), **content}})
+        if current != content:
+            await self._write(kind, "PATCH", f"{path}/{name}", {"data": {**dict.fromkeys(current), **content}})
 
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
         meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}

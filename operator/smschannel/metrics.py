@@ -30,7 +30,7 @@ KUBERNETES_WRITES = Counter("smschannel_kubernetes_writes", "Writes to the Kuber
 CHANNELS = Gauge("smschannel_channels", "Channels by the reason that Ready carries.", ["reason"])
 DRIFT = Counter("smschannel_drift", "Webhooks found changed at Twilio, by action.", ["action"])
 CLAIMS = Gauge("smschannel_claims", "Numbers that are held by a channel.")
-PENDING_RESTORES = Gauge("smschannel_pending_restores", "Numbers that are no longer wanted and not restored yet.")
+PENDING_RESTORES = Gauge("smschannel_pending_restores", "Numbers that are no longer desired and not restored yet.")
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
 
 

@@ -39,7 +39,7 @@ def _origin(value: str) -> str:
 
 
 def _checked(value: str, example: str) -> SplitResult:
-    """No message repeats the value: it may hold a password."""
+    """Parse an https URL. The error messages never contain the value, which may contain a password."""
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -88,7 +88,8 @@ class Settings(BaseSettings):
         " https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
     )
     former_webhook_url_templates: Annotated[tuple[Template, ...], NoDecode, BeforeValidator(_words)] = Field(
-        default=(), description="Templates used before, separated by spaces: their URLs are ours too."
+        default=(),
+        description="Templates of earlier settings, separated by spaces: their URLs are the operator's, too.",
     )
     channel_namespaces: Annotated[tuple[Namespace, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=("sms-channels",),
@@ -97,11 +98,11 @@ class Settings(BaseSettings):
         " templates must contain {namespace}.",
     )
     operator_namespace: Namespace = Field(
-        default="sms-operator", description="Where keyring and records are kept; nobody else may read it."
+        default="sms-operator", description="Where the keyring and the records are; no other program may read it."
     )
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
-    twilio_url: Origin | None = Field(default=None, description="One origin that stands for both of Twilio's.")
+    twilio_url: Origin | None = Field(default=None, description="One origin in place of both of Twilio's.")
     twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
@@ -109,7 +110,9 @@ class Settings(BaseSettings):
         default=600, ge=1, description="How often a configured number is compared with Twilio (+-20 %)."
     )
     slow_interval_seconds: Seconds = Field(
-        default=1800, ge=1, description="How often refused credentials and missing numbers are tried again."
+        default=1800,
+        ge=1,
+        description="How often a channel is checked that cannot work as it is: refused credentials, missing numbers.",
     )
     resync_interval_seconds: Seconds = Field(
         default=600, ge=1, description="How often all channels are listed, to find what the watch missed."
@@ -117,12 +120,12 @@ class Settings(BaseSettings):
     retry_floor_seconds: Seconds = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
     retry_ceiling_seconds: Seconds = Field(default=300, gt=0, description="The longest wait after an error.")
     deletion_grace_seconds: Seconds = Field(
-        default=120, ge=0, description="How long a deletion waits for the number to be given back."
+        default=120, ge=0, description="How long a deletion waits for the number to be restored."
     )
     restore_deadline_seconds: Seconds = Field(
         default=604800,
         ge=0,
-        description="How long a number whose channel is gone is tried to be given back, before it is written off.",
+        description="How long the operator tries to restore a number whose channel is gone, before it writes it off.",
     )
     http_host: str = Field(default="127.0.0.1", description="Address for /metrics, /healthz and /readyz.")
     http_port: int = Field(default=8080, ge=0, le=65535, description="Port for them.")
@@ -145,13 +148,13 @@ class Settings(BaseSettings):
         return self
 
     def published(self) -> dict[str, str]:
-        """What 'kubectl sms' must know to tell what the operator would do, by the variables' names."""
+        """Return the settings that `kubectl sms plan` needs, by environment variable."""
         given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
         return {variable: plain(value) for variable, value in given.items() if value is not None}
 
     @classmethod
     def from_published(cls, content: Mapping[str, str]) -> Self:
-        """The environment's settings, else what the operator published, else the defaults."""
+        """Return settings from the environment, else from what the operator published, else the defaults."""
         here = {name.upper() for name, value in os.environ.items() if value}
         given: dict[str, Any] = {
             name: content[_variable(name)]

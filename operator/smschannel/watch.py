@@ -1,7 +1,7 @@
-"""kopf as the informer: watch events of channels and labelled Secrets go to the controller, and nothing else.
+"""kopf as the informer: passes watch events of channels and labelled Secrets to the controller.
 
-Its change handlers, timers and annotations are not used: a handled change whose status could not be written would
-be lost for ever. Where kopf keeps state, it is given stores that keep none.
+kopf's change handlers, timers and annotations are not used: a change that was handled, but whose status could not be
+written, would be lost. Where kopf keeps state, it is given stores that keep none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smschannel.controller import Controller
 async def watch(
     api: KubeClient, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
-    """Until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
+    """Watch until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -60,6 +60,10 @@ async def watch(
 
 
 def _settings() -> kopf.OperatorSettings:
+    """Return settings that make kopf an informer only: it posts no Events, keeps no state and never gives up.
+
+    Its watches end after four minutes and start again, so that a broken connection is noticed. Times are seconds.
+    """
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -80,7 +84,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _EndlessBackoff:
-    """kopf ends when its list of back-offs does; and it begins anew on it for every request."""
+    """An endless list of backoffs, in seconds: kopf gives up a request when the list ends."""
 
     def __iter__(self) -> Iterator[float]:
         delay = 0.5
@@ -90,6 +94,8 @@ class _EndlessBackoff:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
+    """Stores nothing; by default kopf keeps the last handled spec in an annotation."""
+
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
 
@@ -101,6 +107,8 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
+    """Stores nothing; by default kopf keeps the progress of handlers in annotations."""
+
     def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
         return None
 

@@ -8,8 +8,10 @@ from smschannel.api.sealing import Keyring
 from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import Rules
 from smschannel.kube_store import KubeStore
+from smschannel.observe import Observer
 from smschannel.orphans import Orphans
 from smschannel.reconcile import Intervals, Reconciler
+from smschannel.report import Reporter
 from smschannel.settings import Settings
 from smschannel.twilio.account_cache import AccountCache
 from smschannel.twilio.client import TwilioClient
@@ -17,6 +19,7 @@ from smschannel.twilio.limits import Limiter
 
 
 def twilio_client(settings: Settings) -> TwilioClient:
+    """Build the Twilio client with its limiter; use it as a context manager."""
     return TwilioClient(
         Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
         api_origin=settings.api_origin,
@@ -33,18 +36,24 @@ def reconciler(
     channels: ChannelCache,
     orphans: Orphans,
 ) -> Reconciler:
+    """Build the reconciler with its observer, reporter and account cache."""
+    accounts = AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2)
+    intervals = Intervals(drift=settings.drift_interval_seconds, slow=settings.slow_interval_seconds)
     return Reconciler(
         kube,
         twilio,
-        AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2),
+        Observer(kube, twilio, accounts, channels, keyring=keyring, slow_interval=intervals.slow),
+        Reporter(kube, settings.template, _clock),
         orphans,
-        channels,
-        keyring=keyring,
         rules=Rules(
             settings.template,
             deletion_grace=timedelta(seconds=settings.deletion_grace_seconds),
             restore_deadline=timedelta(seconds=settings.restore_deadline_seconds),
         ),
-        intervals=Intervals(drift=settings.drift_interval_seconds, slow=settings.slow_interval_seconds),
-        clock=lambda: datetime.now(UTC),
+        intervals=intervals,
+        clock=_clock,
     )
+
+
+def _clock() -> datetime:
+    return datetime.now(UTC)

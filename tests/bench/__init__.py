@@ -1,19 +1,21 @@
-"""Three benches, each beside one control plane and one Twilio twin. The first of them, speed, is one batch of channels,
-from the first create to the last Ready, in three variants side by side.
+"""Four benchmarks: speed, drift checks, fairness and the REST API. Each starts a control plane and a Twilio twin.
 
-floor      the Kubernetes writes that ours makes, made raw by a process that does nothing else: no Twilio, no record
-           to seal, no model, no queue. Nothing in Python that makes those writes is faster.
-idiomatic  the same work as kopf's documentation would have it done (idiomatic.py).
-ours       the operator, under its own ServiceAccount, as `make up` runs it.
+Speed measures one batch of channels, from the first create to the last Ready, in three variants:
 
-Each is a process of its own. The load generator creates the channels while they are being served, which is what a user
-sees: it takes CPU from all three alike. The Twilio twin takes CPU from the last two, and that counts against them.
+floor      sends the Kubernetes writes that the operator sends, and does nothing else: no Twilio, no sealed record, no
+           queue. Nothing in Python that makes those writes is faster.
+idiomatic  does the same work as kopf's documentation recommends (idiomatic.py).
+ours       is the operator, under its own ServiceAccount, as `make up` runs it.
 
-case      what is measured: a variant, with or without the finalizer at birth
-load      creates, watches, deletes channels
-gauges    what the API server, the twin, the operator and the kernel have counted
-run       one measurement of one case; all of them, interleaved
-report    medians, ratios, the aims; a table and JSON
-drift     what it costs to see that nothing changed
-fairness  what other accounts notice of one that hangs
+Each is a process of its own. The load generator creates the channels while they are reconciled, as users would: it
+takes CPU time from all three alike. The Twilio twin takes CPU time from the last two, and that counts against them.
+
+case      what is measured: a variant, with or without the admission policy that adds the finalizer
+load      creates, watches and deletes channels
+gauges    reads the counters of API server, twin, operator and kernel
+run       one measurement of one case, and all of them, interleaved
+report    medians, ratios and targets, as a table and as JSON
+drift     the cost of checking that nothing changed
+fairness  how an account whose calls hang slows the others down
+shim      the REST API, compared with a bare route and with the Kubernetes API
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: what `make bench` runs."""
+"""The command line of the benchmarks: `python -m tests.bench`, which `make bench` runs."""
 
 from __future__ import annotations
 
@@ -49,15 +49,19 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--parts", callback=_parts, default=",".join(PARTS), help="Measure only these.")
 @click.option("--channels", type=click.IntRange(1), default=1000, help="Channels in a batch.")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; medians are told.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; the output has medians."
+)
 @click.option("--accounts", type=click.IntRange(1), default=20, help="Twilio accounts the channels are spread over.")
-@click.option("--workers", type=click.IntRange(1, 1000), default=64, help="Channels that each variant has in hand.")
-@click.option("--seed", type=int, default=1, help="For the instances' ids, and the order in which variants take turns.")
+@click.option(
+    "--workers", type=click.IntRange(1, 1000), default=64, help="How many channels each variant reconciles at a time."
+)
+@click.option("--seed", type=int, default=1, help="For the instances' IDs and the order of the variants.")
 @click.option("--variants", callback=_variants, default=",".join(VARIANTS), help="Measure only these.")
 @click.option(
     "--finalizer-policy/--no-finalizer-policy",
     default=True,
-    help="Measure floor and ours also with deploy/finalizer-policy.yaml, which saves one write of three.",
+    help="Measure floor and ours also with deploy/finalizer-policy.yaml, which saves one of three writes.",
 )
 @click.option(
     "--also",
@@ -65,20 +69,24 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="NAME=DIR",
     multiple=True,
     callback=_sources,
-    help="Measure the operator of another source root too, such as old=/tmp/worktree/operator. May be repeated.",
+    help="Measure the operator of another source root too, such as old=/tmp/old/operator. May be repeated.",
 )
 @click.option(
     "--json",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Speed: write every run, the seed and all versions to this file too; it grows with each run.",
+    help="Speed: write every run, the seed and all versions to this file, after each run.",
 )
 @click.option("--numbers", type=click.IntRange(1, 1000), default=200, help="Drift: channels in each of ten accounts.")
 @click.option(
     "--period", type=click.FloatRange(10), default=60, help="Drift: the interval of drift checks, in seconds."
 )
-@click.option("--hanging", type=click.IntRange(1), default=300, help="Fairness: channels of the account that hangs.")
-@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the programs' logs in here.")
+@click.option(
+    "--hanging", type=click.IntRange(1), default=300, help="Fairness: channels of the account whose calls hang."
+)
+@click.option(
+    "--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the programs' logs in this directory."
+)
 def main(
     channels: int,
     rounds: int,
@@ -95,24 +103,25 @@ def main(
     logs: Path | None,
     parts: list[str],
 ) -> None:
-    """How fast do channels become Ready, what do they cost afterwards, and what do they notice of each other?
+    """Measure how fast channels become Ready, what drift checks cost, and whether accounts slow each other down.
 
     Each part starts a control plane and a Twilio twin of its own; all take about ten minutes on a quiet machine.
 
-    Speed: ours beside the usual way and beside the floor. In every round each variant is started afresh, has twenty
-    channels one after another (to warm up, and for the latency of one alone), then the batch; the clock runs from the
-    first create to the last Ready that one watch has seen. Then ours is asked to look at 200 of them again, and those
-    are deleted.
+    Speed compares the operator with the usual way to write one, and with the floor. In every round, each variant is
+    started, has twenty channels one after another (to warm up, and for the latency of a single channel), then the
+    batch: the time runs from the first create to the last Ready that a watch shows. Then 200 channels are checked
+    again (only by ours) and deleted.
 
     \b
     floor      only the Kubernetes writes that ours makes: nothing in Python is faster
-    idiomatic  an operator as kopf's documentation would have it: tests/bench/idiomatic.py
+    idiomatic  an operator written as kopf's documentation recommends: tests/bench/idiomatic.py
     ours       the operator
 
-    Drift: channels of ten accounts over one interval of drift checks, and over another after a restart. Fairness:
-    channels of nine accounts while the calls of a tenth hang, beside the same without.
+    Drift counts calls, writes and CPU time over the first interval of drift checks after a restart and over the next.
+    Fairness measures the channels of nine accounts while the calls of a tenth hang. Rest is `python -m
+    tests.bench.shim`, which has options of its own.
 
-    All share this machine's cores with API server, twin and load generator: compare ratios, not machines.
+    All processes share this machine's cores: compare ratios, not rates of different machines.
 
     \b
     Try it:
@@ -129,26 +138,26 @@ def main(
     if finalizer_policy:
         cases += [Case(each.variant, True, each.label, each.source) for each in cases if each.variant != "idiomatic"]
 
-    def keep(runs: list[Run]) -> None:
+    def save(runs: list[Run]) -> None:
         if path:
             report.write(path, load, report.summarize(runs, cases, channels), runs)
 
-    console, say = Console(width=120), Narrator(sys.stderr)
+    console, progress = Console(width=120), Narrator(sys.stderr)
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
             home = (logs or Path(temporary)).absolute() / part
             if part == "drift":
-                periods = uvloop.run(drift.measure(numbers, period, workers, seed, home, say))
+                periods = uvloop.run(drift.measure(numbers, period, workers, seed, home, progress))
                 drift.show(console, periods)
-                report.show_aims(console, drift.aims(periods))
+                report.show_targets(console, drift.targets(periods))
             elif part == "fairness":
-                waits = uvloop.run(fairness.measure(load, hanging, home, say))
+                waits = uvloop.run(fairness.measure(load, hanging, home, progress))
                 fairness.show(console, waits, load, hanging)
-                report.show_aims(console, fairness.aims(waits))
+                report.show_targets(console, fairness.targets(waits))
             elif part == "rest":
-                shim.show(console, uvloop.run(shim.everything(home, say)))
+                shim.show(console, uvloop.run(shim.everything(home, progress)))
             else:
-                runs = uvloop.run(measure(load, cases, home, say, keep))
+                runs = uvloop.run(measure(load, cases, home, progress, save))
                 report.show(console, report.summarize(runs, cases, channels), load)
 
 

@@ -1,4 +1,4 @@
-"""What is measured, and what came of it."""
+"""What the speed benchmark measures, and the result of one measurement."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ AT_BIRTH = ", finalizer at birth"
 
 @dataclass(frozen=True)
 class Case:
-    """A variant; `at_birth` with the admission policy that gives new channels their finalizer.
+    """A variant to measure; `at_birth`: with the admission policy that adds the finalizer to new channels.
 
-    `source` is another source root of the operator than this tree's.
+    `source` is a source root of the operator; None means this tree's.
     """
 
     variant: str
@@ -28,23 +28,23 @@ class Case:
         return f"{self.label or self.variant}{AT_BIRTH if self.at_birth else ''}"
 
     def code(self) -> str:
-        """A digest of the source that is measured."""
+        """Return a digest of the source that is measured."""
         digest = hashlib.sha256()
         own = Path(__file__).parent
         root = own if self.variant != "ours" else (self.source or own.parents[1] / "operator") / "smschannel"
-        for file in sorted(root.glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        for file in sorted(root.rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()[:12]
 
     @property
     def floor(self) -> str:
-        """The name of the case that makes the same writes and nothing else."""
+        """Return the name of the case that makes the same writes and nothing else."""
         return Case("floor", self.at_birth).name
 
 
 @dataclass(frozen=True)
 class Load:
-    """`--channels` and what else every run has in common."""
+    """The options that all runs have in common."""
 
     channels: int
     rounds: int
@@ -55,13 +55,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement of one case. Times are seconds; what is per channel leaves the load generator out.
+    """One measurement of one case. Times are seconds; `writes` and `twilio_calls` are per channel, by kind.
 
-    `alone` is the median time to Ready of a channel with nothing else to do, in the run's first seconds.
-    `idle_writes` is all writes of a round in which 200 channels were looked at and nothing had changed.
-    `code` is a digest of the operator's source, which somebody may edit while the bench runs.
-    `elsewhere` is the share of this machine's CPU time that none of our processes could have during the batch:
-    other programs had it, or the hypervisor's other guests.
+    `alone` is the median time to Ready of a single channel while nothing else happens, at the start of the run.
+    `idle_writes` counts the writes of 200 checks that found nothing changed, without those that ask for a check and
+    acknowledge it; None if the variant has no checks. `code` is a digest of the source, which may be edited while the
+    benchmark runs. `cpu_seconds` are those of the batch, by process. `elsewhere` is the share of this machine's CPU
+    time that other programs, or other guests of the hypervisor, used during the batch.
     """
 
     case: str

@@ -1,4 +1,4 @@
-"""Drift by pages: what it costs to compare every number with Twilio once in a drift interval, when nothing changed."""
+"""The cost of drift checks: comparing every number with Twilio once per drift interval when nothing changed."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from deploy.local.build import Progress
 from deploy.local.stack import Stack
 from tests.bench.gauges import metric, settled_writes, twilio_calls, writes
 from tests.bench.load import Channels
-from tests.bench.report import Aim
+from tests.bench.report import Target
 from tests.bench.run import counted, manifests, operator, staged
 
 ACCOUNTS = 10
-_WHEN = ("after a restart", "from then on")
-_TURNS = "smschannel_reconciles_total"
+_WHEN = ("after a restart", "the next interval")
+_RECONCILES = "smschannel_reconciles_total"
 _READS_AT_MOST = 2
-"""Readings of an account in an interval: what was read is good for half of it. Of 1,000 numbers, each is one call."""
+"""Reads of an account per interval: the account cache expires after half of it. A page has 1,000 numbers."""
 
 
 @dataclass(frozen=True)
 class Period:
-    """What was counted over one drift interval of `seconds`; `looks` is how many channels were looked at in it."""
+    """What was counted during one drift interval of `seconds`."""
 
     when: str
     channels: int
     seconds: float
-    looks: int
+    reconciles: int
     twilio_calls: dict[str, int]
     writes: int
     cpu_seconds: float
@@ -52,18 +52,20 @@ class Period:
         return sum(count for kind, count in self.twilio_calls.items() if "service" in kind)
 
 
-async def measure(numbers: int, seconds: float, workers: int, seed: int, home: Path, say: Progress) -> list[Period]:
-    """`numbers` channels in each of the accounts: the first interval after a restart, and the next."""
+async def measure(
+    numbers: int, seconds: float, workers: int, seed: int, home: Path, progress: Progress
+) -> list[Period]:
+    """Measure `numbers` channels in each account: the first interval of `seconds` after a restart, and the next."""
     settings = {"SMSCHANNEL_WORKERS": str(workers), "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
     channels = numbers * ACCOUNTS
-    async with staged(home, ACCOUNTS, numbers, say) as (stack, session):
+    async with staged(home, ACCOUNTS, numbers, progress) as (stack, session):
         made = dict(manifests(stack.public_key(), stack.twin["accounts"], random.Random(seed)))  # noqa: S311
         with operator(stack, settings):
             async with Channels.watched(session) as watched:
                 await watched.create(made)
                 await watched.until(watched.ready, made, 60 + channels / 10)
             await settled_writes(session)
-        say(f"drift  {channels} channels are Ready; now {seconds:.0f} s of drift checks, twice")
+        progress(f"drift  {channels} channels are Ready; measuring two intervals of {seconds:.0f} s")
         with operator(stack, {**settings, "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": str(seconds)}) as process:
             return [await _period(when, channels, seconds, stack, session, process) for when in _WHEN]
 
@@ -71,7 +73,7 @@ async def measure(numbers: int, seconds: float, workers: int, seed: int, home: P
 async def _period(
     when: str, channels: int, seconds: float, stack: Stack, session: aiohttp.ClientSession, process: psutil.Process
 ) -> Period:
-    turns = await metric(session, stack.operator_url, _TURNS)
+    reconciles = await metric(session, stack.operator_url, _RECONCILES)
     calls = Counter[str]()
     async with counted(stack, session, process) as spent:
         written = await writes(session)
@@ -79,30 +81,30 @@ async def _period(
         await asyncio.sleep(seconds)
         calls.update(await twilio_calls(session, stack.twilio_url))
         written = await writes(session) - written
-        turns = await metric(session, stack.operator_url, _TURNS) - turns
+        reconciles = await metric(session, stack.operator_url, _RECONCILES) - reconciles
     return Period(
         when=when,
         channels=channels,
         seconds=seconds,
-        looks=int(turns),
+        reconciles=int(reconciles),
         twilio_calls={kind: count for kind, count in sorted(calls.items()) if count},
         writes=written.total(),
-        cpu_seconds=spent.processes.cpu_seconds["contender"],
+        cpu_seconds=spent.processes.cpu_seconds["subject"],
         control_plane_cpu_seconds=spent.processes.cpu_seconds["control plane"],
         max_rss=spent.processes.max_rss,
         elsewhere=spent.processes.elsewhere,
     )
 
 
-def aims(periods: Sequence[Period]) -> list[Aim]:
+def targets(periods: Sequence[Period]) -> list[Target]:
     found = []
     for each in periods:
         most = _READS_AT_MOST * ACCOUNTS * -(-each.channels // ACCOUNTS // 1000)
         what = f"drift, {each.when}: at most {most} number reads in an interval ({each.number_reads})"
-        found.append(Aim(what, each.number_reads <= most))
-        found.append(Aim(f"drift, {each.when}: no write ({each.writes})", not each.writes))
-        what = f"drift, {each.when}: nearly every channel looked at, +-20 % ({each.looks} of {each.channels})"
-        found.append(Aim(what, each.looks >= 0.75 * each.channels))
+        found.append(Target(what, each.number_reads <= most))
+        found.append(Target(f"drift, {each.when}: no write ({each.writes})", not each.writes))
+        what = f"drift, {each.when}: at least 75 % of the channels reconciled ({each.reconciles} of {each.channels})"
+        found.append(Target(what, each.reconciles >= 0.75 * each.channels))
     return found
 
 
@@ -111,15 +113,15 @@ def show(console: Console, periods: Sequence[Period]) -> None:
     for heading in ("", *(each.when for each in periods)):
         table.add_column(heading, justify="right" if heading else "left")
     for label, cells in (
-        ("channels looked at", [f"{each.looks}" for each in periods]),
+        ("reconciles", [f"{each.reconciles}" for each in periods]),
         ("number reads at Twilio", [f"[bold]{each.number_reads}[/]" for each in periods]),
         ("Messaging Services reads", [f"{each.service_reads}" for each in periods]),
         ("Kubernetes writes", [f"{each.writes}" for each in periods]),
-        ("its CPU", [f"{each.cpu_seconds:.1f} s, {each.cpu_seconds / each.seconds:.0%}" for each in periods]),
-        ("its CPU per look", [f"{each.cpu_seconds / max(1, each.looks) * 1000:.2f} ms" for each in periods]),
+        ("operator's CPU", [f"{each.cpu_seconds:.1f} s, {each.cpu_seconds / each.seconds:.0%}" for each in periods]),
+        ("CPU per reconcile", [f"{each.cpu_seconds / max(1, each.reconciles) * 1000:.2f} ms" for each in periods]),
         ("API server's CPU", [f"{each.control_plane_cpu_seconds:.1f} s" for each in periods]),
-        ("its memory, at most", [f"{each.max_rss / 1e6:.0f} MB" for each in periods]),
-        ("CPU that others had meanwhile", [f"{each.elsewhere:.0%}" for each in periods]),
+        ("operator's memory, at most", [f"{each.max_rss / 1e6:.0f} MB" for each in periods]),
+        ("CPU used by other programs", [f"{each.elsewhere:.0%}" for each in periods]),
     ):
         table.add_row(label, *cells)
     console.print(table)

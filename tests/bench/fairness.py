@@ -1,4 +1,4 @@
-"""One account hangs: what the channels of the others notice of it, from their creation to Ready."""
+"""Fairness: how much longer channels take to become Ready while the calls of another account hang."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from deploy.local.stack import Stack
 from tests.bench.case import Load
 from tests.bench.gauges import metric
 from tests.bench.load import Channels, sweep
-from tests.bench.report import BUSY, Aim
+from tests.bench.report import BUSY, Target
 from tests.bench.run import counted, manifests, operator, staged
 
 HEALTHY = 9
 _WARM_UP = 90
 _SLOWER_AT_MOST = 1.2
 
-NOBODY, NEW, KNOWN = "nobody hangs", "new channels hang", "known channels hang"
-CASES = (NOBODY, NEW, KNOWN)
-"""What the tenth account's channels are at when the others' are created: they are Ready, and at rest; they were created
-a moment ago, and Twilio has never answered for them; they were Ready, had earned their share of the workers, and all
-are looked at again.
+BASELINE, NEW, READY = "nothing hangs", "new channels hang", "Ready channels hang"
+CASES = (BASELINE, NEW, READY)
+"""The state of the tenth account's channels when those of the nine others are created.
+
+nothing hangs        they are Ready, and Twilio answers
+new channels hang    they were just created: Twilio has never answered for this account, so its concurrency limit is low
+Ready channels hang  they were Ready, so the account's concurrency limit is high, and all of them are checked again
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """Times to Ready of the healthy accounts' channels, in seconds."""
+    """One measurement: the healthy accounts' times to Ready, in seconds."""
 
     case: str
     round: int
@@ -53,16 +55,16 @@ class Run:
         return sorted(self.time_to_ready)[int(len(self.time_to_ready) * 0.99)]
 
 
-async def measure(load: Load, hanging: int, home: Path, say: Progress) -> list[Run]:
-    """Every case once a round, in an order that the seed shuffles; `hanging` channels belong to the tenth account."""
+async def measure(load: Load, hanging: int, home: Path, progress: Progress) -> list[Run]:
+    """Measure every case once per round, in an order shuffled by the seed. The tenth account has `hanging` channels."""
     numbers = max(hanging, -(-(load.channels + _WARM_UP) // HEALTHY))
-    chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
+    chance = random.Random(load.seed)  # noqa: S311  (not used for secrets)
     runs = []
-    async with staged(home, HEALTHY + 1, numbers, say) as (stack, session):
+    async with staged(home, HEALTHY + 1, numbers, progress) as (stack, session):
         for number in range(1, load.rounds + 1):
             for case in chance.sample(CASES, len(CASES)):
                 runs.append(await _run(case, number, load, hanging, chance, stack, session))
-                say(f"round {number}  {case:<20} p99 {runs[-1].p99:5.2f} s  {runs[-1].elsewhere:4.0%} elsewhere")
+                progress(f"round {number}  {case:<20} p99 {runs[-1].p99:5.2f} s  {runs[-1].elsewhere:4.0%} elsewhere")
     return runs
 
 
@@ -79,20 +81,20 @@ async def _run(
     public = stack.public_key()
     made = manifests(public, healthy, chance)
     warm_up, batch = dict(islice(made, _WARM_UP)), dict(islice(made, load.channels))
-    theirs = dict(islice(manifests(public, [tenth], chance), hanging))
+    tenths = dict(islice(manifests(public, [tenth], chance), hanging))
     settings = {"SMSCHANNEL_WORKERS": str(load.workers), "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
-    # What hangs would be waited for.
+    # Killed, because a graceful stop waits for the calls that hang.
     with operator(stack, settings, kill=True) as process:
         async with Channels.watched(session) as channels:
             await channels.create(warm_up)
             await channels.until(channels.ready, warm_up)
             if case != NEW:
-                await channels.create(theirs)
-                await channels.until(channels.ready, theirs)
-            if case != NOBODY:
+                await channels.create(tenths)
+                await channels.until(channels.ready, tenths)
+            if case != BASELINE:
                 await _hang(tenth, stack)
-                await (channels.look_again(theirs) if case == KNOWN else channels.create(theirs))
-                await _hung(stack, session)
+                await (channels.check_now(tenths) if case == READY else channels.create(tenths))
+                await _until_hanging(stack, session)
             async with counted(stack, session, process) as spent:
                 await channels.create(batch)
                 await channels.until(channels.ready, batch)
@@ -107,8 +109,8 @@ async def _hang(account: Mapping[str, Any], stack: Stack) -> None:
     await asyncio.to_thread(stack.twin_call, "POST", "/faults", rule)
 
 
-async def _hung(stack: Stack, session: aiohttp.ClientSession) -> None:
-    """Returns when a call hangs, and the operator has taken in all that is to be done behind it."""
+async def _until_hanging(stack: Stack, session: aiohttp.ClientSession) -> None:
+    """Wait until a call hangs and the depth of the operator's queue no longer changes."""
     depth = -1.0
     async with asyncio.timeout(30):
         while True:
@@ -120,24 +122,22 @@ async def _hung(stack: Stack, session: aiohttp.ClientSession) -> None:
 
 
 def ratios(runs: Sequence[Run], case: str, of: Callable[[Run], float]) -> list[float]:
-    """Of each round's run of `case` to the one in which nobody hangs."""
-    alone = {run.round: of(run) for run in runs if run.case == NOBODY}
-    return [of(run) / alone[run.round] for run in runs if run.case == case]
+    """Return, for each round, the value of `case` divided by that of the baseline."""
+    baseline = {run.round: of(run) for run in runs if run.case == BASELINE}
+    return [of(run) / baseline[run.round] for run in runs if run.case == case]
 
 
-def aims(runs: Sequence[Run]) -> list[Aim]:
+def targets(runs: Sequence[Run]) -> list[Target]:
     found = []
-    for case in (NEW, KNOWN):
+    for case in (NEW, READY):
         slower = statistics.median(ratios(runs, case, lambda run: run.p99))
-        what = f"an account's {case}: the others' p99 is less than 20 % later ({slower:.2f})"
-        found.append(Aim(what, slower < _SLOWER_AT_MOST))
+        what = f"{case}: the other accounts' p99 is less than 20 % higher ({slower:.2f})"
+        found.append(Target(what, slower < _SLOWER_AT_MOST))
     return found
 
 
 def show(console: Console, runs: Sequence[Run], load: Load, hanging: int) -> None:
-    title = (
-        f"One account hangs: {load.channels} channels of {HEALTHY} others, {hanging} of its own, {load.rounds} rounds"
-    )
+    title = f"One account hangs ({hanging} channels) beside {HEALTHY} others ({load.channels}); {load.rounds} rounds"
     table = Table(title=title)
     for heading in ("", *CASES):
         table.add_column(heading, justify="right" if heading else "left")
@@ -155,11 +155,9 @@ def show(console: Console, runs: Sequence[Run], load: Load, hanging: int) -> Non
 
     row("time to Ready, median", lambda run: run.median, "{:.2f} s")
     row("time to Ready, p99", lambda run: run.p99, "{:.2f} s")
-    compared("x nobody hangs, median", lambda run: run.median)
-    compared("x nobody hangs, p99", lambda run: run.p99)
-    row("CPU that others had meanwhile", lambda run: run.elsewhere, "{:.0%}")
+    compared("x baseline, median", lambda run: run.median)
+    compared("x baseline, p99", lambda run: run.p99)
+    row("CPU used by other programs", lambda run: run.elsewhere, "{:.0%}")
     console.print(table)
     if any(run.elsewhere > BUSY for run in runs):
-        console.print(
-            "Others kept this machine busy meanwhile: believe tests/unit/test_fairness.py, whose time is virtual."
-        )
+        console.print("Other programs used the CPU: rely on tests/unit/test_fairness.py, which runs in virtual time.")

@@ -1,7 +1,8 @@
-"""The floor: a channel's Kubernetes writes, made raw. `python -m tests.bench.floor WORKERS`, $KUBECONFIG.
+"""The floor: sends the Kubernetes writes of a channel and nothing else. `python -m tests.bench.floor WORKERS`.
 
-For each new channel: the finalizer, unless it is there; the record; the status. For each deletion: the record, the
-finalizer. Same calls, same sizes, same ServiceAccount as the operator's; what is written means nothing.
+For each new channel it adds the finalizer (unless it is there), creates the record and writes the status; for each
+deleted one it deletes the record and removes the finalizer. Calls, sizes and ServiceAccount (of $KUBECONFIG) are the
+operator's; the contents are made up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import uvloop
 
 from deploy.local.stack import CHANNELS, OPERATOR
 from smschannel.api.resource import FINALIZER
+from smschannel.core.record import Record
 from tests.bench.load import PATH, RECORDS, connect, events
 
 _MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
@@ -25,7 +27,7 @@ _STAMP = "2026-01-01T00:00:00Z"
 
 async def main(workers: int) -> None:
     slots = asyncio.Semaphore(workers)
-    under_way = set()
+    tasks = set()
     async with connect(os.environ["KUBECONFIG"]) as session:
 
         async def write(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> None:
@@ -42,32 +44,43 @@ async def main(workers: int) -> None:
                 await write("POST", RECORDS, _record(meta), _JSON)
                 await write("PATCH", f"{PATH}/{meta['name']}/status", _status(meta), _MERGE_PATCH)
 
-        async def release(meta: dict[str, Any]) -> None:
+        async def restore(meta: dict[str, Any]) -> None:
             async with slots:
-                await write("DELETE", f"{RECORDS}/{meta['uid']}")
+                await write("DELETE", f"{RECORDS}/{_record_of(meta).secret_name}")
                 await write("PATCH", f"{PATH}/{meta['name']}", _finalizers(meta, []), _MERGE_PATCH)
 
         async for line in events(session, ""):
-            # Only what calls for work is parsed: the rest of the events costs a glance.
+            # Only events that need a write are parsed.
             if line.startswith(b'{"type":"ADDED"'):
                 work = configure
             elif line.startswith(b'{"type":"MODIFIED"') and b'"deletionTimestamp"' in line:
-                work = release
+                work = restore
             else:
                 continue
             task = asyncio.create_task(work(json.loads(line)["object"]["metadata"]))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
 
 def _finalizers(meta: dict[str, Any], finalizers: list[str]) -> Any:
     return {"metadata": {"uid": meta["uid"], "finalizers": finalizers}}
 
 
+def _record_of(meta: dict[str, Any]) -> Record:
+    """Return a record as the operator would write it; the number's SID is made from the channel's uid."""
+    number_sid = "PN" + str(meta["uid"]).replace("-", "")
+    return Record(number_sid, "+61400111222", f"AC{'0' * 32}", CHANNELS, meta["name"], meta["uid"], source="sealed")
+
+
 def _record(meta: dict[str, Any]) -> Any:
-    labels = {"app.kubernetes.io/managed-by": "sms-channel-operator", "channels.hydracore.io/record": "true"}
-    annotations = {"channels.hydracore.io/channel": f"{CHANNELS}/{meta['name']}"}
-    metadata = {"name": meta["uid"], "namespace": OPERATOR, "labels": labels, "annotations": annotations}
+    record = _record_of(meta)
+    annotations = {name: value for name, value in record.annotations().items() if value is not None}
+    metadata = {
+        "name": record.secret_name,
+        "namespace": OPERATOR,
+        "labels": record.labels(),
+        "annotations": annotations,
+    }
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"record": "AAAA" * 220}}
 
 

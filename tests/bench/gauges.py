@@ -1,4 +1,4 @@
-"""What others have counted: the API server its requests, the twin its calls, the kernel CPU time and memory."""
+"""Read counters: the API server's requests, the twin's calls, the operator's metrics, CPU time and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_OURS = {"leases", "flowschemas", "prioritylevelconfigurations", "tokenrevie
 
 
 async def writes(session: aiohttp.ClientSession) -> Counter[str]:
-    """All writes that the API server has been asked for, refused ones too: by "VERB resource"."""
+    """Return the number of writes that the API server received, refused ones included, by "VERB resource"."""
     async with session.get("/metrics") as answer:
         exposition = await answer.text()
     counted: Counter[str] = Counter()
@@ -31,7 +31,7 @@ async def writes(session: aiohttp.ClientSession) -> Counter[str]:
 
 
 async def settled_writes(session: aiohttp.ClientSession) -> Counter[str]:
-    """The same, once nobody has written for a while."""
+    """Return the same once there was no write for 0.4 seconds."""
     before = await writes(session)
     while True:
         await asyncio.sleep(0.4)
@@ -42,24 +42,24 @@ async def settled_writes(session: aiohttp.ClientSession) -> Counter[str]:
 
 
 async def twilio_calls(session: aiohttp.ClientSession, twin: str) -> Counter[str]:
-    """All calls that the twin has been asked for: by "METHOD kind"."""
+    """Return the number of calls that the twin received, by "METHOD kind"."""
     async with session.get(f"{twin}/_twin/journal", params={"kind": "none"}) as answer:
         return Counter((await answer.json())["counts"])
 
 
 async def metric(session: aiohttp.ClientSession, operator: str, name: str) -> float:
-    """One of the operator's own, over all of its labels."""
+    """Return the sum of one of the operator's metrics over all of its labels."""
     async with session.get(f"{operator}/metrics") as answer:
         families = text_string_to_metric_families(await answer.text())
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 class Processes:
-    """CPU time and memory of our processes, and what the rest of the machine took, over a `with` block."""
+    """Measures the CPU time and memory of our processes, and the CPU share of all others, during a `with` block."""
 
-    def __init__(self, processes: Mapping[str, psutil.Process], contender: str) -> None:
+    def __init__(self, processes: Mapping[str, psutil.Process], subject: str) -> None:
         self._processes = processes
-        self._contender = contender
+        self._subject = subject
         self.cpu_seconds: dict[str, float] = {}
         self.max_rss = 0
         self.elsewhere = 0.0
@@ -77,21 +77,21 @@ class Processes:
         self.cpu_seconds = {name: spent[name] - before for name, before in self._before.items()}
         busy = total - self._total - (idle - self._idle)
         self.elsewhere = max(0.0, busy - sum(self.cpu_seconds.values())) / (total - self._total)
-        self._remember_rss()
+        self._update_max_rss()
 
     def _spent(self) -> dict[str, float]:
         return {name: sum(process.cpu_times()[:2]) for name, process in self._processes.items()}
 
     async def _sample(self) -> None:
         while True:
-            self._remember_rss()
+            self._update_max_rss()
             await asyncio.sleep(0.1)
 
-    def _remember_rss(self) -> None:
-        self.max_rss = max(self.max_rss, self._processes[self._contender].memory_info().rss)
+    def _update_max_rss(self) -> None:
+        self.max_rss = max(self.max_rss, self._processes[self._subject].memory_info().rss)
 
 
 def _machine() -> tuple[float, float]:
-    """CPU seconds of all cores since boot, and how many of them nobody used."""
+    """Return the CPU seconds of all cores since boot, and how many of them were idle."""
     times = psutil.cpu_times()
     return sum(times) - times.guest - times.guest_nice, times.idle + times.iowait

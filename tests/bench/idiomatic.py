@@ -1,8 +1,8 @@
-"""The usual way: an SMS channel operator as kopf's documentation would have it. `python -m tests.bench.idiomatic`.
+"""An SMS channel operator written as kopf's documentation recommends. `python -m tests.bench.idiomatic`.
 
-Handlers are plain functions in kopf's thread pool, Kubernetes is reached through the kubernetes package's API classes,
-Twilio through twilio-python; finalizer, progress and Events are kopf's own. It does what the bench asks for and
-leaves out all that ours promises beside: crash safety, drift, conflicts, rotation, rate limits.
+Handlers are plain functions in kopf's thread pool. They use the API classes of the kubernetes package, and
+twilio-python; finalizer, progress and Events are kopf's. It does only what the benchmark measures: no crash safety,
+drift checks, conflicts, token rotation or rate limits.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def configure(memo: kopf.Memo, spec: kopf.Spec, meta: kopf.Meta, patch: kopf.Pat
 
 
 @kopf.on.delete("smschannels")
-def release(memo: kopf.Memo, spec: kopf.Spec, meta: kopf.Meta, **_: Any) -> None:
+def restore(memo: kopf.Memo, spec: kopf.Spec, meta: kopf.Meta, **_: Any) -> None:
     uid = str(meta["uid"])
     record = memo.core.read_namespaced_secret(uid, OPERATOR).data
     url, method = (base64.b64decode(record[key]).decode() for key in ("url", "method"))

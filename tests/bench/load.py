@@ -1,4 +1,4 @@
-"""The load generator: creates channels as fast as they are taken, and sees when they are Ready, and gone."""
+"""The load generator: creates and deletes channels, and watches when they become Ready and when they are gone."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _READY = b'"status":"True","type":"Ready"'
 
 
 class LoadError(Exception):
-    """The load could not be made, or its end did not come."""
+    """A request of the load generator failed, or channels did not become Ready or gone in time."""
 
 
 @asynccontextmanager
 async def connect(kubeconfig: str | Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """A bare session with the API server: for `write_kubeconfig`'s files, which have everything inline."""
+    """Open a session with the API server. The kubeconfig must have certificate and token inline."""
     content = yaml.safe_load(await asyncio.to_thread(Path(kubeconfig).read_text))
     cluster, user = content["clusters"][0]["cluster"], content["users"][0]["user"]
     authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
@@ -47,9 +47,9 @@ async def connect(kubeconfig: str | Path) -> AsyncIterator[aiohttp.ClientSession
 
 
 async def events(session: aiohttp.ClientSession, version: str) -> AsyncIterator[bytes]:
-    """The channels' watch events after `version`, or from "" with what is there already.
+    """Yield the channels' watch events after `version`; "" yields the existing channels first.
 
-    The API server may cut off a watcher that is slow for a moment: it goes on where it was.
+    A watch that the API server closes, for example because this client is slow, is resumed. Raises `LoadError`.
     """
     while True:
         query = {"watch": "true", **({"resourceVersion": version} if version else {})}
@@ -64,7 +64,7 @@ async def events(session: aiohttp.ClientSession, version: str) -> AsyncIterator[
 
 
 async def version_of(session: aiohttp.ClientSession) -> str:
-    """From which to watch a namespace that is empty."""
+    """Return the resourceVersion to watch from. Raises `LoadError` if the namespace has channels."""
     async with session.get(PATH, params={"limit": "1"}) as answer:
         page = await answer.json()
     if page["items"]:
@@ -74,20 +74,20 @@ async def version_of(session: aiohttp.ClientSession) -> str:
 
 
 class Channels:
-    """What one watch has seen of the channels, by name: when each became Ready, and when it was gone."""
+    """When each channel was created, became Ready and was gone, by name, as one watch shows it."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self.created: dict[str, float] = {}
         self.ready: dict[str, float] = {}
         self.gone: dict[str, float] = {}
-        self._seen = asyncio.Event()
+        self._changed = asyncio.Event()
         self._watching: asyncio.Task[None]
 
     @classmethod
     @asynccontextmanager
     async def watched(cls, session: aiohttp.ClientSession) -> AsyncIterator[Channels]:
-        """From an empty namespace on."""
+        """Watch the namespace, which must be empty, during the block."""
         channels = cls(session)
         version = await version_of(session)
         channels._watching = asyncio.create_task(channels._watch(version))
@@ -107,12 +107,12 @@ class Channels:
                     self.ready.setdefault(_name(line), now)
                 else:
                     continue
-                self._seen.set()
+                self._changed.set()
         finally:
-            self._seen.set()
+            self._changed.set()
 
     async def create(self, manifests: Mapping[str, bytes]) -> None:
-        """Manifests by name, as the JSON that is sent."""
+        """Create channels from manifests, which are JSON, by name."""
 
         async def one(name: str) -> None:
             self.created[name] = perf_counter()
@@ -120,36 +120,41 @@ class Channels:
 
         await _in_flight(one, manifests)
 
-    async def look_again(self, names: Iterable[str]) -> None:
-        """Ask for a look at each, as a person would: by the annotation."""
+    async def check_now(self, names: Iterable[str]) -> None:
+        """Ask for a check of each channel, as users do, by the annotation."""
         body = json.dumps({"metadata": {"annotations": {CHECK_NOW_ANNOTATION: str(perf_counter())}}}).encode()
         await _in_flight(lambda name: _send(self._session, "PATCH", f"{PATH}/{name}", body), names)
 
     async def delete(self, names: Iterable[str]) -> None:
         await _in_flight(lambda name: _send(self._session, "DELETE", f"{PATH}/{name}"), names)
 
-    async def until(self, seen: Mapping[str, float], names: Iterable[str], seconds: float = 120) -> float:
-        """When the last of `names` was in `seen`, which is `ready` or `gone`."""
+    async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float = 120) -> float:
+        """Wait until `times`, which is `ready` or `gone`, has all of `names`. Return the time of the last one.
+
+        Raises `LoadError` after `seconds`.
+        """
         names = frozenset(names)
         try:
             async with asyncio.timeout(seconds):
-                while not names <= seen.keys():
-                    self._seen.clear()
-                    await self._seen.wait()
+                while not names <= times.keys():
+                    self._changed.clear()
+                    await self._changed.wait()
                     if self._watching.done():
                         self._watching.result()
         except TimeoutError:
-            left = sorted(names - seen.keys())
-            raise LoadError(f"after {seconds:.0f} s {len(left)} of {len(names)} are missing, as {left[0]}") from None
-        return max(seen[name] for name in names)
+            missing = sorted(names - times.keys())
+            raise LoadError(
+                f"after {seconds:.0f} s {len(missing)} of {len(names)} channels are missing, such as {missing[0]}"
+            ) from None
+        return max(times[name] for name in names)
 
 
 async def sweep(session: aiohttp.ClientSession) -> None:
-    """Remove all channels and records, with nobody there who would mind. Twilio is left as it is."""
+    """Delete all channels and records while no operator runs. Numbers at Twilio are not restored."""
     async with session.get(PATH) as answer:
-        left = [each["metadata"]["name"] for each in (await answer.json())["items"]]
-    let_go = json.dumps({"metadata": {"finalizers": None}}).encode()
-    await _in_flight(lambda name: _send(session, "PATCH", f"{PATH}/{name}", let_go), left)
+        names = [each["metadata"]["name"] for each in (await answer.json())["items"]]
+    no_finalizers = json.dumps({"metadata": {"finalizers": None}}).encode()
+    await _in_flight(lambda name: _send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
     await _send(session, "DELETE", PATH)
     await _send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
 

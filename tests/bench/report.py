@@ -1,4 +1,4 @@
-"""What the runs come to: medians and ratios, a table, the aims, and JSON with everything that was measured."""
+"""Results of the speed benchmark: medians, ratios and targets, as a table and as JSON with every run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BUSY = 0.15
 
 @dataclass(frozen=True)
 class Summary:
-    """Medians of a case's rounds. Ratios are medians of the rounds' own ratios; None without the other case.
+    """Medians of a case's rounds. A ratio is the median of each round's ratio; None if the other case was not measured.
 
-    `by_cpu` compares the CPU time of all processes together, API server to load generator, instead of the rate: on
-    cores that are all busy it comes to the same, and what others take of them matters less.
+    `by_cpu` compares the CPU time of all processes together, API server and load generator included, instead of the
+    rate: if all cores are busy this is the same ratio, but other programs influence it less.
     """
 
     case: str
@@ -52,8 +52,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What the product wants to reach, and what was seen."""
+class Target:
+    """A target of the product with the measured value, and whether it was met."""
 
     what: str
     met: bool
@@ -78,7 +78,7 @@ def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:
     def rate(run: Run) -> float:
         return run.channels_per_second
 
-    def thrift(run: Run) -> float:
+    def per_cpu_second(run: Run) -> float:
         return 1 / run.all_cpu_seconds
 
     idle = [run.idle_writes for run in own if run.idle_writes is not None]
@@ -87,14 +87,14 @@ def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:
         channels_per_second=median(lambda run: run.channels_per_second),
         to_floor=ratio(case.floor, rate),
         to_idiomatic=ratio("idiomatic", rate),
-        to_floor_by_cpu=ratio(case.floor, thrift),
-        to_idiomatic_by_cpu=ratio("idiomatic", thrift),
+        to_floor_by_cpu=ratio(case.floor, per_cpu_second),
+        to_idiomatic_by_cpu=ratio("idiomatic", per_cpu_second),
         ready_median=median(lambda run: statistics.median(run.time_to_ready)),
         ready_p99=median(lambda run: sorted(run.time_to_ready)[int(len(run.time_to_ready) * 0.99)]),
         alone=median(lambda run: run.alone),
         writes=median(lambda run: sum(run.writes.values())),
         twilio_calls=median(lambda run: sum(run.twilio_calls.values())),
-        cpu_milliseconds=median(lambda run: run.cpu_seconds["contender"]) * 1000 / channels,
+        cpu_milliseconds=median(lambda run: run.cpu_seconds["subject"]) * 1000 / channels,
         control_plane_milliseconds=median(lambda run: run.cpu_seconds["control plane"]) * 1000 / channels,
         all_cpu_milliseconds=median(lambda run: run.all_cpu_seconds) * 1000 / channels,
         max_rss_mb=median(lambda run: run.max_rss) / 1e6,
@@ -105,22 +105,24 @@ def _summary(case: Case, runs: Sequence[Run], channels: int) -> Summary:
     )
 
 
-def aims(summaries: Sequence[Summary]) -> list[Aim]:
-    """Those of the cases that were measured."""
+def targets(summaries: Sequence[Summary]) -> list[Target]:
+    """Return the targets of the cases that were measured."""
     found = []
     for each in summaries:
         if not each.case.startswith("ours"):
             continue
         most = 2 if each.case.endswith("at birth") else 3
-        found.append(Aim(f"{each.case}: at most {most} writes per channel ({each.writes:.2f})", each.writes <= most))
+        found.append(Target(f"{each.case}: at most {most} writes per channel ({each.writes:.2f})", each.writes <= most))
         if each.idle_writes is not None:
-            found.append(Aim(f"{each.case}: no write when nothing changed ({each.idle_writes})", not each.idle_writes))
+            found.append(
+                Target(f"{each.case}: no other write when nothing changed ({each.idle_writes})", not each.idle_writes)
+            )
         if each.to_idiomatic is not None:
             what = f"{each.case}: at least twice the idiomatic operator ({each.to_idiomatic:.2f})"
-            found.append(Aim(what, each.to_idiomatic >= 2))
+            found.append(Target(what, each.to_idiomatic >= 2))
         if each.to_floor is not None:
-            what = f"{each.case}: at least 0.7 of the floor, which is Go's speed ({each.to_floor:.2f})"
-            found.append(Aim(what, each.to_floor >= 0.7))
+            what = f"{each.case}: at least 0.7 of the floor ({each.to_floor:.2f})"
+            found.append(Target(what, each.to_floor >= 0.7))
     return found
 
 
@@ -136,32 +138,34 @@ def show(console: Console, summaries: Sequence[Summary], load: Load) -> None:
         ("x idiomatic", lambda s: _number(s.to_idiomatic)),
         ("x idiomatic, by CPU time", lambda s: _number(s.to_idiomatic_by_cpu)),
         ("Kubernetes writes per channel", lambda s: f"{s.writes:.2f}"),
-        ("writes when nothing changed", lambda s: _number(s.idle_writes, "{:.0f}")),
+        ("other writes of a check without changes", lambda s: _number(s.idle_writes, "{:.0f}")),
         ("Twilio calls per channel", lambda s: f"{s.twilio_calls:.2f}"),
         ("time to Ready, median", lambda s: f"{s.ready_median:.2f} s"),
         ("time to Ready, p99", lambda s: f"{s.ready_p99:.2f} s"),
-        ("time to Ready, one alone", lambda s: f"{s.alone * 1000:.0f} ms"),
+        ("time to Ready, a single channel", lambda s: f"{s.alone * 1000:.0f} ms"),
         ("deletions per second", lambda s: f"{s.deletions_per_second:.0f}"),
-        ("its CPU per channel", lambda s: f"{s.cpu_milliseconds:.2f} ms"),
+        ("CPU per channel", lambda s: f"{s.cpu_milliseconds:.2f} ms"),
         ("API server's CPU per channel", lambda s: f"{s.control_plane_milliseconds:.2f} ms"),
-        ("everybody's CPU per channel", lambda s: f"{s.all_cpu_milliseconds:.2f} ms"),
-        ("its memory, at most", lambda s: f"{s.max_rss_mb:.0f} MB"),
-        ("CPU that others had meanwhile", lambda s: f"{s.elsewhere:.0%}"),
+        ("CPU of all processes per channel", lambda s: f"{s.all_cpu_milliseconds:.2f} ms"),
+        ("memory, at most", lambda s: f"{s.max_rss_mb:.0f} MB"),
+        ("CPU used by other programs", lambda s: f"{s.elsewhere:.0%}"),
     ]
     for label, cell in rows:
         table.add_row(label, *(cell(each) for each in summaries))
     console.print(table)
-    show_aims(console, aims(summaries))
+    show_targets(console, targets(summaries))
     for each in summaries:
         if not each.same_code:
-            console.print(f"[red]{each.case}: its source was edited meanwhile; these figures compare nothing.[/]")
+            console.print(
+                f"[red]{each.case}: its source was edited during the benchmark, so these figures cannot be compared.[/]"
+            )
     if any(each.elsewhere > BUSY for each in summaries):
-        console.print("Others kept this machine busy meanwhile: believe the ratios by CPU time first, the rates last.")
+        console.print("Other programs used the CPU: rely on the ratios by CPU time, not on the rates.")
 
 
-def show_aims(console: Console, aims: Sequence[Aim]) -> None:
-    for aim in aims:
-        console.print(f"[{'green' if aim.met else 'red'}]{'met   ' if aim.met else 'MISSED'}[/] {aim.what}")
+def show_targets(console: Console, targets: Sequence[Target]) -> None:
+    for target in targets:
+        console.print(f"[{'green' if target.met else 'red'}]{'met   ' if target.met else 'MISSED'}[/] {target.what}")
 
 
 def _number(value: float | None, form: str = "{:.2f}") -> str:
@@ -179,7 +183,7 @@ def write(path: Path, load: Load, summaries: Sequence[Summary], runs: Sequence[R
         },
         "versions": {name: version(name) for name in _PACKAGES},
         "summaries": [asdict(each) for each in summaries],
-        "aims": [asdict(each) for each in aims(summaries)],
+        "targets": [asdict(each) for each in targets(summaries)],
         "runs": [asdict(run) for run in runs],
     }
     path.write_text(json.dumps(document, indent=1) + "\n")

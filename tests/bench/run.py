@@ -1,4 +1,4 @@
-"""One measurement of one case, and all of them, interleaved, on one control plane."""
+"""Measures the cases of the speed benchmark, interleaved, on one control plane."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ from tests.bench.gauges import Processes, settled_writes, twilio_calls, writes
 from tests.bench.load import PATH, Channels, LoadError, connect, sweep
 
 _ALONE = 20
-"""So many channels are made one after another first: they tell the latency, and warm everything up."""
+"""Channels that are created one after another first, to measure the latency of one and to warm up."""
 
 _SAMPLE = 200
-"""So many are looked at again, and deleted with the clock running; the rest of a batch is only swept away."""
+"""Channels of a batch whose checks and deletions are measured; the others are removed by `sweep`."""
 
 
 async def measure(
-    load: Load, cases: Sequence[Case], home: Path, say: Progress, keep: Callable[[list[Run]], object]
+    load: Load, cases: Sequence[Case], home: Path, progress: Progress, save: Callable[[list[Run]], object]
 ) -> list[Run]:
-    """Every case once a round, in an order that the seed shuffles; `keep` is called with all runs after each."""
+    """Measure every case once per round, in an order shuffled by the seed. Calls `save` with all runs after each."""
     per_account = -(-(load.channels + _ALONE) // load.accounts)
-    async with staged(home, load.accounts, per_account, say) as (stack, session):
+    async with staged(home, load.accounts, per_account, progress) as (stack, session):
         bench = _Bench(stack, load, session)
-        chance = random.Random(load.seed)  # noqa: S311  (no secret is made of it)
+        chance = random.Random(load.seed)  # noqa: S311  (not used for secrets)
         runs: list[Run] = []
         for number in range(1, load.rounds + 1):
             for case in chance.sample(cases, len(cases)):
                 runs.append(await bench.run(case, number, chance))
-                keep(runs)
+                save(runs)
                 rate = f"{runs[-1].channels_per_second:.0f} channels/s"
-                say(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
+                progress(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
         return runs
 
 
 @asynccontextmanager
 async def staged(
-    home: Path, accounts: int, numbers: int, say: Progress
+    home: Path, accounts: int, numbers: int, progress: Progress
 ) -> AsyncIterator[tuple[Stack, aiohttp.ClientSession]]:
-    """Control plane, twin and keyring, with no operator at work; and a session with the API server.
+    """Start control plane and twin, create the keyring, and open a session with the API server; no operator runs.
 
-    SIGTERM ends it as Ctrl-C does: nothing is left running.
+    SIGTERM stops everything, as Ctrl-C does.
     """
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    stack = Stack(home, Options(accounts=accounts, numbers=numbers, finalizer_policy=False), say)
+    stack = Stack(home, Options(accounts=accounts, numbers=numbers, finalizer_policy=False), progress)
     try:
         stack.logs.mkdir(parents=True)
         stack.start_control_plane()
         stack.install()
         stack.start_twin()
-        stack.start_operator()  # makes the keyring
+        stack.start_operator()  # creates the keyring
         stack.stop_process("operator")
         async with connect(stack.cluster.kubeconfig) as session:
             yield stack, session
@@ -85,7 +85,7 @@ async def staged(
 
 @contextmanager
 def operator(stack: Stack, settings: Mapping[str, str], *, kill: bool = False) -> Iterator[psutil.Process]:
-    """At work for the block; `kill` ends it without letting it end what it is at."""
+    """Run the operator during the block; `kill` stops it without waiting for its reconciles."""
     stack.options = replace(stack.options, operator_settings=settings)
     stack.start_operator()
     try:
@@ -97,7 +97,7 @@ def operator(stack: Stack, settings: Mapping[str, str], *, kill: bool = False) -
 def manifests(
     public: PublicKey, accounts: Sequence[Mapping[str, Any]], chance: random.Random
 ) -> Iterator[tuple[str, bytes]]:
-    """A channel for each number, by name, sealed and encoded; neighbours belong to different accounts."""
+    """Yield a name and a manifest (JSON, token sealed) for each number; neighbours belong to different accounts."""
     for row in zip(*(each["phone_numbers"] for each in accounts), strict=True):
         for account, number in zip(accounts, row, strict=True):
             name = str(uuid.UUID(int=chance.getrandbits(128), version=4))
@@ -113,12 +113,12 @@ class _Bench:
         self._at_birth = False
 
     async def run(self, case: Case, number: int, chance: random.Random) -> Run:
-        await self._bring_policy(case.at_birth)
+        await self._set_policy(case.at_birth)
         code = case.code()
         made = self._manifests(chance)
         alone = dict(islice(made, _ALONE))
         batch = dict(made)
-        with self._contender(case) as process:
+        with self._program(case) as process:
             async with Channels.watched(self._session) as channels:
                 for name, manifest in alone.items():
                     await channels.create({name: manifest})
@@ -129,7 +129,7 @@ class _Bench:
                 seconds = last - channels.created[next(iter(batch))]
                 spent.writes["POST smschannels"] -= len(batch)
                 sample = list(islice(batch, _SAMPLE))
-                idle_writes = await self._look_again(channels, sample) if case.variant == "ours" else None
+                idle_writes = await self._idle_writes(channels, sample) if case.variant == "ours" else None
                 began = perf_counter()
                 await channels.delete(sample)
                 ended = await channels.until(channels.gone, sample)
@@ -154,21 +154,24 @@ class _Bench:
     def _manifests(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
         return islice(manifests(self._public, self._stack.twin["accounts"], chance), self._load.channels + _ALONE)
 
-    async def _look_again(self, channels: Channels, names: Sequence[str]) -> int:
-        """Writes of a round in which each of `names` is compared with Twilio, and nothing has changed."""
+    async def _idle_writes(self, channels: Channels, names: Sequence[str]) -> int:
+        """Ask for a check of each of `names`, where nothing has changed, and return the number of writes.
+
+        The annotation that asks for a check, and `status.lastHandledCheckNow`, which acknowledges it, do not count.
+        """
         calls = await twilio_calls(self._session, self._stack.twilio_url)
         before = await writes(self._session)
-        await channels.look_again(names)
+        await channels.check_now(names)
         async with asyncio.timeout(60):
             while True:
                 now = await twilio_calls(self._session, self._stack.twilio_url)
                 if (now - calls).total() >= len(names):
                     break
                 await asyncio.sleep(0.2)
-        return ((await settled_writes(self._session)) - before).total() - len(names)
+        return ((await settled_writes(self._session)) - before).total() - 2 * len(names)
 
     @contextmanager
-    def _contender(self, case: Case) -> Iterator[psutil.Process]:
+    def _program(self, case: Case) -> Iterator[psutil.Process]:
         stack, workers = self._stack, str(self._load.workers)
         if case.variant == "ours":
             settings = {"SMSCHANNEL_WORKERS": workers, "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
@@ -177,7 +180,7 @@ class _Bench:
             with operator(stack, settings) as process:
                 yield process
             return
-        # kopf posts Events of the old kind, for which the operator's own ServiceAccount has no right.
+        # kopf posts Events of the core API group, which the operator's ServiceAccount may not.
         kubeconfig = (
             stack.home / "sms-channel-operator.kubeconfig" if case.variant == "floor" else stack.cluster.kubeconfig
         )
@@ -200,8 +203,8 @@ class _Bench:
                 program.kill()
                 program.wait()
 
-    async def _bring_policy(self, at_birth: bool) -> None:
-        """Install or remove the admission policy, and wait until the API server acts on it."""
+    async def _set_policy(self, at_birth: bool) -> None:
+        """Install or remove the admission policy, and wait until the API server applies it."""
         if at_birth is self._at_birth:
             return
         for manifest in yaml.safe_load_all((ROOT / "deploy/finalizer-policy.yaml").read_text()):
@@ -219,10 +222,12 @@ class _Bench:
                 self._at_birth = at_birth
                 return
             await asyncio.sleep(0.1)
-        raise LoadError("the API server does not act on the admission policy")
+        raise LoadError("the API server does not apply the change of the admission policy")
 
 
 class Counted:
+    """What a block spent: CPU time and memory, writes by "VERB resource" and Twilio calls by "METHOD kind"."""
+
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.writes: Counter[str] = Counter()
@@ -230,17 +235,17 @@ class Counted:
 
 
 @asynccontextmanager
-async def counted(stack: Stack, session: aiohttp.ClientSession, contender: psutil.Process) -> AsyncIterator[Counted]:
-    """What is spent within the block; what is written and asked of Twilio, until all writes have come to rest."""
+async def counted(stack: Stack, session: aiohttp.ClientSession, subject: psutil.Process) -> AsyncIterator[Counted]:
+    """Count what is spent within the block; writes and Twilio calls until there are no more writes."""
     pids = stack.pids()
     processes = Processes(
         {
-            "contender": contender,
+            "subject": subject,
             "control plane": psutil.Process(pids["controlplane"]),
             "twin": psutil.Process(pids["twin"]),
             "load": psutil.Process(),
         },
-        "contender",
+        "subject",
     )
     spent = Counted(processes)
     before, calls = await writes(session), await twilio_calls(session, stack.twilio_url)

@@ -1,14 +1,14 @@
-"""The REST bench: GET and POST through the shim, next to a bare aiohttp route and to the bare Kubernetes calls.
+"""Benchmark of the REST API: GET and POST through the shim, compared with two baselines.
 
-`python -m tests.bench.shim`, the second half of `make bench`. One control plane, the shim under its own
-ServiceAccount as `make up` runs it, and no operator: it would take its own share of the machine for every POST.
+`python -m tests.bench.shim`, which is part `rest` of `make bench`. One control plane, the shim under its own
+ServiceAccount as in `make up`, and no operator, which would use CPU time for every POST.
 
-bare route   aiohttp answers a constant of the same size: what any server of this kind can do
-Kubernetes   the calls that the shim needs for the same answer, made raw: GET for GET, GET and apply for POST
+bare route   aiohttp answers a constant of the same size: the upper limit of a server of this kind
+Kubernetes   the calls that the shim needs for the same answer, sent directly: GET for GET, GET and apply for POST
 shim         through the REST API, with an API key
 
-The load comes from this process, over as many connections as are named, each asking again as soon as it has its
-answer. All share this machine's cores, so compare ratios, not machines.
+This process generates the load, over the given number of connections; each sends its next request as soon as it has an
+answer. All processes share this machine's cores, so compare ratios, not machines.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from tests.bench.gauges import Processes
 from tests.bench.load import PATH, LoadError, connect
 
-_WARM_UP = 0.5
-_BUSY = 0.1
-_AIM = 0.7
-_FLAT = 1.1
-_LOGINS = 500
+_WARM_UP_SECONDS = 0.5
+_BUSY = 0.1  # the share of the CPU used by other programs above which the rates are unreliable
+_TARGET_RATIO = 0.7  # of the rate of the bare Kubernetes GET
+_MAX_MEMORY_GROWTH = 1.1
+_REVIEWED_REQUESTS = 500
 _BARE = "--serve-bare-route"
 _ANSWER = json.dumps(
     {
@@ -60,7 +60,7 @@ _ANSWER = json.dumps(
 )
 
 Ask = Callable[[int], Awaitable[None]]
-"""One request of the connection with this number; raises unless it went well."""
+"""Send one request on the connection with this number; raises if it fails."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """Latencies are seconds; CPU time is per answer, the shim's and that of all processes here, the load's included.
+    """One measurement. Latencies are in seconds; CPU times are per answer, `all` includes the load generator.
 
-    `elsewhere` is the share of the CPU that other programs had meanwhile.
+    `elsewhere` is the share of the CPU that other programs used.
     """
 
     case: Case
@@ -87,8 +87,9 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Found:
-    """`reviews` is what the logins of 500 GETs have cost; `rss_mb` the shim's memory over `requests` requests."""
+class Results:
+    """All results. `reviews`: TokenReviews and SubjectAccessReviews of 500 GETs with one cached token. `rss_mb`: the
+    shim's memory in the course of `requests` requests."""
 
     runs: list[Run]
     reviews: int
@@ -97,6 +98,8 @@ class Found:
 
 
 class Bench:
+    """Builds the request functions of every case."""
+
     def __init__(self, stack: Stack, bare_port: int, kubernetes: aiohttp.ClientSession, instances: list[str]) -> None:
         self._stack = stack
         self._bare = f"http://127.0.0.1:{bare_port}/v1/instances"
@@ -106,7 +109,7 @@ class Bench:
         self.session: aiohttp.ClientSession
 
     def asking(self, case: Case, headers: dict[str, str] | None = None) -> Ask:
-        """What a connection does again and again. Each has an instance of its own, so that no POST meets another."""
+        """Return the function that a connection calls repeatedly. Each has its own instance, to avoid conflicts."""
         match case.call, case.against:
             case method, "bare route":
                 return self._rest(self._bare, method, {})
@@ -152,7 +155,7 @@ class Bench:
 
 
 def applied(name: str, change: str, precondition: dict[str, str] | None = None) -> Any:
-    """What the shim applies, of the same size; `change` makes it another token each time."""
+    """Return an SmsChannel like the shim's, of the same size; `change` makes the token a different one."""
     meta = {"name": name, "labels": LABELS, "finalizers": [FINALIZER], **(precondition or {})}
     credentials = {"sealed": "A" * 1600 + change}
     spec = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials}
@@ -160,10 +163,10 @@ def applied(name: str, change: str, precondition: dict[str, str] | None = None) 
 
 
 async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float], int]:
-    """The latencies of the answers that came while it was measured, and how many came in all."""
+    """Return the sorted latencies of the answers within the measured time, and the number of all answers."""
     latencies: list[float] = []
     answers = 0
-    counted_from = perf_counter() + _WARM_UP
+    counted_from = perf_counter() + _WARM_UP_SECONDS
     end = counted_from + seconds
 
     async def connection(number: int) -> None:
@@ -179,14 +182,16 @@ async def drive(ask: Ask, connections: int, seconds: float) -> tuple[list[float]
         for number in range(connections):
             group.create_task(connection(number))
     if not latencies:
-        raise LoadError("no answer came within the time: this machine is too busy, or --seconds too short")
+        raise LoadError("no answer arrived within the measured time: this machine is too busy, or --seconds too short")
     return sorted(latencies), answers
 
 
 @asynccontextmanager
-async def running(home: Path, connections: int, say: Progress) -> AsyncIterator[tuple[Bench, Stack, dict[str, int]]]:
-    """The bench, ready to go: every instance has its channel."""
-    stack = Stack(home, Options(accounts=1, numbers=1), say)
+async def running(
+    home: Path, connections: int, progress: Progress
+) -> AsyncIterator[tuple[Bench, Stack, dict[str, int]]]:
+    """Start everything and create a channel for every instance; yield the bench, the stack and the process IDs."""
+    stack = Stack(home, Options(accounts=1, numbers=1), progress)
     bare_port = free_port()
     try:
         stack.logs.mkdir(parents=True)
@@ -234,8 +239,8 @@ async def measure(bench: Bench, pids: dict[str, int], case: Case, seconds: float
     )
 
 
-async def logins(bench: Bench, stack: Stack, kubernetes: aiohttp.ClientSession, requests: int) -> int:
-    """So many TokenReviews and SubjectAccessReviews cost `requests` GETs with one bearer token."""
+async def reviews_of(bench: Bench, stack: Stack, kubernetes: aiohttp.ClientSession, requests: int) -> int:
+    """Return the number of TokenReviews and SubjectAccessReviews that `requests` GETs with a cached token cause."""
     ask = bench.asking(Case("GET", "shim", 1), {"Authorization": f"Bearer {stack.api_token}"})
     await ask(0)
     before = await reviews(kubernetes)
@@ -251,8 +256,8 @@ async def reviews(kubernetes: aiohttp.ClientSession) -> int:
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in asked)
 
 
-async def memory(bench: Bench, pids: dict[str, int], requests: int, say: Progress) -> list[float]:
-    """The shim's memory in MB: warmed up, then after each tenth of `requests`, half GET and half refused."""
+async def memory(bench: Bench, pids: dict[str, int], requests: int, progress: Progress) -> list[float]:
+    """Return the shim's memory in MB: after a warm-up, and after each tenth of `requests`, half of them rejected."""
     process, connections = psutil.Process(pids["shim"]), 32
     right = bench.asking(Case("GET", "shim", connections))
     found = []
@@ -273,13 +278,13 @@ async def memory(bench: Bench, pids: dict[str, int], requests: int, say: Progres
 
         await asyncio.gather(*(connection(number) for number in range(connections)))
         found.append(process.memory_info().rss / 1e6)
-        say(f"memory after {tenth} tenths of {requests} requests: {found[-1]:.1f} MB")
+        progress(f"memory after {tenth} tenths of {requests} requests: {found[-1]:.1f} MB")
     return found
 
 
-def show(console: Console, found: Found) -> None:
-    """Medians over the rounds."""
-    runs = found.runs
+def show(console: Console, results: Results) -> None:
+    """Print the medians over the rounds, and whether the targets are met."""
+    runs = results.runs
     table = Table(title="REST")
     for column in (
         "",
@@ -321,31 +326,33 @@ def show(console: Console, found: Found) -> None:
     for case in medians:
         if (case.call, case.against) == ("GET", "shim"):
             ratio = median(case, "per_second") / median(Case("GET", "Kubernetes", case.connections), "per_second")
-            aim = f"GET over {case.connections} connections: at least {_AIM} of the bare Kubernetes GET ({ratio:.2f})"
-            told(console, ratio >= _AIM, aim)
-    told(console, found.reviews == 0, f"a login that is known costs Kubernetes nothing ({found.reviews} reviews)")
-    if found.rss_mb:
-        first, last = found.rss_mb[0], found.rss_mb[-1]
-        flat = f"memory flat: {first:.1f} MB, and {last:.1f} MB after {found.requests} requests more"
-        told(console, last < first * _FLAT, flat)
+            target = (
+                f"GET over {case.connections} connections: {_TARGET_RATIO} of the bare Kubernetes GET ({ratio:.2f})"
+            )
+            report(console, ratio >= _TARGET_RATIO, target)
+    report(console, results.reviews == 0, f"no reviews for a cached token ({results.reviews} reviews)")
+    if results.rss_mb:
+        first, last = results.rss_mb[0], results.rss_mb[-1]
+        flat = f"memory does not grow: {first:.1f} MB, and {last:.1f} MB after {results.requests} more requests"
+        report(console, last < first * _MAX_MEMORY_GROWTH, flat)
     if any(run.elsewhere > _BUSY for run in runs):
-        console.print("Others kept this machine busy meanwhile: believe the ratio by CPU time first, the rates last.")
+        console.print("Other programs used the CPU: rely on the ratio by CPU time, not on the rates.")
 
 
-def told(console: Console, met: bool, aim: str) -> None:
-    console.print(f"[{'green' if met else 'red'}]{'met   ' if met else 'MISSED'}[/] {aim}")
+def report(console: Console, met: bool, target: str) -> None:
+    console.print(f"[{'green' if met else 'red'}]{'met   ' if met else 'MISSED'}[/] {target}")
 
 
 async def everything(
     home: Path,
-    say: Progress,
+    progress: Progress,
     *,
     connections: Sequence[int] = (32, 256),
     seconds: float = 4,
     rounds: int = 3,
     requests: int = 100_000,
-) -> Found:
-    async with running(home, max(*connections, 32), say) as (bench, stack, pids):
+) -> Results:
+    async with running(home, max(*connections, 32), progress) as (bench, stack, pids):
         runs: list[Run] = []
         chance = random.Random(1)  # noqa: S311
         cases = [
@@ -358,11 +365,11 @@ async def everything(
             for case in chance.sample(cases, len(cases)):
                 runs.append(await measure(bench, pids, case, seconds))
                 rate = f"{runs[-1].per_second:6.0f}/s"
-                say(f"round {number}  {case.call:<4} {case.against:<10} {case.connections:>4} connections {rate}")
+                progress(f"round {number}  {case.call:<4} {case.against:<10} {case.connections:>4} connections {rate}")
         runs.sort(key=lambda run: cases.index(run.case))
         async with connect(stack.cluster.kubeconfig) as admin:
-            asked = await logins(bench, stack, admin, _LOGINS)
-        return Found(runs, asked, await memory(bench, pids, requests, say) if requests else [], requests)
+            reviews_sent = await reviews_of(bench, stack, admin, _REVIEWED_REQUESTS)
+        return Results(runs, reviews_sent, await memory(bench, pids, requests, progress) if requests else [], requests)
 
 
 async def serve_bare_route(port: int) -> None:
@@ -381,8 +388,10 @@ async def serve_bare_route(port: int) -> None:
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--connections", multiple=True, type=click.IntRange(1), default=(32, 256), help="May be repeated.")
 @click.option("--seconds", type=click.FloatRange(0.5), default=4, help="For each measurement.")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; medians are told.")
-@click.option("--requests", type=int, default=100_000, help="After how many the memory is looked at; 0: not at all.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; the output has medians."
+)
+@click.option("--requests", type=int, default=100_000, help="Requests of the memory measurement; 0: skip it.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write every run to this file.")
 @click.option(_BARE, "bare_port", type=int, hidden=True)
 def main(
@@ -393,18 +402,18 @@ def main(
     path: Path | None,
     bare_port: int | None,
 ) -> None:
-    """How fast is the REST API, next to a bare aiohttp route and to the bare Kubernetes calls that it needs?"""
+    """Measure the REST API, compared with a bare aiohttp route and with the Kubernetes calls that it needs."""
     if bare_port:
         uvloop.run(serve_bare_route(bare_port))
         return
     with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as home:
-        say = Narrator(sys.stderr)
-        found = uvloop.run(
-            everything(Path(home), say, connections=connections, seconds=seconds, rounds=rounds, requests=requests)
+        progress = Narrator(sys.stderr)
+        results = uvloop.run(
+            everything(Path(home), progress, connections=connections, seconds=seconds, rounds=rounds, requests=requests)
         )
-    show(Console(width=140), found)
+    show(Console(width=140), results)
     if path:
-        path.write_text(json.dumps(asdict(found), indent=1) + "\n")
+        path.write_text(json.dumps(asdict(results), indent=1) + "\n")
 
 
 if __name__ == "__main__":

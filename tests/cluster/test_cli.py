@@ -1,4 +1,4 @@
-"""`kubectl sms` against a real API server: the key the operator published, and what goes wrong on the way to it."""
+"""`kubectl sms` against a real API server: the published key, and the errors on the way to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PUBLISHED = f"/api/v1/namespaces/{OPERATOR}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
 
 @pytest.fixture(scope="module")
 def keyring(installed: Stack) -> Keyring:
-    """As the operator makes it at its first start, under the operator's own rights."""
+    """The keyring that the operator creates at its first start, with the operator's own rights."""
 
     async def first_start() -> Keyring:
         async with await KubeClient.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
@@ -38,8 +38,8 @@ def keyring(installed: Stack) -> Keyring:
 
 
 @pytest.fixture(autouse=True)
-def _as_anybody(installed: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shim's account stands for all who are logged in: nothing of its own lets it read ConfigMaps."""
+def _as_an_unprivileged_user(installed: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as the shim's ServiceAccount: it has no right of its own to read ConfigMaps, only the shared one."""
     monkeypatch.setenv("KUBECONFIG", str(installed.home / "sms-api-shim.kubeconfig"))
 
 
@@ -51,7 +51,7 @@ def seal(*options: str) -> Result:
     return run("seal", INSTANCE, "--account-sid", ACCOUNT_SID, *options)
 
 
-def refusal(result: Result) -> str:
+def error_of(result: Result) -> str:
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -72,20 +72,20 @@ def kubeconfig(stack: Stack, path: Path, **changes: str) -> Path:
     return write_kubeconfig(path, **{**known, **changes})
 
 
-def test_where_no_operator_has_started_it_says_so(installed: Stack) -> None:
-    said = refusal(seal("--kubeconfig", str(installed.cluster.kubeconfig), "--operator-namespace", "default"))
-    assert f"{installed.cluster.url} has no ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in said
-    assert "has it started once?" in said
-    assert "in another namespace: --operator-namespace" in said
+def test_missing_public_key_is_explained(installed: Stack) -> None:
+    message = error_of(seal("--kubeconfig", str(installed.cluster.kubeconfig), "--operator-namespace", "default"))
+    assert f"{installed.cluster.url} has no ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in message
+    assert "has it started once?" in message
+    assert "in another namespace, name it with --operator-namespace" in message
 
 
-def test_anybody_who_is_logged_in_can_seal(keyring: Keyring) -> None:
+def test_any_authenticated_user_can_seal(keyring: Keyring) -> None:
     result = seal()
     assert result.exit_code == 0, result.stderr
     assert opened(keyring, result.stdout.removesuffix("\n")) == TOKEN
 
 
-def test_the_public_key_seals_offline(keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_public_key_seals_offline(keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = run("public-key")
     assert printed.stdout == f"{keyring.current.public.encoded}\n"
     assert printed.stderr == ""
@@ -95,7 +95,7 @@ def test_the_public_key_seals_offline(keyring: Keyring, tmp_path: Path, monkeypa
     assert opened(keyring, seal("--public-key", str(file), "-n", CHANNELS).stdout.strip()) == TOKEN
 
 
-def test_the_manifest_is_accepted(installed: Stack, keyring: Keyring) -> None:
+def test_printed_manifest_is_accepted(installed: Stack, keyring: Keyring) -> None:
     written = seal("--phone-number", PHONE_NUMBER).stdout
     path = channels_path(CHANNELS, INSTANCE)
     strict = {"dryRun": "All", "fieldValidation": "Strict", "fieldManager": "test"}
@@ -106,7 +106,7 @@ def test_the_manifest_is_accepted(installed: Stack, keyring: Keyring) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
-def test_kubectl_finds_it_and_applies_what_it_writes(installed: Stack, keyring: Keyring) -> None:
+def test_kubectl_runs_the_plugin_and_applies_its_output(installed: Stack, keyring: Keyring) -> None:
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs}
     command = ["kubectl", "sms", "seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--phone-number", PHONE_NUMBER]
@@ -118,38 +118,38 @@ def test_kubectl_finds_it_and_applies_what_it_writes(installed: Stack, keyring: 
     assert created == f"smschannel.channels.hydracore.io/{INSTANCE}\n"
 
 
-def test_without_the_right_it_names_the_role(installed: Stack, keyring: Keyring) -> None:
-    said = refusal(seal("--operator-namespace", "default"))
-    assert f"does not let you read ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in said
-    assert "sms-sealing-key-reader" in said
-    assert "Without a cluster: --public-key FILE" in said
+def test_missing_right_names_the_role(installed: Stack, keyring: Keyring) -> None:
+    message = error_of(seal("--operator-namespace", "default"))
+    assert f"does not let you read ConfigMap default/{PUBLIC_KEY_CONFIGMAP}" in message
+    assert "sms-sealing-key-reader" in message
+    assert "Without a cluster: --public-key FILE" in message
 
 
-def test_with_a_stale_login_it_says_to_log_in(installed: Stack, tmp_path: Path) -> None:
+def test_rejected_credentials_are_explained(installed: Stack, tmp_path: Path) -> None:
     stale = kubeconfig(installed, tmp_path / "stale")
-    assert "does not know you: log in again" in refusal(seal("--kubeconfig", str(stale)))
+    assert "does not accept your credentials: log in again" in error_of(seal("--kubeconfig", str(stale)))
 
 
-def test_a_cluster_that_is_away_is_named(installed: Stack, tmp_path: Path) -> None:
+def test_unreachable_cluster_is_named(installed: Stack, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{free_port()}"
     away = kubeconfig(installed, tmp_path / "away", url=url)
-    said = refusal(seal("--kubeconfig", str(away)))
-    assert f"The cluster at {url} cannot be reached" in said
-    assert "the right --context?" in said
+    message = error_of(seal("--kubeconfig", str(away)))
+    assert f"The cluster at {url} cannot be reached" in message
+    assert "is this the right --context?" in message
 
 
-def test_a_kubeconfig_with_a_damaged_certificate_is_told(installed: Stack, tmp_path: Path) -> None:
+def test_damaged_certificate_in_kubeconfig_is_reported(installed: Stack, tmp_path: Path) -> None:
     broken = kubeconfig(installed, tmp_path / "broken", ca_data="AAAA")
-    assert "The kubeconfig cannot be used" in refusal(seal("--kubeconfig", str(broken)))
+    assert "The kubeconfig cannot be used" in error_of(seal("--kubeconfig", str(broken)))
 
 
-def test_a_damaged_public_key_is_told(installed: Stack, keyring: Keyring) -> None:
+def test_damaged_public_key_is_reported(installed: Stack, keyring: Keyring) -> None:
     content = {"data": {PUBLIC_KEY: "AAAA"}}
     asyncio.run(as_admin(installed, "PATCH", PUBLISHED, content, content_type=MERGE_PATCH))
     try:
-        said = refusal(seal())
+        message = error_of(seal())
     finally:
         content = {"data": {PUBLIC_KEY: keyring.current.public.encoded}}
         asyncio.run(as_admin(installed, "PATCH", PUBLISHED, content, content_type=MERGE_PATCH))
-    assert f"ConfigMap {OPERATOR}/{PUBLIC_KEY_CONFIGMAP} holds no public key" in said
-    assert "when it is restarted" in said
+    assert f"ConfigMap {OPERATOR}/{PUBLIC_KEY_CONFIGMAP} has no valid public key" in message
+    assert "Restart the operator" in message

@@ -1,6 +1,6 @@
-"""`kubectl sms release` on the real API server: what is owed is paid or named, nothing waits for the operator any more.
+"""`kubectl sms detach` on the real API server: afterwards nothing waits for the operator any more.
 
-These tests have a stack of their own, in which the operator runs only to configure channels.
+These tests have a stack of their own, in which the operator runs only while it configures channels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,18 @@ from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
 from smschannel.api.resource import FINALIZER
 from smschannel.cli import detach
 from smschannel.cli.main import cli
-from tests.cluster.steps import name_of, patch, take_finalizers_off
-from tests.cluster.test_cli_plan import section
+from tests.cluster.steps import (
+    DEMO_WEBHOOK,
+    TWILIO_DOWN,
+    damage_record,
+    name_of,
+    patch,
+    remove_finalizers,
+    seed_account,
+    webhook,
+)
 from tests.conftest import take_number
+from tests.documents import section
 
 PROGRAM = Path(sys.executable).with_name("kubectl-sms")
 
@@ -37,14 +46,14 @@ Configured = Callable[..., list[Any]]
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """API server and twin; no operator, and no shim."""
+    """API server and twin, without operator and shim."""
     stack = Stack(tmp_path_factory.mktemp("quiet"), Options(numbers=60))
     stack.fresh_numbers = itertools.count()  # type: ignore[attr-defined]
     try:
         stack.start_control_plane()
         stack.install()
         stack.start_twin()
-        with_operator(stack)  # its first start makes the keyring, which manifests are sealed for
+        with_operator(stack)  # its first start creates the keyring that manifests are sealed for
         yield stack
         assert stack.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
     finally:
@@ -53,13 +62,13 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(autouse=True)
 def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is left of a test: neither faults nor channels nor debts."""
+    """Use the administrator's kubeconfig; leave neither faults nor channels nor records of a test."""
     monkeypatch.setenv("KUBECONFIG", str(quiet.kubeconfig))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(detach, "_WATCHED", 1)
     yield
     quiet.twin_call("DELETE", "/faults")
-    done(release("--all", "--let-go", "--yes", "--kubeconfig", str(quiet.kubeconfig)))
+    done(run_detach("--all", "--orphan", "--yes", "--kubeconfig", str(quiet.kubeconfig)))
     for each in quiet.channels.get(namespace=CHANNELS).to_dict()["items"]:
         quiet.delete(each["metadata"]["name"])
     assert quiet.records() == []
@@ -67,7 +76,7 @@ def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def configured(quiet: Stack) -> Configured:
-    """Ready channels, each on a number of its own; the operator has stopped since."""
+    """Ready channels, each with a number of its own; the operator is stopped."""
 
     def make(count: int = 1, **spec: Any) -> list[Any]:
         manifests = [quiet.manifest(take_number(quiet), **spec) for _ in range(count)]
@@ -87,8 +96,8 @@ def with_operator(stack: Stack, *manifests: Any) -> None:
         stack.stop_process("operator")
 
 
-def release(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(cli, ["release", *arguments], input=stdin)
+def run_detach(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, ["detach", *arguments], input=stdin)
 
 
 def done(result: Result) -> str:
@@ -107,7 +116,7 @@ def number_of(manifest: Any) -> str:
 
 
 def url_at(stack: Stack, manifest: Any) -> str:
-    return str(stack.number(number_of(manifest))["sms_url"] or "")
+    return webhook(stack, number_of(manifest))
 
 
 def before(manifest: Any) -> str:
@@ -115,7 +124,7 @@ def before(manifest: Any) -> str:
 
 
 def ours(stack: Stack, manifest: Any) -> str:
-    return stack.options.webhook_url_template.replace("{instance_id}", name_of(manifest))
+    return stack.webhook_url(name_of(manifest))
 
 
 def finalizers(stack: Stack, manifest: Any) -> list[str]:
@@ -123,7 +132,7 @@ def finalizers(stack: Stack, manifest: Any) -> list[str]:
 
 
 def delete_crd(stack: Stack) -> None:
-    """Ends when it is gone with all its channels, or fails after a minute."""
+    """Delete the CRD and wait until it is gone with all its channels."""
     _delete(stack, yaml.safe_load((ROOT / "crds/smschannels.yaml").read_text()))
     stack.api.resources.invalidate_cache()
 
@@ -148,49 +157,49 @@ def crd_back(quiet: Stack) -> Iterator[None]:
     quiet.install()
 
 
-# Giving back
+# --restore
 
 
-def test_gives_back_what_the_numbers_pointed_at(quiet: Stack, configured: Configured, crd_back: None) -> None:
-    """To the letter: a fragment holds connection overrides, and a password stays in it without being shown."""
+def test_restore_writes_previous_webhooks_unchanged(quiet: Stack, configured: Configured, crd_back: None) -> None:
+    """With their fragments, which hold connection overrides, and their passwords, which are not shown."""
     found = "https://user:s3cret@before.example.com/sms?x=1#rc=2&rp=all"
     special = quiet.manifest(take_number(quiet))
     quiet.twin_call("PATCH", f"/numbers/{number_of(special)}", {"sms_url": found, "sms_method": "GET"})
     with_operator(quiet, special)
     plain = configured(3)
 
-    text = done(release("--all", "--give-back", "--yes"))
+    text = done(run_detach("--all", "--restore", "--yes"))
     number = quiet.number(number_of(special))
     assert (number["sms_url"], number["sms_method"]) == (found, "GET")
     assert [url_at(quiet, each) for each in plain] == [before(each) for each in plain]
     sid = number["sid"]
     assert (
-        f"{CHANNELS}/{name_of(special)}: gave back {number_of(special)} ({sid}): SmsUrl {ours(quiet, special)} ->"
+        f"{CHANNELS}/{name_of(special)}: restored {number_of(special)} ({sid}): SmsUrl {ours(quiet, special)} ->"
         " https://***@before.example.com/sms?x=1#rc=2&rp=all, SmsMethod POST -> GET\n"
     ) in text
     assert "s3cret" not in text
-    assert text.endswith("4 of 4 released.\n")
+    assert text.endswith("4 of 4 detached.\n")
     assert quiet.records() == []
     assert [finalizers(quiet, each) for each in [special, *plain]] == [[]] * 4
-    assert done(release("--all", "--give-back", "--yes")) == "Nothing to release.\n"
+    assert done(run_detach("--all", "--restore", "--yes")) == "Nothing to detach.\n"
     delete_crd(quiet)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_it_may_be_interrupted_and_repeated(quiet: Stack, configured: Configured, how: signal.Signals) -> None:
-    """At the worst moment, too: Twilio has the number back, and its answer is still on the way."""
+def test_restore_may_be_interrupted_and_repeated(quiet: Stack, configured: Configured, how: signal.Signals) -> None:
+    """Also after Twilio has restored the number and before its answer arrives."""
     manifests = configured(4)
     lost = quiet.number(number_of(manifests[0]))["sid"]
     hang = {"match": {"method": "POST", "path": lost}, "action": {"kind": "hang", "after": True}}
     quiet.twin_call("POST", "/faults", hang)
-    command = [str(PROGRAM), "release", "--all", "--give-back", "--yes"]
+    command = [str(PROGRAM), "detach", "--all", "--restore", "--yes"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
-        told = [process.stdout.readline() for _ in range(3)]
+        lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(how)
         rest = process.stdout.read() + process.stderr.read()
-    assert all("gave back" in line for line in told)
+    assert all("restored" in line for line in lines)
     assert name_of(manifests[0]) not in rest
     assert process.returncode == (1 if how is signal.SIGINT else -signal.SIGKILL)
     if how is signal.SIGINT:
@@ -200,187 +209,213 @@ def test_it_may_be_interrupted_and_repeated(quiet: Stack, configured: Configured
     assert finalizers(quiet, manifests[0]) == [FINALIZER]
 
     quiet.twin_call("DELETE", "/faults")
-    text = done(release("--all", "--give-back", "--yes"))
-    assert text.endswith("1 of 1 released.\n")
+    text = done(run_detach("--all", "--restore", "--yes"))
+    assert text.endswith("1 of 1 detached.\n")
     assert [url_at(quiet, each) for each in manifests] == [before(each) for each in manifests]
     assert quiet.records() == []
 
 
-def test_a_debt_that_twilio_refuses_is_kept_and_named(quiet: Stack, configured: Configured) -> None:
-    [account] = quiet.twin_call("POST", "/seed", {"accounts": 1, "numbers": 1, "first": "+61495000000"})["accounts"]
+def test_number_that_cannot_be_restored_keeps_its_record_and_is_named(quiet: Stack, configured: Configured) -> None:
+    account = seed_account(quiet, "+61495000000")
     [other] = configured(1)
     refused = quiet.manifest(account["phone_numbers"][0], account=account)
     with_operator(quiet, refused)
     quiet.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "suspended"})
 
-    result = release("--all", "--give-back", "--yes")
-    said = refusal(result)
+    result = run_detach("--all", "--restore", "--yes")
+    message = refusal(result)
     sid = quiet.number(number_of(refused))["sid"]
-    assert f"{CHANNELS}/{name_of(refused)}: NOT given back: {number_of(refused)} ({sid}): " in result.stdout
+    assert f"{CHANNELS}/{name_of(refused)}: NOT restored: {number_of(refused)} ({sid}): " in result.stdout
     assert "The Twilio account is suspended or closed" in result.stdout
-    assert f"1 of 2 released. Still owed: {CHANNELS}/{name_of(refused)}. Mend what is said above and repeat" in said
-    assert "--let-go" in said
-    assert url_at(quiet, other) == before(other), "one that cannot be paid keeps no other from being paid"
+    assert f"1 of 2 detached. Not restored: {CHANNELS}/{name_of(refused)}. Fix the causes above and repeat" in message
+    assert "--orphan" in message
+    assert url_at(quiet, other) == before(other), "the others are restored all the same"
     assert len(quiet.records()) == 1
     assert finalizers(quiet, refused) == [FINALIZER]
 
     quiet.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "active"})
-    assert done(release("--all", "--give-back", "--yes")).endswith("1 of 1 released.\n")
-    assert url_at(quiet, refused) == "https://demo.twilio.com/welcome/sms/reply"
+    assert done(run_detach("--all", "--restore", "--yes")).endswith("1 of 1 detached.\n")
+    assert url_at(quiet, refused) == DEMO_WEBHOOK
 
 
-def test_what_mends_by_itself_is_tried_again(quiet: Stack, configured: Configured) -> None:
-    """Too many requests at once are no reason to call the administrator again."""
+@pytest.mark.parametrize("after", [1, None], ids=["Retry-After", "no Retry-After"])
+def test_throttled_restore_is_retried(quiet: Stack, configured: Configured, after: int | None) -> None:
     manifests = configured(3)
-    busy = {"kind": "status", "status": 429, "code": 20429, "retry_after": 1}
+    busy = {"kind": "status", "status": 429, "code": 20429, "retry_after": after}
     quiet.twin_call("POST", "/faults", {"match": {"method": "POST", "count": 2}, "action": busy})
-    result = release("--all", "--give-back", "--yes")
-    assert "not released yet: again in 1 s." in result.stderr
-    assert done(result).endswith("3 of 3 released.\n")
-    assert "NOT given back" not in result.stdout, "it is told once, when it is known"
+    result = run_detach("--all", "--restore", "--yes")
+    assert "not detached yet, retrying in 1 s." in result.stderr
+    assert done(result).endswith("3 of 3 detached.\n")
+    assert "NOT restored" not in result.stdout, "each result is printed once, when it is final"
     assert [url_at(quiet, each) for each in manifests] == [before(each) for each in manifests]
 
 
-def test_while_twilio_is_down_everything_is_kept(quiet: Stack, configured: Configured) -> None:
+def test_restore_ends_during_an_outage_and_keeps_all_records(quiet: Stack, configured: Configured) -> None:
     manifests = configured(2)
-    quiet.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
-    result = release("--all", "--give-back", "--yes")
-    assert "0 of 2 released. Still owed" in refusal(result)
-    assert result.stdout.count("Twilio answers HTTP 503") == 2, "and it is not asked for ever"
+    quiet.twin_call("POST", "/faults", TWILIO_DOWN)
+    result = run_detach("--all", "--restore", "--yes")
+    assert "0 of 2 detached. Not restored" in refusal(result)
+    assert result.stdout.count("Twilio answers HTTP 503") == 2, "and it gives up"
     assert len(quiet.records()) == 2
     assert [finalizers(quiet, each) for each in manifests] == [[FINALIZER]] * 2
 
 
-def test_nothing_is_written_off_for_being_owed_long(
+def test_restore_writes_nothing_off_after_the_deadline(
     quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator gives up what is owed for too long; who runs the command decides that for themselves."""
+    """The operator gives up after its deadline; here the administrator decides."""
     [manifest] = configured()
-    take_finalizers_off(quiet, name_of(manifest))
+    remove_finalizers(quiet, name_of(manifest))
     quiet.delete(name_of(manifest))
     monkeypatch.setenv("SMSCHANNEL_RESTORE_DEADLINE_SECONDS", "0")
-    quiet.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
-    for _ in range(2):  # the first of them notes since when it is owed
-        assert "0 of 1 released. Still owed" in refusal(release("--all", "--give-back", "--yes"))
+    quiet.twin_call("POST", "/faults", TWILIO_DOWN)
+    for _ in range(2):  # the first one records since when it is to be restored
+        assert "0 of 1 detached. Not restored" in refusal(run_detach("--all", "--restore", "--yes"))
     assert len(quiet.records()) == 1
     quiet.twin_call("DELETE", "/faults")
-    done(release("--all", "--give-back", "--yes"))
+    done(run_detach("--all", "--restore", "--yes"))
     assert url_at(quiet, manifest) == before(manifest)
 
 
-def test_a_policy_edited_after_the_operator_stopped_is_honoured(quiet: Stack, configured: Configured) -> None:
+def test_policy_edited_after_the_operator_stopped_counts(quiet: Stack, configured: Configured) -> None:
     [manifest] = configured()
     patch(quiet, name_of(manifest), {"spec": {"deletionPolicy": "Retain"}})
-    text = done(release("--all", "--give-back", "--yes"))
+    text = done(run_detach("--all", "--restore", "--yes"))
     assert "is left as it is: the deletion policy is Retain" in text
     assert url_at(quiet, manifest) == ours(quiet, manifest)
 
 
-def test_what_somebody_pointed_elsewhere_is_left_alone(quiet: Stack, configured: Configured) -> None:
+def test_webhook_set_by_somebody_else_is_left_alone(quiet: Stack, configured: Configured) -> None:
     [manifest] = configured()
     theirs = "https://theirs.example.com/sms"
     quiet.twin_call("PATCH", f"/numbers/{number_of(manifest)}", {"sms_url": theirs})
-    text = done(release("--all", "--give-back", "--yes"))
+    text = done(run_detach("--all", "--restore", "--yes"))
     assert f"is left as it is: somebody pointed it elsewhere since, at {theirs}" in text
     assert url_at(quiet, manifest) == theirs
 
 
-def test_only_the_named_instances_are_released(quiet: Stack, configured: Configured) -> None:
+def test_only_named_instances_are_detached(quiet: Stack, configured: Configured) -> None:
     one, other = configured(2)
     unknown = str(uuid.uuid4())
-    text = done(release(name_of(one), unknown, "--give-back", "--yes"))
-    assert f"{unknown}: nothing to release in {CHANNELS}\n" in text
-    assert text.endswith("1 of 1 released.\n")
+    text = done(run_detach(name_of(one), unknown, "--restore", "--yes"))
+    assert f"{unknown}: nothing to detach in {CHANNELS}\n" in text
+    assert text.endswith("1 of 1 detached.\n")
     assert url_at(quiet, one) == before(one)
     assert url_at(quiet, other) == ours(quiet, other)
     assert finalizers(quiet, other) == [FINALIZER]
 
 
-def test_a_channel_whose_number_was_never_taken_is_freed_too(quiet: Stack, configured: Configured) -> None:
-    """The admission policy gives the finalizer to each new channel, also while no operator runs."""
+def test_channel_without_a_record_loses_its_finalizer_too(quiet: Stack, configured: Configured) -> None:
+    """The admission policy adds the finalizer to new channels also while no operator runs."""
     manifest = quiet.manifest(take_number(quiet))
     quiet.apply(manifest)
     assert finalizers(quiet, manifest) == [FINALIZER]
-    assert f"{name_of(manifest)}: no number was taken" in done(release("--all", "--give-back", "--yes"))
+    assert f"{name_of(manifest)}: no number was taken" in done(run_detach("--all", "--restore", "--yes"))
     assert finalizers(quiet, manifest) == []
 
 
-def test_a_channel_that_todays_rules_refuse_is_released_too(
+def test_channel_that_the_current_rules_refuse_is_restored_too(
     quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was made before the rules were; its record says all that is needed."""
+    """It is older than the rules; its records have all that is needed."""
     [manifest] = configured()
-    monkeypatch.setattr(detach, "_model", lambda body: None)
-    done(release("--all", "--give-back", "--yes"))
+    monkeypatch.setattr(detach, "_as_deleted", lambda body: None)
+    done(run_detach("--all", "--restore", "--yes"))
     assert url_at(quiet, manifest) == before(manifest)
     assert finalizers(quiet, manifest) == []
 
 
-def test_records_without_channels_are_found_also_without_the_crd(
+def test_records_of_deleted_channels_are_found_without_the_crd(
     quiet: Stack, configured: Configured, crd_back: None
 ) -> None:
     manifests = configured(2)
     for each in manifests:
-        take_finalizers_off(quiet, name_of(each))
+        remove_finalizers(quiet, name_of(each))
     delete_crd(quiet)
     assert len(quiet.records()) == 2
-    looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
-    assert "knows no SmsChannels: is the CRD installed? kubectl apply -f crds/" in refusal(looked)
-    assert release("--all", "--give-back", stdin="n\n").stderr.startswith(
-        "0 channels, and 2 records whose channel is gone."
+    planned = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
+    assert "has no kind SmsChannel: is the CRD installed? kubectl apply -f crds/" in refusal(planned)
+    assert run_detach("--all", "--restore", stdin="n\n").stderr.startswith(
+        "0 channels and the records of 2 deleted channels."
     )
-    assert done(release("--all", "--give-back", "--yes")).endswith("2 of 2 released.\n")
+    assert done(run_detach("--all", "--restore", "--yes")).endswith("2 of 2 detached.\n")
     assert [url_at(quiet, each) for each in manifests] == [before(each) for each in manifests]
 
 
-def test_a_record_that_cannot_be_opened_is_never_dropped_for_it(quiet: Stack, configured: Configured) -> None:
+def test_unreadable_record_is_kept_by_restore_and_deleted_by_orphan(quiet: Stack, configured: Configured) -> None:
     [manifest] = configured()
-    core = client.CoreV1Api(quiet.api.client)
     [uid] = quiet.records()
-    body = {"data": {"record": "AAAA"}}
-    core.patch_namespaced_secret(uid, OPERATOR, body)
-    result = release("--all", "--give-back", "--yes")
-    assert "NOT given back: The number is not given back yet: the record is of no known version" in result.stdout
-    assert "0 of 1 released. Still owed" in refusal(result)
+    damage_record(quiet, number_of(manifest))
+    result = run_detach("--all", "--restore", "--yes")
+    sid = quiet.number(number_of(manifest))["sid"]
+    assert f"NOT restored: {number_of(manifest)} ({sid}): the record has an unknown version" in result.stdout
+    assert "0 of 1 detached. Not restored" in refusal(result)
     assert quiet.records() == [uid]
     assert finalizers(quiet, manifest) == [FINALIZER]
-    assert "the record is of no known version" in done(release("--all", "--let-go", "--yes"))
+    assert "the record has an unknown version" in done(run_detach("--all", "--orphan", "--yes"))
     assert quiet.records() == []
 
 
-# Letting go
+def test_number_of_an_earlier_channel_that_cannot_be_restored_is_named_with_its_own_reason(
+    quiet: Stack, configured: Configured
+) -> None:
+    account = seed_account(quiet, "+61495100000")
+    former = quiet.manifest(account["phone_numbers"][0], account=account)
+    with_operator(quiet, former)
+    remove_finalizers(quiet, name_of(former))
+    quiet.delete(name_of(former))
+    quiet.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "suspended"})
+    quiet.apply(quiet.manifest(take_number(quiet), name=name_of(former)))
+    result = run_detach("--all", "--restore", "--yes")
+    sid = quiet.number(number_of(former))["sid"]
+    assert f"NOT restored: {number_of(former)} ({sid}): The Twilio account is suspended or closed" in result.stdout
+    assert "0 of 1 detached. Not restored" in refusal(result)
 
 
-def test_letting_go_needs_no_twilio(quiet: Stack, configured: Configured, crd_back: None) -> None:
+def test_record_with_damaged_metadata_is_named(quiet: Stack, configured: Configured) -> None:
+    [manifest] = configured()
+    name = quiet.record_name(number_of(manifest))
+    client.CoreV1Api(quiet.api.client).patch_namespaced_secret(name, OPERATOR, {"metadata": {"annotations": None}})
+    result = run_detach("--all", "--restore", "--yes")
+    assert "records without a channel: NOT restored" in result.stdout
+    assert f"the metadata of its record is damaged: restore Secret {name} from its backup" in result.stdout
+    assert "1 of 2 detached. Not restored" in refusal(result)
+    assert url_at(quiet, manifest) == ours(quiet, manifest)
+
+
+# --orphan
+
+
+def test_orphan_needs_no_twilio(quiet: Stack, configured: Configured, crd_back: None) -> None:
     manifests = configured(2)
     quiet.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "reset"}})
     quiet.twin_call("DELETE", "/journal")
-    text = done(release("--all", "--let-go", "--yes"))
+    text = done(run_detach("--all", "--orphan", "--yes"))
     for each in manifests:
         sid = quiet.number(number_of(each))["sid"]
-        assert f"{name_of(each)}: let go of {number_of(each)} ({sid}), which pointed at {before(each)} before" in text
-    assert quiet.twin_call("GET", "/journal")["entries"] == [], "Twilio is not even asked"
+        assert f"{name_of(each)}: orphaned {number_of(each)} ({sid}), which pointed at {before(each)} before" in text
+    assert quiet.twin_call("GET", "/journal")["entries"] == [], "Twilio is not called"
     assert [url_at(quiet, each) for each in manifests] == [ours(quiet, each) for each in manifests]
     assert quiet.records() == []
     delete_crd(quiet)
 
 
-def test_letting_go_needs_no_keyring(quiet: Stack, configured: Configured, crd_back: None) -> None:
+def test_orphan_needs_no_keyring(quiet: Stack, configured: Configured, crd_back: None) -> None:
     manifests = configured(2)
     core = client.CoreV1Api(quiet.api.client)
     keyring = core.read_namespaced_secret("smschannel-keyring", OPERATOR)
     core.delete_namespaced_secret("smschannel-keyring", OPERATOR)
     try:
-        said = refusal(release("--all", "--give-back", "--yes"))
-        assert f"there is no Secret {OPERATOR}/smschannel-keyring" in said
-        assert "restore it from its backup; or --let-go" in said
+        message = refusal(run_detach("--all", "--restore", "--yes"))
+        assert f"there is no Secret {OPERATOR}/smschannel-keyring" in message
+        assert "restore it from its backup; or --orphan" in message
         assert len(quiet.records()) == 2
-        looked = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
-        assert f"there is no Secret {OPERATOR}/smschannel-keyring: it was lost, or no operator" in refusal(looked)
+        planned = CliRunner().invoke(cli, ["plan", name_of(manifests[0])])
+        assert f"there is no Secret {OPERATOR}/smschannel-keyring: it was lost, or no operator" in refusal(planned)
 
-        result = release("--all", "--let-go", "--yes")
-        assert done(result).endswith("2 of 2 released.\n")
-        assert "What the numbers pointed at before cannot be told." in result.stderr
+        result = run_detach("--all", "--orphan", "--yes")
+        assert done(result).endswith("2 of 2 detached.\n")
+        assert "What the numbers pointed at before cannot be shown." in result.stderr
         assert quiet.records() == []
         assert [finalizers(quiet, each) for each in manifests] == [[], []]
         delete_crd(quiet)
@@ -390,23 +425,23 @@ def test_letting_go_needs_no_keyring(quiet: Stack, configured: Configured, crd_b
         core.create_namespaced_secret(OPERATOR, keyring)
 
 
-# Before anything is done
+# Questions and checks
 
 
-def test_it_asks_with_a_count(quiet: Stack, configured: Configured) -> None:
+def test_question_counts_what_is_detached(quiet: Stack, configured: Configured) -> None:
     manifests = configured(2)
-    asked = release("--all", "--give-back", stdin="n\n")
+    asked = run_detach("--all", "--restore", stdin="n\n")
     assert asked.exit_code == 1
-    assert "2 channels, and 0 records whose channel is gone. Their numbers are given back as their" in asked.stderr
+    assert "2 channels. Their numbers are restored as their" in asked.stderr
     assert asked.stdout == ""
-    assert release("--all", "--let-go").exit_code == 1, "nobody is there to say yes"
+    assert run_detach("--all", "--orphan").exit_code == 1, "there is no terminal to answer it"
     assert len(quiet.records()) == 2
     assert [url_at(quiet, each) for each in manifests] == [ours(quiet, each) for each in manifests]
-    assert done(release("--all", "--give-back", stdin="y\n")).endswith("2 of 2 released.\n")
+    assert done(run_detach("--all", "--restore", stdin="y\n")).endswith("2 of 2 detached.\n")
 
 
-def test_while_the_operator_runs_it_refuses(quiet: Stack, configured: Configured) -> None:
-    """Nothing runs in pods here; what counts is what the API server holds."""
+def test_running_operator_is_refused(quiet: Stack, configured: Configured) -> None:
+    """By the Pods and the Deployment that the API server has; nothing runs in pods here."""
     [manifest] = configured()
     deployment = deployment_of("sms-channel-operator")
     pod = {
@@ -418,72 +453,74 @@ def test_while_the_operator_runs_it_refuses(quiet: Stack, configured: Configured
     apps, core = client.AppsV1Api(quiet.api.client), client.CoreV1Api(quiet.api.client)
     quiet.apply(deployment, pod)
     try:
-        said = refusal(release("--all", "--let-go", "--yes"))
-        assert "pod/sms-channel-operator-x, deployment/sms-channel-operator in namespace sms-operator" in said
-        assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator --replicas=0" in said
+        message = refusal(run_detach("--all", "--orphan", "--yes"))
+        assert "pod/sms-channel-operator-x, deployment/sms-channel-operator in namespace sms-operator" in message
+        assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator --replicas=0" in message
 
         apps.patch_namespaced_deployment_scale("sms-channel-operator", OPERATOR, {"spec": {"replicas": 0}})
-        assert ": pod/sms-channel-operator-x in namespace" in refusal(release("--all", "--let-go", "--yes"))
+        assert ": pod/sms-channel-operator-x in namespace" in refusal(run_detach("--all", "--orphan", "--yes"))
         assert finalizers(quiet, manifest) == [FINALIZER]
-        assert done(release("--all", "--let-go", "--yes", "--force")).endswith("1 of 1 released.\n")
+        assert done(run_detach("--all", "--orphan", "--yes", "--force")).endswith("1 of 1 detached.\n")
 
         core.patch_namespaced_pod_status("sms-channel-operator-x", OPERATOR, {"status": {"phase": "Succeeded"}})
-        assert done(release("--all", "--let-go", "--yes")) == "Nothing to release.\n"
+        assert done(run_detach("--all", "--orphan", "--yes")) == "Nothing to detach.\n"
     finally:
         apps.delete_namespaced_deployment("sms-channel-operator", OPERATOR)
         core.delete_namespaced_pod("sms-channel-operator-x", OPERATOR, grace_period_seconds=0)
 
 
-@pytest.mark.parametrize("way", ["--give-back", "--let-go"])
-def test_an_operator_that_nobody_knew_of_shows_itself(
+@pytest.mark.parametrize("way", ["--restore", "--orphan"])
+def test_operator_outside_of_the_cluster_is_noticed(
     quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """It runs outside of the cluster, say: no Pod tells of it, but it takes back what it is deprived of."""
+    """There is no Pod of it, but it adds the finalizer again."""
     configured(2)
     quiet.start_operator()
     try:
         with monkeypatch.context() as patient:
             patient.setattr(detach, "_WATCHED", 30)
-            said = refusal(release("--all", way, "--yes"))
+            message = refusal(run_detach("--all", way, "--yes"))
     finally:
         quiet.stop_process("operator")
-    assert f"An operator is at work: it has taken {CHANNELS}/" in said
-    assert "Stop it and repeat." in said
+    assert f"An operator is running: it has configured {CHANNELS}/" in message
+    assert "Stop it and repeat." in message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
-        pytest.param(["--give-back"], "name the INSTANCEs, or say --all", id="neither instances nor all"),
-        pytest.param([str(uuid.UUID(int=0)), "--all", "--let-go"], "name the INSTANCEs, or", id="both"),
-        pytest.param(["--all"], "say --give-back", id="neither way"),
-        pytest.param(["--all", "--give-back", "--let-go"], "say --give-back", id="both ways"),
+        pytest.param(["--restore"], "name the INSTANCEs, or use --all", id="neither instances nor all"),
+        pytest.param([str(uuid.UUID(int=0)), "--all", "--orphan"], "name the INSTANCEs, or", id="both"),
+        pytest.param(["--all"], "use --restore", id="neither way"),
+        pytest.param(["--all", "--restore", "--orphan"], "use --restore", id="both ways"),
     ],
 )
-def test_it_must_be_said_what_and_how(arguments: list[str], says: str) -> None:
-    result = release(*arguments)
+def test_arguments_must_name_channels_and_a_way(arguments: list[str], expected: str) -> None:
+    result = run_detach(*arguments)
     assert result.exit_code == 2
-    assert says in result.stderr
+    assert expected in result.stderr
 
 
-def test_without_the_rights_it_says_which(quiet: Stack) -> None:
-    said = refusal(release("--all", "--give-back", "--kubeconfig", str(quiet.home / "sms-channel-operator.kubeconfig")))
-    assert 'cannot list resource "pods" in API group ""' in said
-    assert "needs the rights of an administrator" in said
+def test_missing_right_is_named(quiet: Stack) -> None:
+    message = refusal(
+        run_detach("--all", "--restore", "--kubeconfig", str(quiet.home / "sms-channel-operator.kubeconfig"))
+    )
+    assert 'cannot list resource "pods" in API group ""' in message
+    assert "needs the rights of an administrator" in message
 
 
-def test_help_says_what_to_stop_first() -> None:
-    shown = done(release("-h"))
+def test_help_names_the_command_that_stops_the_operator() -> None:
+    shown = done(run_detach("-h"))
     assert "kubectl -n sms-operator scale deployment sms-channel-operator --replicas=0" in shown
-    assert os.linesep + "  --let-go" in shown
+    assert os.linesep + "  --orphan" in shown
 
 
-def test_the_readmes_way_to_uninstall_leaves_nothing(quiet: Stack, configured: Configured) -> None:
-    """Each command as printed, in its order; kubectl itself need not be installed."""
+def test_documented_uninstall_commands_leave_nothing(quiet: Stack, configured: Configured) -> None:
+    """Each command as printed, in their order; kubectl itself need not be installed."""
     [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
     manifests = configured(3)
     quiet.apply(deployment_of("sms-channel-operator"), deployment_of("sms-api-shim"))
-    assert "is not stopped" in refusal(release("--all", "--give-back"))
+    assert "The operator is running" in refusal(run_detach("--all", "--restore"))
     try:
         for line in commands.splitlines():
             _kubectl(quiet, line)
@@ -497,11 +534,11 @@ def test_the_readmes_way_to_uninstall_leaves_nothing(quiet: Stack, configured: C
 
 
 def _kubectl(stack: Stack, line: str) -> None:
-    """What kubectl does for the few commands of the section; a deletion ends when all is gone."""
+    """Do what kubectl does for the commands of that section; a deletion waits until all is gone."""
     words = shlex.split(line)
     match words:
-        case ["kubectl", "sms", "release", *arguments]:
-            assert "3 of 3 released." in done(release(*arguments, stdin="y\n"))
+        case ["kubectl", "sms", "detach", *arguments]:
+            assert "3 of 3 detached." in done(run_detach(*arguments, stdin="y\n"))
         case ["kubectl", "-n", namespace, "scale", "deployment", *names, "--replicas=0"]:
             for name in names:
                 apps = client.AppsV1Api(stack.api.client)
@@ -511,11 +548,11 @@ def _kubectl(stack: Stack, line: str) -> None:
             files = itertools.chain.from_iterable(sorted(p.glob("*.yaml")) if p.is_dir() else [p] for p in paths)
             _delete(stack, *(each for file in files for each in yaml.safe_load_all(file.read_text())))
         case _:
-            pytest.fail(f"not understood: {line}")
+            pytest.fail(f"unknown command: {line}")
 
 
 def _delete(stack: Stack, *manifests: Any) -> None:
-    """Ends when all of them are gone, or fails."""
+    """Delete objects and wait until all of them are gone."""
     waits = []
     for manifest in manifests:
         kind = stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])

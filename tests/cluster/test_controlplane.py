@@ -1,4 +1,4 @@
-"""The local control plane behaves like a cluster, and starts, stops and comes back as it promises."""
+"""The local control plane: it behaves like a cluster, keeps its data across restarts and says why it cannot start."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ Object = dict[str, Any]
 
 
 class Api:
-    """The API server, asked over plain HTTP."""
+    """A client of the API server without any library of Kubernetes."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -50,7 +50,7 @@ class Api:
             assert answer.status == 200, await answer.text()
 
     async def watch(self, path: str, obj: Object) -> AsyncIterator[Object]:
-        """What happens to one object after the version given."""
+        """Watch one object from the version given on."""
         version, name = obj["metadata"]["resourceVersion"], obj["metadata"]["name"]
         query = {"watch": "1", "resourceVersion": version, "fieldSelector": f"metadata.name={name}"}
         async with self._session.get(path, params=query) as answer:
@@ -102,7 +102,7 @@ def established(event: Object) -> bool:
     return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
 
 
-async def test_an_owned_secret_is_collected_after_its_owner(cluster: Cluster) -> None:
+async def test_owned_secret_is_collected_after_its_owner(cluster: Cluster) -> None:
     """The owner is of a kind that did not exist when the garbage collector started."""
     crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     widgets = "/apis/test.example/v1/namespaces/default/widgets"
@@ -124,7 +124,7 @@ async def test_an_owned_secret_is_collected_after_its_owner(cluster: Cluster) ->
         await api.until(SECRETS, owned, deleted)
 
 
-async def test_a_namespace_is_deleted_with_what_is_in_it(cluster: Cluster) -> None:
+async def test_namespace_is_deleted_with_its_objects(cluster: Cluster) -> None:
     async with connect(cluster) as api:
         doomed = await api.create("/api/v1/namespaces", named("doomed"))
         await api.create("/api/v1/namespaces/doomed/secrets", named("content"))
@@ -132,7 +132,7 @@ async def test_a_namespace_is_deleted_with_what_is_in_it(cluster: Cluster) -> No
         await api.until("/api/v1/namespaces", doomed, deleted)
 
 
-async def test_a_token_is_good_for_its_audience_only(cluster: Cluster, tmp_path: Path) -> None:
+async def test_token_is_valid_for_its_audience_only(cluster: Cluster, tmp_path: Path) -> None:
     async with connect(cluster) as api:
         await api.create(ACCOUNTS, named("client"))
         request = {"spec": {"audiences": ["sms-shim"]}}
@@ -147,10 +147,10 @@ async def test_a_token_is_good_for_its_audience_only(cluster: Cluster, tmp_path:
         assert accepted["authenticated"]
         assert accepted["audiences"] == ["sms-shim"]
         assert accepted["user"]["username"] == "system:serviceaccount:default:client"
-        assert "authenticated" not in await review("somebody-else")
+        assert "authenticated" not in await review("another-audience")
 
 
-async def test_a_written_kubeconfig_is_private_and_names_its_user(cluster: Cluster, tmp_path: Path) -> None:
+async def test_kubeconfig_is_private_and_logs_in_as_its_user(cluster: Cluster, tmp_path: Path) -> None:
     async with connect(cluster) as api:
         await api.create(ACCOUNTS, named("worker"))
         token = (await api.create(f"{ACCOUNTS}/worker/token", {}))["status"]["token"]
@@ -165,7 +165,7 @@ async def test_a_written_kubeconfig_is_private_and_names_its_user(cluster: Clust
     assert review["status"]["userInfo"]["username"] == "system:serviceaccount:default:worker"
 
 
-async def test_stops_with_an_open_watch_and_comes_back_with_its_data(binary: Path, tmp_path: Path) -> None:
+async def test_restart_keeps_the_data_although_a_watch_was_open(binary: Path, tmp_path: Path) -> None:
     plane = ControlPlane(binary, home=tmp_path / "home", log=tmp_path / "log")
     with plane as first:
         async with connect(first) as api:
@@ -196,13 +196,13 @@ async def test_stops_with_an_open_watch_and_comes_back_with_its_data(binary: Pat
     assert "written-last" in "".join(each.read_text("latin-1") for each in third.etcd_dir.rglob("*") if each.is_file())
 
 
-def test_a_second_one_on_the_same_home_is_refused(cluster: Cluster, binary: Path, tmp_path: Path) -> None:
+def test_second_control_plane_on_the_same_home_is_refused(cluster: Cluster, binary: Path, tmp_path: Path) -> None:
     second = ControlPlane(binary, home=cluster.kubeconfig.parent, log=tmp_path / "log")
     with pytest.raises(ControlPlaneError, match="another control plane runs on"):
         second.start()
 
 
-def test_a_port_that_is_taken_is_named(cluster: Cluster, binary: Path, tmp_path: Path) -> None:
+def test_port_in_use_is_named(cluster: Cluster, binary: Path, tmp_path: Path) -> None:
     port = int(cluster.url.rpartition(":")[2])
     with pytest.raises(ControlPlaneError, match=rf"127\.0\.0\.1:{port}: bind: address already in use"):
         ControlPlane(binary, home=tmp_path / "home", log=tmp_path / "log", port=port).start()

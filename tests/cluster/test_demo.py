@@ -1,4 +1,4 @@
-"""The demo's story holds: it checks every step itself, down to the search for tokens in the database."""
+"""The demo, which checks every step itself, down to the search for tokens in the database."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import psutil
 from deploy.local import demo
 
 
-def test_the_story_holds_and_leaves_nothing_running(tmp_path: Path) -> None:
-    told: list[str] = []
-    demo.tell(tmp_path / "demo", lambda text, fraction=None, /: told.append(text))
-    assert sum(line.startswith("\n") for line in told) == 7, "seven steps"
+def test_demo_succeeds_and_leaves_nothing_running(tmp_path: Path) -> None:
+    lines: list[str] = []
+    demo.tell(tmp_path / "demo", lambda text, fraction=None, /: lines.append(text))
+    assert sum(line.startswith("\n") for line in lines) == 7, "seven steps"
     left = [each.cmdline() for each in psutil.Process().children(recursive=True)]
     assert [command for command in left if str(tmp_path) in " ".join(command)] == []

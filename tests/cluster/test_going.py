@@ -1,4 +1,4 @@
-"""However a channel goes, it goes: its deletion ends by itself; what is owed is paid, kept or loudly written off."""
+"""Every deletion ends by itself; its number is restored then or later, or written off with a notice."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ import pytest
 from kubernetes import client, watch
 
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack
-from tests.cluster.steps import before, name_of, take_finalizers_off, wait_reason, wait_record_gone
+from tests.cluster.steps import (
+    DEMO_WEBHOOK,
+    TWILIO_DOWN,
+    before,
+    configured,
+    contents_of,
+    damage_record,
+    delete,
+    name_of,
+    read_record,
+    remove_finalizers,
+    rotate_token,
+    wait_reason,
+    wait_record_gone,
+    webhook,
+)
 from tests.conftest import running, take_number
 
-DEMO = "https://demo.twilio.com/welcome/sms/reply"
+TEMPLATE = "https://sms.example.com/{namespace}/instances/{instance_id}/channels/sms/webhook"
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of this module's own: namespaces and the CRD are deleted in it. Hours are seconds here."""
+    """A stack of this module's own: namespaces and the CRD are deleted in it. Deadlines are seconds."""
     options = Options(
         numbers=80,
+        webhook_url_template=TEMPLATE,
         more_namespaces=("going", "gone"),
         operator_settings={
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "3600",
@@ -37,30 +53,28 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield started
 
 
-def configured(stack: Stack, number: str, **how: Any) -> tuple[str, str]:
+def new_channel(stack: Stack, number: str, **options: Any) -> tuple[str, str]:
     """Name and uid of a channel that works."""
-    manifest = stack.manifest(number, **how)
-    stack.apply(manifest)
-    namespace = manifest["metadata"]["namespace"]
-    channel = wait_reason(stack, name_of(manifest), "Configured", namespace=namespace)
-    return name_of(manifest), channel["metadata"]["uid"]
+    meta = configured(stack, stack.manifest(number, **options))["metadata"]
+    return meta["name"], meta["uid"]
 
 
-def wait_written_off(stack: Stack, uid: str) -> str:
-    """Why."""
+def wait_written_off(stack: Stack, number: str) -> Any:
+    """Wait until the record of a number was written off; returns its copy."""
     core = client.CoreV1Api(stack.api.client)
+    labelled = "channels.hydracore.io/record=written-off"
+    prefix = f"written-off-{stack.record_name(number)}-"
     for event in watch.Watch().stream(
-        core.list_namespaced_secret, OPERATOR, field_selector=f"metadata.name={uid}", timeout_seconds=40
+        core.list_namespaced_secret, OPERATOR, label_selector=labelled, timeout_seconds=40
     ):
-        meta = event["object"].metadata
-        if (meta.labels or {}).get("channels.hydracore.io/record") == "written-off":
-            return str(meta.annotations["channels.hydracore.io/written-off"])
+        if event["object"].metadata.name.startswith(prefix):
+            return event["object"]
     raise AssertionError("not written off within 40 s")
 
 
 @contextmanager
-def waiting_for_the_end(listing: Callable[..., Any], name: str) -> Iterator[None]:
-    """What is named must be there at first, and be gone within 60 s of the block's end."""
+def expect_deletion(listing: Callable[..., Any], name: str) -> Iterator[None]:
+    """Wait at the end of the block until an object is deleted that was there at its beginning."""
     selected = {"field_selector": f"metadata.name={name}"}
     since = listing(**selected).metadata.resource_version
     yield
@@ -72,101 +86,114 @@ def waiting_for_the_end(listing: Callable[..., Any], name: str) -> Iterator[None
 
 @contextmanager
 def crd_deleted(stack: Stack) -> Iterator[None]:
-    """NotFound at the end of the block, which may help."""
+    """Delete the CRD; the block may do what its deletion waits for."""
     crds, name = client.ApiextensionsV1Api(stack.api.client), "smschannels.channels.hydracore.io"
-    with waiting_for_the_end(crds.list_custom_resource_definition, name):
+    with expect_deletion(crds.list_custom_resource_definition, name):
         crds.delete_custom_resource_definition(name)
         yield
 
 
-def test_a_number_that_was_released_at_twilio_owes_nothing(stack: Stack, account: dict[str, Any]) -> None:
-    name, uid = configured(stack, account["phone_numbers"][0], account=account)
+def test_number_released_at_twilio_needs_no_restore(stack: Stack, account: dict[str, Any]) -> None:
+    name, uid = new_channel(stack, account["phone_numbers"][0], account=account)
     stack.twin_call("DELETE", f"/numbers/{account['phone_numbers'][0]}")
-    stack.delete(name)
-    stack.wait_gone(name)
+    delete(stack, name)
     wait_record_gone(stack, uid)
 
 
 @pytest.mark.parametrize("status", ["suspended", "closed"])
-def test_an_account_that_is_not_active_delays_the_deletion_and_then_pays(
+def test_number_of_an_inactive_account_is_restored_once_the_account_is_active(
     stack: Stack, account: dict[str, Any], status: str
 ) -> None:
-    name, uid = configured(stack, account["phone_numbers"][0], account=account)
+    name, uid = new_channel(stack, account["phone_numbers"][0], account=account)
     stack.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": status})
     stack.delete(name)
     stack.wait_gone(name)
-    assert uid in stack.records(), "the debt outlives the channel"
+    assert uid in stack.records(), "the record outlives the channel"
     stack.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "active"})
     wait_record_gone(stack, uid)
-    assert stack.number(account["phone_numbers"][0])["sms_url"] == DEMO
+    assert webhook(stack, account["phone_numbers"][0]) == DEMO_WEBHOOK
 
 
-def test_a_revoked_token_is_written_off_in_the_end_and_people_find_out_what_was_left(
-    stack: Stack, account: dict[str, Any]
-) -> None:
+def test_written_off_record_frees_its_number_and_leaves_a_copy(stack: Stack, account: dict[str, Any]) -> None:
+    """Its token was revoked, so nobody can restore the number; another channel may use it all the same."""
     number, sid = account["phone_numbers"][0], account["account_sid"]
-    name, uid = configured(stack, number, account=account)
-    stack.twin_call("POST", f"/accounts/{sid}/tokens/secondary")
-    stack.twin_call("POST", f"/accounts/{sid}/tokens/promote")
+    name, uid = new_channel(stack, number, account=account)
+    newer = rotate_token(stack, account)
     stack.delete(name)
     wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
-    why = wait_written_off(stack, uid)
-    assert number in why
-    assert sid in why
-    assert "20003" in why
+
+    copy = wait_written_off(stack, number)
+    wait_record_gone(stack, uid)
+    previous = contents_of(stack, copy).previous
+    assert previous
+    assert previous.url == DEMO_WEBHOOK, "whoever has the keyring can still read what it pointed at"
+    notes = copy.metadata.annotations
+    why = notes["channels.hydracore.io/written-off"]
+    assert all(each in why for each in (number, sid, "20003")), why
+    assert notes["channels.hydracore.io/channel"] == f"{CHANNELS}/{name}"
+    assert notes["channels.hydracore.io/channel-uid"] == uid
     events = client.EventsV1Api(stack.api.client).list_namespaced_event(OPERATOR)
-    told = [each.regarding for each in events.items if each.reason == "WrittenOff"]
-    assert uid in [each.name for each in told if each]
+    reported = [each.regarding for each in events.items if each.reason == "WrittenOff"]
+    assert copy.metadata.name in [each.name for each in reported if each]
 
-
-def test_a_record_that_cannot_be_read_does_not_wedge_the_deletion(stack: Stack, number: str) -> None:
-    name, uid = configured(stack, number)
+    ours = stack.webhook_url(name)
+    assert webhook(stack, number) == ours
+    successor = configured(stack, stack.manifest(number, account={**account, "auth_token": newer}))
+    assert webhook(stack, number) == successor["status"]["webhookUrl"] != ours
     core = client.CoreV1Api(stack.api.client)
-    core.patch_namespaced_secret(uid, OPERATOR, {"data": {"record": "AAAA"}})
+    assert core.read_namespaced_secret(copy.metadata.name, OPERATOR).data == copy.data
+
+
+def test_unreadable_record_does_not_block_the_deletion_and_is_written_off_unopened(stack: Stack, number: str) -> None:
+    name, uid = new_channel(stack, number)
+    damage_record(stack, number)
     stack.delete(name)
     wait_reason(stack, name, "RestoreFailed")
     stack.wait_gone(name)
-    assert core.read_namespaced_secret(uid, OPERATOR).data == {"record": "AAAA"}, "kept for whoever finds the key"
-    core.delete_namespaced_secret(uid, OPERATOR)
+    assert read_record(stack, number).data == {"record": "AAAA"}, "it may be repaired until the deadline"
+    copy = wait_written_off(stack, number)
+    wait_record_gone(stack, uid)
+    assert copy.data == {"record": "AAAA"}, "kept for whoever finds the key"
+    assert webhook(stack, number) == stack.webhook_url(name), "left as it was"
 
 
 @pytest.mark.parametrize("how", ["Foreground", "Background", "Orphan"])
-def test_every_kind_of_deletion_ends(stack: Stack, number: str, how: str) -> None:
-    name, uid = configured(stack, number)
+def test_every_propagation_policy_restores_the_number(stack: Stack, number: str, how: str) -> None:
+    name, uid = new_channel(stack, number)
     stack.channels.delete(name=name, namespace=CHANNELS, body={"propagationPolicy": how})
     stack.wait_gone(name)
     wait_record_gone(stack, uid)
-    assert stack.number(number)["sms_url"] == before(number)
+    assert webhook(stack, number) == before(number)
 
 
-def test_a_namespace_can_be_deleted_with_its_channels(stack: Stack) -> None:
+def test_deleted_namespace_restores_its_numbers(stack: Stack) -> None:
     """The user's Secrets and the operator's RoleBinding go with it, in any order."""
     numbers = [take_number(stack) for _ in range(4)]
-    made = [configured(stack, number, namespace="going") for number in numbers]
+    made = [new_channel(stack, number, namespace="going") for number in numbers]
     core = client.CoreV1Api(stack.api.client)
-    with waiting_for_the_end(core.list_namespace, "going"):
+    with expect_deletion(core.list_namespace, "going"):
         core.delete_namespace("going")
     for number, (_, uid) in zip(numbers, made, strict=True):
         wait_record_gone(stack, uid)
-        assert stack.number(number)["sms_url"] == before(number)
+        assert webhook(stack, number) == before(number)
 
 
-def test_a_namespace_is_deleted_while_twilio_is_down(stack: Stack) -> None:
+def test_namespace_deletion_ends_during_an_outage(stack: Stack) -> None:
     number = take_number(stack)
-    _, uid = configured(stack, number, namespace="gone")
-    stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
+    _, uid = new_channel(stack, number, namespace="gone")
+    stack.twin_call("POST", "/faults", TWILIO_DOWN)
     core = client.CoreV1Api(stack.api.client)
-    with waiting_for_the_end(core.list_namespace, "gone"):
+    with expect_deletion(core.list_namespace, "gone"):
         core.delete_namespace("gone")
     assert uid in stack.records()
     stack.twin_call("DELETE", "/faults")
     wait_record_gone(stack, uid)
-    assert stack.number(number)["sms_url"] == before(number)
+    assert webhook(stack, number) == before(number)
 
 
-def test_many_deletions_do_not_wait_for_one_another_while_twilio_hangs(stack: Stack) -> None:
-    """One after the other they would wait for 30 time-outs."""
+def test_deletions_do_not_wait_for_one_another_while_twilio_hangs(stack: Stack) -> None:
+    """One after the other they would wait for 30 timeouts."""
     numbers = [take_number(stack) for _ in range(30)]
     manifests = [stack.manifest(number) for number in numbers]
     names = [name_of(each) for each in manifests]
@@ -177,35 +204,35 @@ def test_many_deletions_do_not_wait_for_one_another_while_twilio_hangs(stack: St
     stack.wait_gone(*names, timeout=30)
 
 
-def test_a_finalizer_taken_off_by_force_is_noticed_at_once(stack: Stack, number: str) -> None:
-    name, uid = configured(stack, number)
-    stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
+def test_number_is_restored_whose_finalizer_was_removed_by_force(stack: Stack, number: str) -> None:
+    name, uid = new_channel(stack, number)
+    stack.twin_call("POST", "/faults", TWILIO_DOWN)
     stack.delete(name)
-    take_finalizers_off(stack, name)
+    remove_finalizers(stack, name)
     stack.wait_gone(name)
     stack.twin_call("DELETE", "/faults")
     wait_record_gone(stack, uid)
-    assert stack.number(number)["sms_url"] == before(number)
+    assert webhook(stack, number) == before(number)
 
 
-def test_a_deleted_crd_takes_its_channels_along_and_may_come_back(stack: Stack, number: str) -> None:
-    _, uid = configured(stack, number)
+def test_deleted_crd_restores_its_numbers_and_may_be_installed_again(stack: Stack, number: str) -> None:
+    _, uid = new_channel(stack, number)
     with crd_deleted(stack):
         pass
     wait_record_gone(stack, uid)
-    assert stack.number(number)["sms_url"] == before(number)
+    assert webhook(stack, number) == before(number)
     stack.install_crd()
-    configured(stack, number)
+    new_channel(stack, number)
 
 
-def test_what_a_crd_left_owing_while_the_operator_was_away_is_paid(stack: Stack, number: str) -> None:
-    _, uid = configured(stack, number)
+def test_numbers_are_restored_whose_crd_was_deleted_while_the_operator_was_down(stack: Stack, number: str) -> None:
+    _, uid = new_channel(stack, number)
     stack.stop_process("operator", kill=True)
     with crd_deleted(stack):
         for each in stack.channels.get(namespace=CHANNELS).items:
-            take_finalizers_off(stack, each.metadata.name)
+            remove_finalizers(stack, each.metadata.name)
     stack.start_operator()
     wait_record_gone(stack, uid)
-    assert stack.number(number)["sms_url"] == before(number)
+    assert webhook(stack, number) == before(number)
     stack.install_crd()
-    configured(stack, number)
+    new_channel(stack, number)

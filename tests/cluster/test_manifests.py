@@ -1,4 +1,4 @@
-"""The CRD on a real API server: the verdicts of the table, the defaults, and what kubectl shows and selects."""
+"""The CRD on a real API server: what it accepts and refuses, its defaults, and what kubectl shows and selects."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ async def created(api: KubeClient, manifest: Object) -> AsyncIterator[Object]:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.why) for row in ROWS])
-async def test_the_api_server_gives_the_verdict(api: KubeClient, row: Row) -> None:
+async def test_manifest_is_accepted_or_refused_by_the_api_server(api: KubeClient, row: Row) -> None:
     if row.accepted:
         await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
         return
     with pytest.raises(KubernetesRefused) as refused:
         await api.request("POST", CHANNELS, row.manifest, params=DRY_RUN)
     assert refused.value.status == 422
-    said = str(refused.value).casefold()
-    assert [fragment for fragment in row.refusal if fragment.casefold() not in said] == [], said
+    message = str(refused.value).casefold()
+    assert [fragment for fragment in row.refusal if fragment.casefold() not in message] == [], message
 
 
 @pytest.mark.parametrize("value", [TOKEN, f"{SEALED} ", SEALED * 10])
-async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: KubeClient, value: str) -> None:
-    """It would stand in the status of whatever applied it."""
+async def test_refusal_does_not_repeat_the_sealed_value(api: KubeClient, value: str) -> None:
+    """GitOps controllers copy refusals into the status of their own resources."""
     manifest = good()
     manifest["spec"]["credentials"]["sealed"] = value
     with pytest.raises(KubernetesRefused) as refused:
@@ -59,8 +59,8 @@ async def test_a_refusal_does_not_show_what_was_given_for_a_sealed_value(api: Ku
 
 
 @pytest.mark.parametrize("field", ["authToken", "auth_token", "token"])
-async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: KubeClient, field: str) -> None:
-    """kubectl asks for strictness; a client that does not loses the field before anything is stored."""
+async def test_unknown_field_is_refused_or_dropped_before_it_is_stored(api: KubeClient, field: str) -> None:
+    """kubectl asks for strict validation, which refuses it; without that it is dropped."""
     manifest = good()
     manifest["spec"]["credentials"][field] = TOKEN
     stored = await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
@@ -70,30 +70,30 @@ async def test_an_unknown_field_is_dropped_or_refused_as_the_client_asks(api: Ku
     assert TOKEN not in str(refused.value)
 
 
-async def test_the_api_server_fills_in_what_the_model_would(api: KubeClient) -> None:
+async def test_defaults_are_those_of_the_model(api: KubeClient) -> None:
     channel = await api.request("POST", CHANNELS, good(), params=DRY_RUN)
     assert channel["spec"] == Spec.model_validate(good()["spec"]).model_dump(
         mode="json", by_alias=True, exclude_none=True
     )
 
 
-async def test_a_channel_is_born_with_a_finalizer_only_where_the_operator_takes_it_off(api: KubeClient) -> None:
-    """Elsewhere it could never be deleted, nor its namespace."""
+async def test_new_channel_gets_the_finalizer_only_in_watched_namespaces(api: KubeClient) -> None:
+    """Elsewhere neither the channel nor its namespace could ever be deleted."""
     for namespace, finalizers in ((NAMESPACE, [FINALIZER]), ("default", None)):
         manifest = good()
         manifest["metadata"]["namespace"] = namespace
-        born = await api.request("POST", channels_path(namespace), manifest, params=DRY_RUN)
-        assert born["metadata"].get("finalizers") == finalizers
+        found = await api.request("POST", channels_path(namespace), manifest, params=DRY_RUN)
+        assert found["metadata"].get("finalizers") == finalizers
 
 
-async def test_a_fresh_channel_is_not_finished_whatever_status_it_came_with(api: KubeClient) -> None:
-    """For kstatus, and so for Flux and `kubectl rollout`, a channel without observedGeneration would be ready."""
+async def test_new_channel_is_in_progress_whatever_status_it_came_with(api: KubeClient) -> None:
+    """To kstatus, which Flux and Argo CD use, a channel without observedGeneration would be ready."""
     manifest = {**good(), "status": {"observedGeneration": 1, "webhookUrl": "https://evil.example"}}
     channel = await api.request("POST", CHANNELS, manifest, params=DRY_RUN)
     assert channel["status"] == {"observedGeneration": -1}
 
 
-async def test_status_is_written_through_its_own_door_only(api: KubeClient) -> None:
+async def test_status_is_written_through_its_subresource_only(api: KubeClient) -> None:
     path = channels_path(NAMESPACE, INSTANCE)
     async with created(api, good()):
         body = {"status": {"webhookUrl": "https://sms.example.com"}, "spec": {"suspend": True}}
@@ -104,14 +104,14 @@ async def test_status_is_written_through_its_own_door_only(api: KubeClient) -> N
         assert by_operator["metadata"]["generation"] == by_users["metadata"]["generation"] == 2
 
 
-async def test_a_change_is_judged_as_a_creation_is(api: KubeClient) -> None:
+async def test_update_is_validated_as_a_creation_is(api: KubeClient) -> None:
     async with created(api, good()):
         change = {"spec": {"phoneNumber": "0400 111 222"}}
         with pytest.raises(KubernetesRefused, match=r"phoneNumber is in E\.164"):
             await api.request("PATCH", channels_path(NAMESPACE, INSTANCE), change, content_type=MERGE_PATCH)
 
 
-async def test_kubectl_get_shows_number_state_and_age(api: KubeClient) -> None:
+async def test_kubectl_get_shows_number_status_and_age(api: KubeClient) -> None:
     ready = {
         "type": "Ready",
         "status": "True",
@@ -149,24 +149,24 @@ async def test_kubectl_get_shows_number_state_and_age(api: KubeClient) -> None:
         (f"spec.accountSid!={ACCOUNT_SID}", False),
     ],
 )
-async def test_channels_are_found_by_number_and_account(api: KubeClient, selector: str, found: bool) -> None:
+async def test_channels_are_selected_by_number_and_account(api: KubeClient, selector: str, found: bool) -> None:
     async with created(api, good()):
         channels = await api.request("GET", CHANNELS, params={"fieldSelector": selector})
     assert [each["metadata"]["name"] for each in channels["items"]] == [INSTANCE] * found
 
 
-@pytest.mark.parametrize("metadata_only", [False, True], ids=["whole", "metadata only"])
-async def test_an_empty_list_is_one(api: KubeClient, metadata_only: bool) -> None:
-    """The API server writes an empty list of metadata as null; an operator without channels resyncs that."""
+@pytest.mark.parametrize("metadata_only", [False, True], ids=["whole objects", "metadata only"])
+async def test_empty_list_yields_nothing(api: KubeClient, metadata_only: bool) -> None:
+    """The API server writes the items of an empty list of metadata as null."""
     assert [each async for each in api.pages(channels_path("default"), metadata_only=metadata_only)] == []
 
 
-async def test_no_other_field_selects(api: KubeClient) -> None:
+async def test_other_fields_do_not_select(api: KubeClient) -> None:
     with pytest.raises(ChannelError, match=r"field label not supported: spec\.suspend"):
         await api.request("GET", CHANNELS, params={"fieldSelector": "spec.suspend=true"})
 
 
-async def test_it_has_its_short_name_and_category(api: KubeClient) -> None:
+async def test_short_name_and_category(api: KubeClient) -> None:
     resources = (await api.request("GET", "/apis/channels.hydracore.io/v1"))["resources"]
     [channels] = [each for each in resources if each["name"] == "smschannels"]
     assert channels["shortNames"] == ["smsch"]

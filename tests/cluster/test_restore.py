@@ -1,4 +1,4 @@
-"""What a number pointed at before comes back, whatever happened to settings, clusters and databases in between."""
+"""Restore: a number gets back what it pointed at, whatever happened to settings, clusters and databases meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Options, Stack
-from tests.cluster.steps import check_now, name_of, told, wait_event, wait_reason, wait_record_gone
+from tests.cluster.steps import (
+    DEMO_WEBHOOK,
+    check_now,
+    configured,
+    delete,
+    expect_event,
+    seed_account,
+    wait_event,
+    wait_reason,
+    wait_record_gone,
+)
 from tests.conftest import running, take_number
 
 WITH_PASSWORD = "https://user:pass@before.example.com/sms?x=1#rc=2&rp=all"
@@ -25,28 +35,21 @@ NEW_TEMPLATE = "https://new.example.com/{instance_id}"
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of this module's own: its settings and its database change."""
+    """A stack of this module's own: its settings and its database change, and it shares Twilio with other clusters."""
     with running(tmp_path_factory.mktemp("restore"), Options(numbers=40, operator_settings=SETTINGS)) as started:
         yield started
 
 
 @pytest.fixture
 def number(stack: Stack) -> str:
-    """It points somewhere with a password and a fragment, by GET: all of which must come back."""
+    """A number whose webhook has a password, a fragment and the method GET: all of them must be restored."""
     phone_number = take_number(stack)
     stack.twin_call("PATCH", f"/numbers/{phone_number}", {"sms_url": WITH_PASSWORD, "sms_method": "GET"})
     return phone_number
 
 
-def configured(stack: Stack, number: str, **spec: Any) -> dict[str, Any]:
-    manifest = stack.manifest(number, **spec)
-    stack.apply(manifest)
-    return wait_reason(stack, name_of(manifest), "Configured")
-
-
-def delete(stack: Stack, name: str) -> None:
-    stack.delete(name)
-    stack.wait_gone(name)
+def new_channel(stack: Stack, number: str, **spec: Any) -> dict[str, Any]:
+    return configured(stack, stack.manifest(number, **spec))
 
 
 def pointed_at(stack: Stack, number: str) -> tuple[str, str]:
@@ -55,7 +58,7 @@ def pointed_at(stack: Stack, number: str) -> tuple[str, str]:
 
 
 def another_cluster(stack: Stack, home: Path, template: str = "") -> Stack:
-    """A cluster of its own that manages numbers of the same Twilio accounts."""
+    """A second cluster that manages numbers of the same Twilio accounts."""
     options = Options(
         twilio_url=stack.twilio_url,
         webhook_url_template=template or stack.options.webhook_url_template,
@@ -70,8 +73,8 @@ def another_cluster(stack: Stack, home: Path, template: str = "") -> Stack:
     return other
 
 
-def test_fragment_password_and_method_come_back_after_many_changes(stack: Stack, number: str) -> None:
-    name = configured(stack, number)["metadata"]["name"]
+def test_fragment_password_and_method_are_restored_after_many_changes(stack: Stack, number: str) -> None:
+    name = new_channel(stack, number)["metadata"]["name"]
     for spec in ({"driftPolicy": "Report"}, {"suspend": True}, {"suspend": False}):
         stack.apply(stack.manifest(number, name=name, **spec))
     wait_reason(stack, name, "Configured")
@@ -81,8 +84,8 @@ def test_fragment_password_and_method_come_back_after_many_changes(stack: Stack,
     assert pointed_at(stack, number) == (WITH_PASSWORD, "GET")
 
 
-def test_a_changed_template_moves_every_channel_over_and_forgets_nothing(stack: Stack, number: str) -> None:
-    name = configured(stack, number)["metadata"]["name"]
+def test_changed_template_moves_channels_and_keeps_their_previous_webhooks(stack: Stack, number: str) -> None:
+    name = new_channel(stack, number)["metadata"]["name"]
     former = stack.options.webhook_url_template
     stack.stop_process("operator")
     stack.options = Options(numbers=40, operator_settings=SETTINGS, webhook_url_template=NEW_TEMPLATE)
@@ -97,8 +100,8 @@ def test_a_changed_template_moves_every_channel_over_and_forgets_nothing(stack: 
     stack.start_operator()
 
 
-def test_an_edit_of_the_policy_that_is_followed_by_a_delete_at_once_counts(stack: Stack, number: str) -> None:
-    channel = configured(stack, number, deletionPolicy="Restore")
+def test_policy_edited_right_before_the_deletion_counts(stack: Stack, number: str) -> None:
+    channel = new_channel(stack, number, deletionPolicy="Restore")
     name = channel["metadata"]["name"]
     stack.apply(stack.manifest(number, name=name, deletionPolicy="Retain"))
     stack.delete(name)
@@ -106,10 +109,10 @@ def test_an_edit_of_the_policy_that_is_followed_by_a_delete_at_once_counts(stack
     assert pointed_at(stack, number) == (channel["status"]["webhookUrl"], "POST")
 
 
-def test_clear_is_refused_for_a_number_with_a_fallback_and_says_so(stack: Stack, number: str) -> None:
-    """Twilio keeps no fallback without a webhook, and the fallback is not ours to touch."""
+def test_clear_fails_with_a_message_if_the_number_has_a_fallback(stack: Stack, number: str) -> None:
+    """Twilio allows no fallback URL without a webhook, and the operator does not touch the fallback."""
     stack.twin_call("PATCH", f"/numbers/{number}", {"sms_fallback_url": "https://fallback.example.com/"})
-    name = configured(stack, number, deletionPolicy="Clear")["metadata"]["name"]
+    name = new_channel(stack, number, deletionPolicy="Clear")["metadata"]["name"]
     stack.delete(name)
     refused = wait_reason(stack, name, "RestoreFailed")
     assert "fallback" in str(refused["status"])
@@ -118,10 +121,9 @@ def test_clear_is_refused_for_a_number_with_a_fallback_and_says_so(stack: Stack,
     assert pointed_at(stack, number)[0] in ("", None)
 
 
-def test_the_old_account_is_given_back_with_its_own_token(stack: Stack, number: str) -> None:
-    seeded = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 1, "first": "+61491000000"})
-    account = seeded["accounts"][0]
-    channel = configured(stack, number)
+def test_number_of_a_former_account_is_restored_with_that_accounts_token(stack: Stack, number: str) -> None:
+    account = seed_account(stack, "+61491000000")
+    channel = new_channel(stack, number)
     name = channel["metadata"]["name"]
     stack.apply(stack.manifest(account["phone_numbers"][0], name=name, account=account))
     moved = wait_reason(stack, name, "Configured")
@@ -129,68 +131,68 @@ def test_the_old_account_is_given_back_with_its_own_token(stack: Stack, number: 
     assert pointed_at(stack, account["phone_numbers"][0])[0] == moved["status"]["webhookUrl"]
 
 
-def test_a_refused_give_back_of_the_old_number_stays_owed_while_the_new_one_works(stack: Stack, number: str) -> None:
-    first = stack.twin_call("POST", "/seed", {"accounts": 1, "numbers": 1, "first": "+61491100000"})["accounts"][0]
+def test_former_number_that_cannot_be_restored_stays_pending_while_the_new_one_works(stack: Stack, number: str) -> None:
+    first = seed_account(stack, "+61491100000")
     old = first["phone_numbers"][0]
-    channel = configured(stack, old, account=first)
+    channel = new_channel(stack, old, account=first)
     name, uid = channel["metadata"]["name"], channel["metadata"]["uid"]
     stack.twin_call("PATCH", f"/accounts/{first['account_sid']}", {"status": "suspended"})
     stack.apply(stack.manifest(number, name=name))
-    told = stack.wait_until(lambda each: old in str(each["status"]["conditions"]), name)[name]
-    assert "is not given back yet" in str(told["status"]["conditions"])
+    pending = stack.wait_until(lambda each: old in str(each["status"]["conditions"]), name)[name]
+    assert "is not restored yet" in str(pending["status"]["conditions"])
     stack.twin_call("PATCH", f"/accounts/{first['account_sid']}", {"status": "active"})
-    check_now(stack, told)
+    check_now(stack, pending)
     stack.wait_until(lambda each: old not in str(each["status"]["conditions"]), name)
-    assert pointed_at(stack, old)[0] == "https://demo.twilio.com/welcome/sms/reply"
-    assert uid in stack.records()
+    assert pointed_at(stack, old)[0] == DEMO_WEBHOOK
+    assert stack.records().count(uid) == 1, "the former number is free, the new one is held"
 
 
-def test_a_retained_number_is_adopted_elsewhere_and_what_was_there_before_is_not_known(
+def test_retained_number_is_adopted_by_another_cluster_with_its_previous_webhook_unknown(
     stack: Stack, number: str, tmp_path: Path
 ) -> None:
-    """How to migrate: Retain here, apply there. Messages arrive all the while."""
-    name = configured(stack, number, deletionPolicy="Retain")["metadata"]["name"]
+    """How to migrate: Retain here, apply there. Messages arrive without interruption."""
+    name = new_channel(stack, number, deletionPolicy="Retain")["metadata"]["name"]
     delete(stack, name)
     other = another_cluster(stack, tmp_path)
     try:
         stack.twin_call("DELETE", "/journal")
-        adopted = configured(other, number, name=name)
+        adopted = new_channel(other, number, name=name)
         writes = [each for each in stack.twin_call("GET", "/journal")["entries"] if each["method"] == "POST"]
         assert writes == [], "it points at the instance's webhook already"
         other.delete(name)
         wait_event(other, name, "PreviousUnknown")
         other.wait_gone(name)
-        assert pointed_at(stack, number) == (adopted["status"]["webhookUrl"], "POST"), "left, since nobody knows better"
+        assert pointed_at(stack, number) == (adopted["status"]["webhookUrl"], "POST"), (
+            "left as it is, since the previous one is unknown"
+        )
     finally:
         other.stop()
 
 
-def test_two_clusters_with_the_same_template_serve_the_same_webhook_and_do_not_fight(
-    stack: Stack, number: str, tmp_path: Path
-) -> None:
-    """The first that deletes gives the number back; the other one sees drift and corrects it."""
-    first = configured(stack, number)
+def test_two_clusters_with_one_template_do_not_overwrite_each_other(stack: Stack, number: str, tmp_path: Path) -> None:
+    """The first that deletes restores the number; the other one sees drift and corrects it."""
+    first = new_channel(stack, number)
     name, ours = first["metadata"]["name"], first["status"]["webhookUrl"]
     other = another_cluster(stack, tmp_path)
     try:
-        configured(other, number, name=name)
+        new_channel(other, number, name=name)
         delete(stack, name)
         assert pointed_at(stack, number) == (WITH_PASSWORD, "GET")
-        with told(other, name, "DriftCorrected"):
+        with expect_event(other, name, "DriftCorrected"):
             check_now(other, first)
         assert pointed_at(stack, number) == (ours, "POST")
     finally:
         other.stop()
 
 
-def test_two_clusters_with_different_templates_fight_and_are_told(stack: Stack, number: str, tmp_path: Path) -> None:
-    first = configured(stack, number)
+def test_two_clusters_with_two_templates_report_a_contest(stack: Stack, number: str, tmp_path: Path) -> None:
+    first = new_channel(stack, number)
     name = first["metadata"]["name"]
     other = another_cluster(stack, tmp_path, NEW_TEMPLATE)
     try:
-        configured(other, number, name=name)
+        new_channel(other, number, name=name)
         for each in (stack, other, stack, other):
-            with told(each, name, "DriftCorrected"):
+            with expect_event(each, name, "DriftCorrected"):
                 check_now(each, first)
         check_now(stack, first)
         contested = wait_reason(stack, name, "WebhookContested")
@@ -201,10 +203,10 @@ def test_two_clusters_with_different_templates_fight_and_are_told(stack: Stack, 
         other.stop()
 
 
-def test_a_database_restored_from_before_a_deletion_brings_the_channel_back_and_its_debt(
+def test_database_backup_brings_a_deleted_channel_back_with_its_record(
     stack: Stack, number: str, tmp_path: Path
 ) -> None:
-    channel = configured(stack, number)
+    channel = new_channel(stack, number)
     name, uid, ours = channel["metadata"]["name"], channel["metadata"]["uid"], channel["status"]["webhookUrl"]
     backup = tmp_path / "backup"
     stack.stop_process("operator")
@@ -216,19 +218,19 @@ def test_a_database_restored_from_before_a_deletion_brings_the_channel_back_and_
     stack.stop_process("operator")
     stack.restart_control_plane(lambda etcd_dir: shutil.copytree(backup, etcd_dir, dirs_exist_ok=True))
     stack.start_operator()
-    with told(stack, name, "DriftCorrected"):
+    with expect_event(stack, name, "DriftCorrected"):
         check_now(stack, channel)
     assert pointed_at(stack, number)[0] == ours
     assert uid in stack.records()
     delete(stack, name)
-    assert pointed_at(stack, number) == (WITH_PASSWORD, "GET"), "the restored record still knows"
+    assert pointed_at(stack, number) == (WITH_PASSWORD, "GET"), "the record of the backup still has it"
 
 
-def test_a_cluster_rebuilt_without_its_records_leaves_numbers_as_they_are(
+def test_cluster_rebuilt_without_its_records_leaves_numbers_as_they_are(
     stack: Stack, number: str, tmp_path: Path
 ) -> None:
-    """The manifests come from Git, keyring and records are lost: sealed tokens must be sealed again, and are."""
-    channel = configured(stack, number)
+    """The manifests come from Git, but keyring and records are lost: tokens must be sealed again."""
+    channel = new_channel(stack, number)
     name = channel["metadata"]["name"]
     stack.stop_process("operator", kill=True)
     other = another_cluster(stack, tmp_path)
@@ -236,7 +238,7 @@ def test_a_cluster_rebuilt_without_its_records_leaves_numbers_as_they_are(
         old_seal = stack.manifest(number, name=name)
         other.apply(old_seal)
         wait_reason(other, name, "TokenUnreadable")
-        configured(other, number, name=name)
+        new_channel(other, number, name=name)
         other.delete(name)
         wait_event(other, name, "PreviousUnknown")
         other.wait_gone(name)

@@ -1,4 +1,4 @@
-"""Who really gets a number's messages: applications and Messaging Services override its webhook, and are named."""
+"""Routing: an application or a Messaging Service that overrides the number's webhook is found and named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def effective(channel: dict[str, Any]) -> tuple[str, str]:
     return found["status"], found["reason"]
 
 
-def test_a_messaging_service_that_overrides_the_webhook_is_named(stack: Stack, account: dict[str, Any]) -> None:
+def test_overriding_messaging_service_is_named(stack: Stack, account: dict[str, Any]) -> None:
     number = account["phone_numbers"][0]
     service = service_of(stack, account, number)
     manifest = stack.manifest(number, account=account)
@@ -38,7 +38,7 @@ def test_a_messaging_service_that_overrides_the_webhook_is_named(stack: Stack, a
     assert effective(wait_reason(stack, name_of(manifest), "Configured")) == ("True", "Effective")
 
 
-def test_a_messaging_service_that_leaves_messages_to_the_number_overrides_nothing(
+def test_messaging_service_that_defers_to_the_numbers_webhook_overrides_nothing(
     stack: Stack, account: dict[str, Any]
 ) -> None:
     number = account["phone_numbers"][0]
@@ -48,7 +48,7 @@ def test_a_messaging_service_that_leaves_messages_to_the_number_overrides_nothin
     assert effective(wait_reason(stack, name_of(manifest), "Configured")) == ("True", "Effective")
 
 
-def test_messaging_services_are_read_once_for_all_channels_of_an_account(stack: Stack, account: dict[str, Any]) -> None:
+def test_messaging_services_are_read_once_per_account(stack: Stack, account: dict[str, Any]) -> None:
     service_of(stack, account, account["phone_numbers"][0])
     manifests = [stack.manifest(number, account=account) for number in account["phone_numbers"]]
     stack.twin_call("DELETE", "/journal")
@@ -64,11 +64,11 @@ def test_messaging_services_are_read_once_for_all_channels_of_an_account(stack: 
 @pytest.mark.parametrize(
     "action",
     [
-        pytest.param({"kind": "status", "status": 403, "code": 20003}, id="a key without the right"),
-        pytest.param({"kind": "status", "status": 503, "code": 20503}, id="the Messaging API is down"),
+        pytest.param({"kind": "status", "status": 403, "code": 20003}, id="key without the right"),
+        pytest.param({"kind": "status", "status": 503, "code": 20503}, id="Messaging API unavailable"),
     ],
 )
-def test_messaging_services_that_cannot_be_read_are_told_as_unknown(
+def test_unreadable_messaging_services_are_reported_as_unknown(
     stack: Stack, account: dict[str, Any], action: dict[str, Any]
 ) -> None:
     stack.twin_call("POST", "/faults", {"match": {"path": "/v1/Services.*"}, "action": action})
@@ -81,7 +81,9 @@ def test_messaging_services_that_cannot_be_read_are_told_as_unknown(
     stack.wait_until(lambda each: effective(each) == ("True", "Effective"), name_of(manifest))
 
 
-def test_a_parents_credentials_work_and_say_what_they_cannot_see(stack: Stack, account: dict[str, Any]) -> None:
+def test_parent_accounts_credentials_work_but_do_not_see_messaging_services(
+    stack: Stack, account: dict[str, Any]
+) -> None:
     child = stack.twin_call("POST", "/accounts", {"parent": account["account_sid"]})
     number = "+61495000000"
     stack.twin_call("POST", f"/accounts/{child['account_sid']}/numbers", {"phone_number": number})

@@ -1,4 +1,4 @@
-"""The REST API over the wire: real shim under its own ServiceAccount, real API server, real operator."""
+"""The REST API over the network: real shim under its own ServiceAccount, real API server, real operator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Rest:
-    """A client that sends what it is told to, and nothing else."""
+    """A client that sends the given headers and body, and adds only the API key and the media type of JSON."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -78,8 +78,8 @@ def instance() -> str:
 
 
 @pytest.fixture
-def stuck(stack: Stack) -> Iterator[None]:
-    """Twilio is down, so that no new channel settles."""
+def twilio_unavailable(stack: Stack) -> Iterator[None]:
+    """Make Twilio unavailable, so that no new channel settles."""
     stack.twin_call("POST", "/faults", {"match": {}, "action": {"kind": "status", "status": 503, "code": 20503}})
     yield
     stack.twin_call("DELETE", "/faults")
@@ -94,13 +94,13 @@ def patch(stack: Stack, instance: str, body: Any, manager: str = "tests") -> Non
 
 
 def webhook(stack: Stack, instance: str) -> str:
-    return stack.options.webhook_url_template.format(instance_id=instance)
+    return stack.options.webhook_url_template.format(namespace=CHANNELS, instance_id=instance)
 
 
 # -- the three calls -----------------------------------------------------------------------------------------
 
 
-def test_the_life_of_a_channel(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_channel_lifecycle(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     assert (rest("GET", instance).status, rest("GET", instance).body) == (200, NOT_CONFIGURED)
 
     created = rest("POST", instance, rest.setup(number), Prefer="wait=30")
@@ -118,12 +118,10 @@ def test_the_life_of_a_channel(stack: Stack, rest: Rest, number: str, instance: 
     assert rest("DELETE", instance, Prefer="wait=30").status == 204
     assert rest("GET", instance).body == NOT_CONFIGURED
     assert stack.number(number)["sms_url"] == f"https://before.example.com/{number[1:]}"
-    assert rest("DELETE", instance).status == 204, "also when nothing was there"
+    assert rest("DELETE", instance).status == 204, "also without a channel"
 
 
-def test_without_waiting_the_answer_is_pending_and_the_rest_follows(
-    stack: Stack, rest: Rest, number: str, instance: str
-) -> None:
+def test_answer_without_wait_is_pending(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     created = rest("POST", instance, rest.setup(number))
     assert (created.status, created.body) == (
         201,
@@ -142,7 +140,7 @@ def test_every_form_of_the_uuid_is_the_same_channel(rest: Rest, number: str, ins
         assert rest("GET", written).body["status"] == "active"
 
 
-def test_what_the_shim_writes(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_shim_writes_its_fields_only(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     rest("POST", instance, rest.setup(number))
     channel = resource(stack, instance)
     assert set(channel["spec"]) >= {"accountSid", "phoneNumber", "credentials"}
@@ -153,7 +151,7 @@ def test_what_the_shim_writes(stack: Stack, rest: Rest, number: str, instance: s
     assert owner == "sms-api-shim"
 
 
-def test_the_same_again_disturbs_nothing(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_repeated_post_changes_nothing(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
     before = resource(stack, instance)["metadata"]
     stack.twin_call("DELETE", "/journal")
@@ -163,12 +161,12 @@ def test_the_same_again_disturbs_nothing(stack: Stack, rest: Rest, number: str, 
     assert after["uid"] == before["uid"]
     assert after["labels"] == before["labels"]
     (ours,) = [each["fieldsV1"] for each in after["managedFields"] if each["manager"] == "sms-api-shim"]
-    assert "f:finalizers" in ours["f:metadata"], "an apply takes away what it leaves out"
+    assert "f:finalizers" in ours["f:metadata"], "an apply removes what it leaves out"
     assert stack.number(number)["sms_url"] == webhook(stack, instance)
-    assert "POST number" not in stack.twin_call("GET", "/journal")["counts"], "nothing is written at Twilio"
+    assert "POST number" not in stack.twin_call("GET", "/journal")["counts"], "nothing is written to Twilio"
 
 
-def test_a_changed_number(stack: Stack, rest: Rest, numbers: Numbers, instance: str) -> None:
+def test_post_changes_the_number(stack: Stack, rest: Rest, numbers: Numbers, instance: str) -> None:
     old, new = numbers(2)
     rest("POST", instance, rest.setup(old), Prefer="wait=30")
     changed = rest("POST", instance, rest.setup(new), Prefer="wait=30")
@@ -177,20 +175,20 @@ def test_a_changed_number(stack: Stack, rest: Rest, numbers: Numbers, instance: 
     assert stack.number(old)["sms_url"] == f"https://before.example.com/{old[1:]}"
 
 
-def test_a_channel_that_does_not_work_is_an_answer_and_no_error(rest: Rest, number: str, instance: str) -> None:
-    wrong = {**rest.setup(number), "auth_token": "0" * 32}
-    answer = rest("POST", instance, wrong, Prefer="wait=30")
+def test_wrong_token_is_a_status_and_not_an_error(rest: Rest, number: str, instance: str) -> None:
+    setup = {**rest.setup(number), "auth_token": "0" * 32}
+    answer = rest("POST", instance, setup, Prefer="wait=30")
     assert (answer.status, answer.body["status"], answer.body["enabled"]) == (201, "authentication_failed", True)
     assert rest("POST", instance, rest.setup(number), Prefer="wait=30").body["status"] == "active"
 
 
-def test_an_unknown_number(rest: Rest, instance: str) -> None:
+def test_unknown_number_is_a_status_and_not_an_error(rest: Rest, instance: str) -> None:
     answer = rest("POST", instance, rest.setup("+19995550123"), Prefer="wait=30")
     assert (answer.status, answer.body["status"]) == (201, "number_not_found")
 
 
-@pytest.mark.usefixtures("stuck")
-def test_waiting_ends(rest: Rest, number: str, instance: str) -> None:
+@pytest.mark.usefixtures("twilio_unavailable")
+def test_wait_ends_after_its_seconds(rest: Rest, number: str, instance: str) -> None:
     start = time.monotonic()
     answer = rest("POST", instance, rest.setup(number), Prefer="respond-async, wait=1")
     assert (answer.status, answer.body["status"]) == (201, "pending")
@@ -198,17 +196,17 @@ def test_waiting_ends(rest: Rest, number: str, instance: str) -> None:
     assert 0.9 < time.monotonic() - start < 5
 
 
-# -- several at once -----------------------------------------------------------------------------------------
+# -- concurrency ---------------------------------------------------------------------------------------------
 
 
-def test_different_posts_at_once_leave_one_of_them_whole(stack: Stack, rest: Rest, numbers: Numbers) -> None:
+def test_concurrent_posts_leave_one_complete_result(stack: Stack, rest: Rest, numbers: Numbers) -> None:
     for _ in range(4):
         instance = str(uuid.uuid4())
         setups = [rest.setup(number) for number in numbers(4)]
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(functools.partial(rest, "POST", instance), setups))
         statuses = sorted(each.status for each in answers)
-        assert statuses.count(201) == 1, "one of them made it, the others changed it"
+        assert statuses.count(201) == 1, "one created it, the others changed it"
         assert set(statuses) <= {200, 201, 409}
         for setup, each in zip(setups, answers, strict=True):
             assert each.status == 409 or each.body["phone_number"] == setup["phone_number"]
@@ -223,7 +221,7 @@ def webhook_of(stack: Stack, setup: dict[str, str]) -> str:
     return str(stack.number(setup["phone_number"])["sms_url"])
 
 
-def test_many_wait_at_once(stack: Stack, rest: Rest, numbers: Numbers) -> None:
+def test_many_requests_wait_at_once(stack: Stack, rest: Rest, numbers: Numbers) -> None:
     with ThreadPoolExecutor(20) as pool:
         answers = list(
             pool.map(lambda number: rest("POST", str(uuid.uuid4()), rest.setup(number), Prefer="wait=30"), numbers(20))
@@ -232,45 +230,45 @@ def test_many_wait_at_once(stack: Stack, rest: Rest, numbers: Numbers) -> None:
 
 
 @pytest.fixture
-def held(stack: Stack, rest: Rest, number: str, instance: str) -> Iterator[None]:
-    """A channel whose removal is held up until `release`."""
+def removal_blocked(stack: Stack, rest: Rest, number: str, instance: str) -> Iterator[None]:
+    """A channel with a foreign finalizer, so that its removal waits for `remove_foreign_finalizer`."""
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
     finalizers = resource(stack, instance)["metadata"]["finalizers"]
     patch(stack, instance, {"metadata": {"finalizers": [*finalizers, "example.com/hold"]}})
     yield
-    release(stack, instance)
+    remove_foreign_finalizer(stack, instance)
 
 
-def release(stack: Stack, instance: str) -> None:
+def remove_foreign_finalizer(stack: Stack, instance: str) -> None:
     try:
-        left = [each for each in resource(stack, instance)["metadata"].get("finalizers", []) if "example" not in each]
-        patch(stack, instance, {"metadata": {"finalizers": left}})
+        kept = [each for each in resource(stack, instance)["metadata"].get("finalizers", []) if "example" not in each]
+        patch(stack, instance, {"metadata": {"finalizers": kept}})
     except client.ApiException as error:
         assert error.status == 404  # noqa: PT017
 
 
-@pytest.mark.usefixtures("held")
-def test_while_a_channel_is_being_removed(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+@pytest.mark.usefixtures("removal_blocked")
+def test_calls_during_removal(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     assert rest("DELETE", instance, Prefer="wait=1").status == 202
     shown = rest("GET", instance).body
     assert (shown["status"], shown["enabled"], shown["phone_number"]) == ("removing", False, number)
-    refused = rest("POST", instance, rest.setup(number))
-    assert (refused.status, refused.headers["Retry-After"]) == (409, "5")
-    assert "being removed" in refused.body["detail"]
+    answer = rest("POST", instance, rest.setup(number))
+    assert (answer.status, answer.headers["Retry-After"]) == (409, "5")
+    assert "being removed" in answer.body["detail"]
     assert rest("DELETE", instance).status == 204
 
     with ThreadPoolExecutor(1) as pool:
         follows = pool.submit(rest, "POST", instance, rest.setup(number), Prefer="wait=30")
         time.sleep(0.5)
-        release(stack, instance)
+        remove_foreign_finalizer(stack, instance)
         answer = follows.result()
     assert (answer.status, answer.body["status"]) == (201, "active")
 
 
-# -- whose ---------------------------------------------------------------------------------------------------
+# -- ownership -----------------------------------------------------------------------------------------------
 
 
-def test_what_kubectl_owns_is_readable_and_not_touched(stack: Stack, rest: Rest, number: str) -> None:
+def test_channel_of_kubectl_can_be_read_and_not_written(stack: Stack, rest: Rest, number: str) -> None:
     manifest = stack.manifest(number)
     instance = str(manifest["metadata"]["name"])
     stack.apply(manifest)
@@ -278,14 +276,14 @@ def test_what_kubectl_owns_is_readable_and_not_touched(stack: Stack, rest: Rest,
     assert rest("GET", instance).body["status"] == "active"
     version = resource(stack, instance)["metadata"]["resourceVersion"]
     for method, body in (("POST", rest.setup(number)), ("DELETE", None)):
-        refused = rest(method, instance, body)
-        assert refused.status == 409
-        assert "managed in Kubernetes, by kubectl:" in refused.body["detail"]
-        assert f"kubectl -n {CHANNELS} delete smschannel {instance}" in refused.body["detail"]
+        answer = rest(method, instance, body)
+        assert answer.status == 409
+        assert "managed in Kubernetes, by kubectl:" in answer.body["detail"]
+        assert f"kubectl -n {CHANNELS} delete smschannel {instance}" in answer.body["detail"]
     assert resource(stack, instance)["metadata"]["resourceVersion"] == version
 
 
-def test_one_foreign_field_is_enough(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_one_field_of_another_manager_is_409(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
     patch(stack, instance, {"spec": {"suspend": True}}, manager="kubectl-edit")
     shown = rest("GET", instance).body
@@ -293,23 +291,25 @@ def test_one_foreign_field_is_enough(stack: Stack, rest: Rest, number: str, inst
     assert "by kubectl-edit:" in rest("DELETE", instance).body["detail"]
 
 
-def test_labels_annotations_and_status_are_no_claim(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_labels_annotations_and_status_do_not_make_an_owner(
+    stack: Stack, rest: Rest, number: str, instance: str
+) -> None:
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
     patch(stack, instance, {"metadata": {"annotations": {"example.com/note": "x"}}}, manager="kubectl-annotate")
     assert rest("POST", instance, rest.setup(number), Prefer="wait=30").status == 200
     assert resource(stack, instance)["metadata"]["annotations"] == {"example.com/note": "x"}
 
 
-# -- who may -------------------------------------------------------------------------------------------------
+# -- authentication and authorization ------------------------------------------------------------------------
 
 
-def test_the_order_of_refusals(stack: Stack, rest: Rest, instance: str) -> None:
-    stranger = stack.make_api_key([str(uuid.uuid4())], ["get", "post", "delete"])
-    wait_until(lambda: rest("GET", instance, X_Api_Key=stranger).status == 403)
+def test_order_of_the_checks(stack: Stack, rest: Rest, instance: str) -> None:
+    other_key = stack.make_api_key([str(uuid.uuid4())], ["get", "post", "delete"])
+    wait_until(lambda: rest("GET", instance, X_Api_Key=other_key).status == 403)
     for headers, path, body, status in (
         ({"X_Api_Key": ""}, "nope", b"{", 401),
-        ({"X_Api_Key": stranger}, "nope", b"{", 422),
-        ({"X_Api_Key": stranger, "Content_Type": "text/plain"}, instance, b"{", 403),
+        ({"X_Api_Key": other_key}, "nope", b"{", 422),
+        ({"X_Api_Key": other_key, "Content_Type": "text/plain"}, instance, b"{", 403),
         ({"Content_Type": "text/plain"}, instance, b"{", 415),
         ({}, instance, b"{", 422),
         ({}, instance, b" " * 70_000, 413),
@@ -321,7 +321,7 @@ def test_the_order_of_refusals(stack: Stack, rest: Rest, instance: str) -> None:
 
 
 @pytest.mark.parametrize("sent_as", ["application/json; charset=utf-8", "Application/Vnd.api+JSON", "application/json"])
-def test_media_types(rest: Rest, instance: str, sent_as: str) -> None:
+def test_json_media_types_are_accepted(rest: Rest, instance: str, sent_as: str) -> None:
     answer = rest("POST", instance, b"{}", Content_Type=sent_as)
     assert [each["loc"] for each in answer.body["detail"]] == [
         ["body", "account_sid"],
@@ -330,7 +330,7 @@ def test_media_types(rest: Rest, instance: str, sent_as: str) -> None:
     ]
 
 
-def test_a_key_is_held_to_its_verbs_and_instances(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_key_allows_its_verbs_and_instances_only(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     reader = stack.make_api_key([instance], ["get"])
     wait_until(lambda: rest("GET", instance, X_Api_Key=reader).status == 200)
     assert rest("POST", instance, rest.setup(number), X_Api_Key=reader).status == 403
@@ -339,19 +339,21 @@ def test_a_key_is_held_to_its_verbs_and_instances(stack: Stack, rest: Rest, numb
     without = rest("GET", other, X_Api_Key=reader)
     rest("POST", other, rest.setup(number))
     assert without.status == 403
-    assert rest("GET", other, X_Api_Key=reader).body == without.body, "it does not tell whether there is a channel"
+    assert rest("GET", other, X_Api_Key=reader).body == without.body, (
+        "the answer does not reveal whether there is a channel"
+    )
 
 
-def test_a_revoked_key_ends_within_seconds(stack: Stack, rest: Rest, instance: str) -> None:
+def test_revoked_key_stops_working_within_seconds(stack: Stack, rest: Rest, instance: str) -> None:
     key = stack.make_api_key(["*"], ["get"], key_id="revoked")
     wait_until(lambda: rest("GET", instance, X_Api_Key=key).status == 200)
     core = client.CoreV1Api(stack.api.client)
     core.patch_namespaced_secret("smschannel-api-keys", OPERATOR, {"data": {"revoked": None}})
     wait_until(lambda: rest("GET", instance, X_Api_Key=key).status == 401, seconds=3)
-    assert rest("GET", instance).status == 200, "the other keys live on"
+    assert rest("GET", instance).status == 200, "other keys still work"
 
 
-def test_a_malformed_entry_disables_just_that_key(stack: Stack, rest: Rest, instance: str) -> None:
+def test_malformed_entry_disables_only_that_key(stack: Stack, rest: Rest, instance: str) -> None:
     core = client.CoreV1Api(stack.api.client)
     broken = base64.b64encode(b'{"sha256": "x"}').decode()
     core.patch_namespaced_secret("smschannel-api-keys", OPERATOR, {"data": {"broken": broken}})
@@ -361,27 +363,27 @@ def test_a_malformed_entry_disables_just_that_key(stack: Stack, rest: Rest, inst
     core.patch_namespaced_secret("smschannel-api-keys", OPERATOR, {"data": {"broken": None}})
 
 
-def test_a_bearer_token_alone_is_enough(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+def test_bearer_token_alone_is_enough(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     headers = {"X_Api_Key": "", "Authorization": f"Bearer {stack.api_token}"}
     assert rest("GET", instance, **headers).body == NOT_CONFIGURED
     assert rest("POST", instance, rest.setup(number), Prefer="wait=30", **headers).status == 201
     assert rest("DELETE", instance, Prefer="wait=30", **headers).status == 204
 
 
-def test_both_headers_must_be_right(stack: Stack, rest: Rest, instance: str) -> None:
+def test_both_headers_must_be_valid(stack: Stack, rest: Rest, instance: str) -> None:
     bearer = f"Bearer {stack.api_token}"
     assert rest("GET", instance, Authorization=bearer).status == 200
     assert rest("GET", instance, Authorization=bearer[:-4] + "AAAA").status == 401
     assert rest("GET", instance, Authorization=bearer, X_Api_Key=stack.api_key[:-1] + "!").status == 401
 
 
-def test_a_token_for_another_audience_is_none(stack: Stack, rest: Rest, instance: str) -> None:
+def test_token_for_another_audience_is_401(stack: Stack, rest: Rest, instance: str) -> None:
     for token in (service_token(stack, "sms-api-user", []), service_token(stack, "sms-api-user", ["another"])):
         assert rest("GET", instance, X_Api_Key="", Authorization=f"Bearer {token}").status == 401
 
 
-def test_kubernetes_rbac_decides_for_bearers(stack: Stack, rest: Rest, number: str, instance: str) -> None:
-    """A ServiceAccount that may create, but not update, and read one instance only."""
+def test_kubernetes_rbac_authorizes_bearer_tokens(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+    """A ServiceAccount that may create but not update, and get one instance only."""
     name = f"limited-{instance[:8]}"
     core, rbac = client.CoreV1Api(stack.api.client), client.RbacAuthorizationV1Api(stack.api.client)
     core.create_namespaced_service_account(CHANNELS, {"metadata": {"name": name}})  # type: ignore[arg-type]
@@ -395,12 +397,12 @@ def test_kubernetes_rbac_decides_for_bearers(stack: Stack, rest: Rest, number: s
     }
     rbac.create_namespaced_role_binding(CHANNELS, binding)  # type: ignore[arg-type]
     headers = {"X_Api_Key": "", "Authorization": f"Bearer {service_token(stack, name, [AUDIENCE])}"}
-    time.sleep(1)  # the API server's authorizer learns of a binding by a watch
+    time.sleep(1)  # the API server's authorizer follows bindings with a watch
     assert rest("GET", instance, **headers).status == 200
     assert rest("GET", str(uuid.uuid4()), **headers).status == 403
-    refused = rest("POST", instance, rest.setup(number), **headers)
-    assert refused.status == 403
-    assert "create and update smschannels" in refused.body["detail"]
+    answer = rest("POST", instance, rest.setup(number), **headers)
+    assert answer.status == 403
+    assert "create and update smschannels" in answer.body["detail"]
     assert rest("DELETE", instance, **headers).status == 403
 
 
@@ -416,21 +418,21 @@ def service_token(stack: Stack, account: str, audiences: list[str]) -> str:
 # -- the process ---------------------------------------------------------------------------------------------
 
 
-def test_every_write_is_logged_with_who_and_never_with_secrets(
+def test_every_write_is_logged_with_its_caller_and_without_secrets(
     stack: Stack, rest: Rest, number: str, instance: str
 ) -> None:
     rest("POST", instance, rest.setup(number), X_Request_Id="find-me-1", Authorization=f"Bearer {stack.api_token}")
     log = (stack.logs / "shim.log").read_text()
     (line,) = [json.loads(each) for each in log.splitlines() if "find-me-1" in each]
     key_id = stack.api_key.split("_")[1]
-    assert line["who"] == f"api-key:{key_id} user:system:serviceaccount:{CHANNELS}:sms-api-user"
-    assert (line["method"], line["instance"], line["status"]) == ("POST", instance, 201)
+    assert line["caller"] == f"api-key:{key_id} user:system:serviceaccount:{CHANNELS}:sms-api-user"
+    assert (line["method"], line["namespace"], line["name"], line["status"]) == ("POST", CHANNELS, instance, 201)
     for secret in (stack.twin["auth_token"], stack.api_key, stack.api_token):
         assert secret not in log
 
 
-@pytest.mark.usefixtures("stuck")
-def test_sigterm_answers_who_waits_and_ends(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+@pytest.mark.usefixtures("twilio_unavailable")
+def test_sigterm_answers_waiting_requests(stack: Stack, rest: Rest, number: str, instance: str) -> None:
     try:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(rest, "POST", instance, rest.setup(number), Prefer="wait=50")
@@ -445,7 +447,8 @@ def test_sigterm_answers_who_waits_and_ends(stack: Stack, rest: Rest, number: st
 
 
 def wait_until(fulfilled: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until `fulfilled()` is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not fulfilled():
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        assert time.monotonic() < end, f"not fulfilled after {seconds} s"
         time.sleep(0.05)

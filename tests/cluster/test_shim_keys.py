@@ -1,4 +1,4 @@
-"""`kubectl sms key` on a real API server, and what the running shim makes of it."""
+"""`kubectl sms key` on a real API server, and its effect on the running shim."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Stack, free_port
 from smschannel.api.kube_client import MERGE_PATCH, KubeClient, Object
 from smschannel.api.names import API_KEYS_SECRET
-from smschannel.cli.key import key as cli
+from smschannel.cli.main import cli
 from tests.cluster.test_shim import wait_until
 
 SECRET = f"/api/v1/namespaces/{OPERATOR}/secrets/{API_KEYS_SECRET}"
 
 
 def run(stack: Stack, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments, "--kubeconfig", str(stack.kubeconfig)])
+    return CliRunner().invoke(cli, ["key", *arguments, "--kubeconfig", str(stack.kubeconfig)])
 
 
 def key(result: Result) -> str:
@@ -36,7 +36,7 @@ def key(result: Result) -> str:
     return result.stdout.strip()
 
 
-def refusal(result: Result) -> str:
+def error_of(result: Result) -> str:
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -65,15 +65,15 @@ async def as_admin(stack: Stack, method: str, body: Object | None = None, path: 
         return await api.request(method, path, body, content_type=MERGE_PATCH)
 
 
-def test_the_life_of_a_key(stack: Stack) -> None:
-    """Made, used, replaced by a second one while both work, revoked within seconds."""
+def test_key_lifecycle(stack: Stack) -> None:
+    """A key is created, used, replaced while both work, and revoked within seconds."""
     instance = str(uuid.uuid4())
     old = key(run(stack, "create", "--instances", instance, "--verbs", "get", "--id", "rotated-1"))
     wait_until(lambda: get(stack, old, instance) == 200, seconds=3)
     assert get(stack, old, str(uuid.uuid4())) == 403
     new = key(run(stack, "create", "--instances", instance, "--verbs", "get", "--id", "rotated-2", "--expires", "1d"))
     wait_until(lambda: get(stack, new, instance) == 200, seconds=3)
-    assert get(stack, old, instance) == 200, "two live keys at once"
+    assert get(stack, old, instance) == 200, "both keys work"
     listed = run(stack, "list").stdout.splitlines()
     assert listed[0].split() == ["ID", "STATE", "VERBS", "EXPIRES", "INSTANCES"]
     assert f"rotated-1  live   get              never                      {instance}".split() in [
@@ -81,47 +81,47 @@ def test_the_life_of_a_key(stack: Stack) -> None:
     ]
     assert run(stack, "revoke", "rotated-1").exit_code == 0
     wait_until(lambda: get(stack, old, instance) == 401, seconds=3)
-    assert get(stack, new, instance) == 200, "the other one lives on"
+    assert get(stack, new, instance) == 200, "the other key still works"
     assert set(rows(stack)) >= {"rotated-2"}
     assert "rotated-1" not in rows(stack)
     run(stack, "revoke", "rotated-2")
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
-def test_kubectl_finds_it(stack: Stack) -> None:
+def test_kubectl_runs_the_plugin(stack: Stack) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "KUBECONFIG": str(stack.kubeconfig)}
     command = ["kubectl", "sms", "key", "create", "--instances", "*", "--id", "by-kubectl"]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert made.startswith("smsch_by-kubectl_")
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("smsch_by-kubectl_")
     revoke = ["kubectl", "sms", "key", "revoke", "by-kubectl"]
     assert subprocess.run(revoke, env=environment, capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_the_first_key_makes_the_secret(installed: Stack) -> None:
+def test_first_key_creates_the_secret(installed: Stack) -> None:
     asyncio.run(as_admin(installed, "DELETE"))
     assert rows(installed) == {}
-    made = key(run(installed, "create", "--instances", "*", "--id", "first"))
+    printed = key(run(installed, "create", "--instances", "*", "--id", "first"))
     assert list(rows(installed)) == ["first"]
-    assert made.split("_", 2)[2] not in str(asyncio.run(as_admin(installed, "GET")))
+    assert printed.split("_", 2)[2] not in str(asyncio.run(as_admin(installed, "GET")))
 
 
-def test_a_key_is_never_written_over(installed: Stack) -> None:
+def test_existing_key_is_never_overwritten(installed: Stack) -> None:
     key(run(installed, "create", "--instances", "*", "--id", "taken"))
     before = asyncio.run(as_admin(installed, "GET"))["data"]["taken"]
-    said = refusal(run(installed, "create", "--instances", "*", "--id", "taken"))
-    assert "There is a key taken already: choose another --id, or revoke it first" in said
+    message = error_of(run(installed, "create", "--instances", "*", "--id", "taken"))
+    assert "A key with the ID taken already exists: choose another --id, or revoke it first" in message
     assert asyncio.run(as_admin(installed, "GET"))["data"]["taken"] == before
 
 
-def test_revoking_is_all_or_nothing(installed: Stack) -> None:
+def test_revoke_is_all_or_nothing(installed: Stack) -> None:
     key(run(installed, "create", "--instances", "*", "--id", "kept"))
-    said = refusal(run(installed, "revoke", "kept", "unknown"))
-    assert "There is no key unknown. The keys are:" in said
+    message = error_of(run(installed, "revoke", "kept", "unknown"))
+    assert "No key has the ID unknown. The IDs are:" in message
     assert "kept" in rows(installed)
 
 
-def test_what_is_malformed_or_over_is_shown_as_such(installed: Stack) -> None:
+def test_list_shows_malformed_and_expired_keys(installed: Stack) -> None:
     key(run(installed, "create", "--instances", "*", "--id", "over"))
     entry = {"sha256": "0" * 64, "instances": [], "verbs": [], "expires": "2020-01-01T00:00:00Z"}
     content = {"stringData": {"over": json.dumps(entry), "broken": '{"sha256": "smsch_x_5ecret"}'}}
@@ -129,25 +129,30 @@ def test_what_is_malformed_or_over_is_shown_as_such(installed: Stack) -> None:
     found = rows(installed)
     assert found["over"]["state"] == "expired"
     assert found["broken"]["state"].startswith("unusable: sha256: String should match pattern")
-    assert "5ecret" not in run(installed, "list").output, "somebody may have written the key where its hash belongs"
+    assert "5ecret" not in run(installed, "list").output, (
+        "an administrator may have stored the key in place of its hash"
+    )
     assert run(installed, "revoke", "broken", "over").exit_code == 0
 
 
-def test_without_the_right_it_says_which_is_needed(installed: Stack) -> None:
+def test_missing_right_is_named(installed: Stack) -> None:
     shim = str(installed.home / "sms-api-shim.kubeconfig")
-    said = refusal(CliRunner().invoke(cli, ["create", "--instances", "*", "--kubeconfig", shim]))
-    assert f"needs get and patch on the Secret {OPERATOR}/{API_KEYS_SECRET}" in said
+    message = error_of(CliRunner().invoke(cli, ["key", "create", "--instances", "*", "--kubeconfig", shim]))
+    assert f"needs the rights to get and patch the Secret {OPERATOR}/{API_KEYS_SECRET}" in message
 
 
-def test_a_namespace_that_is_not_there_is_told(installed: Stack) -> None:
-    said = refusal(run(installed, "create", "--instances", "*", "--operator-namespace", "nowhere"))
-    assert "has no namespace nowhere. If the operator is in another: --operator-namespace" in said
+def test_missing_namespace_is_reported(installed: Stack) -> None:
+    message = error_of(run(installed, "create", "--instances", "*", "--operator-namespace", "nowhere"))
+    assert (
+        "has no namespace nowhere. If the operator runs in another namespace, name it with --operator-namespace."
+        in message
+    )
 
 
-def test_a_cluster_that_is_away_is_told(installed: Stack, tmp_path: Path) -> None:
+def test_unreachable_cluster_is_reported(installed: Stack, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{free_port()}"
     away = write_kubeconfig(
         tmp_path / "away", url=url, ca_data=installed.cluster.ca_data, token="x", namespace=CHANNELS
     )
-    said = refusal(CliRunner().invoke(cli, ["list", "--kubeconfig", str(away)]))
-    assert f"The cluster at {url} cannot be reached" in said
+    message = error_of(CliRunner().invoke(cli, ["key", "list", "--kubeconfig", str(away)]))
+    assert f"The cluster at {url} cannot be reached" in message

@@ -1,4 +1,4 @@
-"""What the shim's ServiceAccount may write, whoever holds its token: deploy/shim-policy.yaml on a real API server."""
+"""The admission policy for the shim's ServiceAccount, deploy/shim-policy.yaml, on a real API server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SEALED = "A" * 2048
 
 @pytest.fixture
 async def shim(installed: Stack) -> AsyncIterator[KubeClient]:
-    """As the shim's ServiceAccount, once the policy is in force."""
+    """A client with the shim's ServiceAccount, once the policy is active."""
     async with await KubeClient.connect(str(installed.home / "sms-api-shim.kubeconfig")) as api:
         async for attempt in AsyncRetrying(wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True):
             with attempt:
-                assert await is_refused(api), "the API server learns of a policy by a watch"
+                assert await is_denied(api), "the API server follows policies with a watch"
         yield api
 
 
@@ -37,10 +37,10 @@ async def admin(installed: Stack) -> AsyncIterator[KubeClient]:
 
 
 def manifest(*, metadata: Object | None = None, **spec: Any) -> Object:
-    """What the shim applies, with some of it replaced."""
+    """Return what the shim applies, with some fields replaced."""
     meta = {"name": str(uuid.uuid4()), "labels": LABELS, "finalizers": [FINALIZER], **(metadata or {})}
-    wanted = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": {"sealed": SEALED}, **spec}
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": wanted}
+    fields = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": {"sealed": SEALED}, **spec}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": fields}
 
 
 async def apply(api: KubeClient, body: Object, manager: str = FIELD_MANAGER, **params: str) -> Object:
@@ -50,7 +50,7 @@ async def apply(api: KubeClient, body: Object, manager: str = FIELD_MANAGER, **p
     )
 
 
-async def is_refused(api: KubeClient) -> bool:
+async def is_denied(api: KubeClient) -> bool:
     try:
         await apply(api, manifest(suspend=True), dryRun="All")
     except KubernetesRefused:
@@ -62,22 +62,22 @@ async def patch(api: KubeClient, name: str, body: Object) -> Object:
     return await api.request("PATCH", channels_path(CHANNELS, name), body, content_type=MERGE_PATCH)
 
 
-async def test_what_the_shim_does_is_allowed(shim: KubeClient) -> None:
-    wanted = manifest()
-    created = await apply(shim, wanted)
-    changed = copy.deepcopy(wanted)
+async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
+    body = manifest()
+    created = await apply(shim, body)
+    changed = copy.deepcopy(body)
     changed["spec"]["phoneNumber"] = "+61400111223"
     assert (await apply(shim, changed))["metadata"]["uid"] == created["metadata"]["uid"]
     await shim.request("DELETE", channels_path(CHANNELS, created["metadata"]["name"]))
 
 
 @pytest.mark.parametrize(
-    ("wanted", "why"),
+    ("body", "why"),
     [
         pytest.param(
             manifest(credentials={"secretKeyRef": {"name": "twilio", "key": "auth_token"}}),
             "sealed credentials only",
-            id="a Secret of the tenants, whose token the operator would send to Twilio",
+            id="secretKeyRef: the operator would send a tenant's token to Twilio",
         ),
         pytest.param(
             manifest(credentials={"sealed": SEALED, "sid": f"SK{'0' * 32}"}), "as the account itself", id="sid"
@@ -87,11 +87,13 @@ async def test_what_the_shim_does_is_allowed(shim: KubeClient) -> None:
         pytest.param(manifest(takeoverPolicy="IfUnused"), "accountSid, phoneNumber", id="takeoverPolicy"),
         pytest.param(manifest(driftPolicy="Report"), "accountSid, phoneNumber", id="driftPolicy"),
         pytest.param(
-            manifest(metadata={"finalizers": [FINALIZER, "example.com/x"]}), "finalizer only", id="one that wedges"
+            manifest(metadata={"finalizers": [FINALIZER, "example.com/x"]}), "finalizer only", id="another finalizer"
         ),
         pytest.param(manifest(metadata={"labels": {**LABELS, "team": "a"}}), "label only", id="another label"),
         pytest.param(
-            manifest(metadata={"labels": {"app.kubernetes.io/created-by": "kubectl"}}), "label only", id="a false label"
+            manifest(metadata={"labels": {"app.kubernetes.io/created-by": "kubectl"}}),
+            "label only",
+            id="another value of the label",
         ),
         pytest.param(manifest(metadata={"annotations": {"a": "b"}}), "no annotations", id="annotation"),
         pytest.param(
@@ -103,14 +105,14 @@ async def test_what_the_shim_does_is_allowed(shim: KubeClient) -> None:
                 }
             ),
             "no annotations and no owners",
-            id="an owner takes it away again",
+            id="ownerReference",
         ),
     ],
 )
-async def test_a_creation_beyond_that_is_refused(shim: KubeClient, wanted: Object, why: str) -> None:
-    with pytest.raises(KubernetesRefused, match=why) as refused:
-        await apply(shim, wanted)
-    assert refused.value.status == 403
+async def test_other_creations_are_denied(shim: KubeClient, body: Object, why: str) -> None:
+    with pytest.raises(KubernetesRefused, match=why) as caught:
+        await apply(shim, body)
+    assert caught.value.status == 403
 
 
 @pytest.mark.parametrize(
@@ -124,18 +126,18 @@ async def test_a_creation_beyond_that_is_refused(shim: KubeClient, wanted: Objec
         ({"spec": {"credentials": {"sealed": None, "secretKeyRef": {"name": "a", "key": "b"}}}}, "sealed credentials"),
     ],
 )
-async def test_a_change_beyond_that_is_refused(shim: KubeClient, change: Object, why: str) -> None:
+async def test_other_changes_are_denied(shim: KubeClient, change: Object, why: str) -> None:
     name = (await apply(shim, manifest()))["metadata"]["name"]
     with pytest.raises(KubernetesRefused, match=why):
         await patch(shim, name, change)
 
 
 async def test_labels_and_annotations_of_others_are_kept(shim: KubeClient, admin: KubeClient) -> None:
-    wanted = manifest()
-    name = wanted["metadata"]["name"]
-    await apply(shim, wanted)
+    body = manifest()
+    name = body["metadata"]["name"]
+    await apply(shim, body)
     await patch(admin, name, {"metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}}})
-    applied = await apply(shim, wanted)
+    applied = await apply(shim, body)
     assert applied["metadata"]["labels"] == {**LABELS, "team": "a"}
     with pytest.raises(KubernetesRefused, match="label only"):
         await patch(shim, name, {"metadata": {"labels": {"team": None}}})
@@ -144,16 +146,16 @@ async def test_labels_and_annotations_of_others_are_kept(shim: KubeClient, admin
 
 
 @pytest.mark.parametrize("manager", ["kubectl", "argocd-controller"])
-async def test_what_git_or_kubectl_owns_is_neither_changed_nor_deleted(
+async def test_channels_of_other_managers_are_neither_changed_nor_deleted(
     shim: KubeClient, admin: KubeClient, manager: str
 ) -> None:
-    """Also when the shim's own check is passed by: whoever holds its token has no check."""
-    theirs = manifest()
-    name = theirs["metadata"]["name"]
-    await apply(admin, theirs, manager)
+    """Also without the shim's own check: an attacker with its token would not run it."""
+    other = manifest()
+    name = other["metadata"]["name"]
+    await apply(admin, other, manager)
     path = channels_path(CHANNELS, name)
     for write in (
-        apply(shim, theirs),
+        apply(shim, other),
         patch(shim, name, {"spec": {"phoneNumber": "+61400111223"}}),
         shim.request("DELETE", path),
     ):
@@ -162,7 +164,7 @@ async def test_what_git_or_kubectl_owns_is_neither_changed_nor_deleted(
     assert "deletionTimestamp" not in (await admin.request("GET", path))["metadata"]
 
 
-async def test_it_is_about_the_shim_only(admin: KubeClient) -> None:
-    wanted = manifest(suspend=True, metadata={"annotations": {"a": "b"}, "labels": {"team": "a"}})
-    applied = await apply(admin, wanted, "kubectl")
+async def test_policy_applies_to_the_shim_only(admin: KubeClient) -> None:
+    body = manifest(suspend=True, metadata={"annotations": {"a": "b"}, "labels": {"team": "a"}})
+    applied = await apply(admin, body, "kubectl")
     await admin.request("DELETE", channels_path(CHANNELS, applied["metadata"]["name"]))

@@ -1,4 +1,4 @@
-"""Several shims at once, and one whose API server hangs, is away, or has lost the kind."""
+"""Several replicas of the shim, and a replica whose API server hangs or has no CRD."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.contract.test_rest import NOT_CONFIGURED
 
 
 class Replica:
-    """Another shim process on the same API server, under the same ServiceAccount."""
+    """Another shim process with the same API server and ServiceAccount."""
 
     def __init__(self, stack: Stack, port: int) -> None:
         self._stack = stack
@@ -30,7 +30,7 @@ class Replica:
     def get(self, path: str) -> tuple[int, Any]:
         try:
             return call("GET", f"{self._url}{path}")
-        except ValueError:  # "ok" is no JSON
+        except ValueError:  # "ok" is not JSON
             return 200, None
         except OSError:
             return 0, None
@@ -53,9 +53,9 @@ def replica(stack: Stack, **settings: str) -> Iterator[Replica]:
     with (stack.logs / f"shim-{port}.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "api_shim"], cwd=ROOT, env=environment, stderr=log)
     try:
-        made = Replica(stack, port)
-        wait_until(lambda: made.get("/healthz")[0] == 200, seconds=30)
-        yield made
+        new = Replica(stack, port)
+        wait_until(lambda: new.get("/healthz")[0] == 200, seconds=30)
+        yield new
     finally:
         process.terminate()
         process.wait(20)
@@ -63,10 +63,10 @@ def replica(stack: Stack, **settings: str) -> Iterator[Replica]:
 
 @pytest.fixture(scope="module")
 def impatient(stack: Stack) -> Iterator[Replica]:
-    """A second shim, that gives Kubernetes one second."""
-    with replica(stack, request_seconds="1") as made:
-        wait_until(lambda: made.get("/readyz")[0] == 200)
-        yield made
+    """A second shim, with a time limit of one second."""
+    with replica(stack, request_seconds="1") as new:
+        wait_until(lambda: new.get("/readyz")[0] == 200)
+        yield new
 
 
 def setup(stack: Stack, phone_number: str) -> dict[str, str]:
@@ -74,7 +74,7 @@ def setup(stack: Stack, phone_number: str) -> dict[str, str]:
     return {"account_sid": twin["account_sid"], "auth_token": twin["auth_token"], "phone_number": phone_number}
 
 
-def test_what_one_replica_did_the_other_one_sees_at_once(
+def test_replicas_see_each_others_writes_at_once(
     stack: Stack, impatient: Replica, numbers: Callable[[int], list[str]]
 ) -> None:
     first, second = numbers(2)
@@ -88,8 +88,8 @@ def test_what_one_replica_did_the_other_one_sees_at_once(
         assert stack.rest("GET", instance)[1] == NOT_CONFIGURED
 
 
-def test_the_outcome_reaches_who_waits_at_another_replica(stack: Stack, impatient: Replica, number: str) -> None:
-    """The removal is asked for here, and followed there."""
+def test_wait_sees_the_removal_by_another_replica(stack: Stack, impatient: Replica, number: str) -> None:
+    """One replica deletes the channel while the other waits for the removal."""
     instance = str(uuid.uuid4())
     assert impatient.rest("POST", instance, setup(stack, number), Prefer="wait=30")[1]["status"] == "active"
     assert stack.rest("DELETE", instance)[0] == 204
@@ -98,18 +98,16 @@ def test_the_outcome_reaches_who_waits_at_another_replica(stack: Stack, impatien
     stack.rest("DELETE", instance)
 
 
-def test_while_the_api_server_hangs_the_answer_is_503_and_nothing_is_half_done(
-    stack: Stack, impatient: Replica, number: str
-) -> None:
+def test_hanging_api_server_is_503_without_partial_writes(stack: Stack, impatient: Replica, number: str) -> None:
     instance = str(uuid.uuid4())
     control_plane = psutil.Process(stack.pids()["controlplane"])
     control_plane.suspend()
     try:
-        wait_until(lambda: impatient.get("/readyz")[0] == 503)  # threads that are at work stop a moment later
+        wait_until(lambda: impatient.get("/readyz")[0] == 503)  # its threads stop a moment later
         for method, body in (("GET", None), ("POST", setup(stack, number)), ("DELETE", None)):
             start = time.monotonic()
             status, answer = impatient.rest(method, instance, body)
-            assert (status, answer["detail"]) == (503, "Kubernetes takes too long. Try again.")
+            assert (status, answer["detail"]) == (503, "Kubernetes did not answer in time. Try again.")
             assert time.monotonic() - start < 3
         assert impatient.get("/healthz")[0] == 200
     finally:
@@ -117,12 +115,12 @@ def test_while_the_api_server_hangs_the_answer_is_503_and_nothing_is_half_done(
     wait_until(lambda: impatient.get("/readyz")[0] == 200, seconds=30)
     wait_until(lambda: impatient.rest("GET", instance)[0] == 200, seconds=30)
     channel = impatient.rest("GET", instance)[1]
-    assert channel == NOT_CONFIGURED or channel["phone_number"] == number, "all of it, or nothing"
+    assert channel == NOT_CONFIGURED or channel["phone_number"] == number, "the write was complete, or not made"
     assert impatient.rest("POST", instance, setup(stack, number), Prefer="wait=30")[1]["status"] == "active"
     assert impatient.rest("DELETE", instance, Prefer="wait=30")[0] == 204
 
 
-def test_without_the_crd_nobody_says_not_configured(installed: Stack) -> None:
+def test_missing_crd_is_503_and_not_not_configured(installed: Stack) -> None:
     instance = str(uuid.uuid4())
     with replica(installed) as shim:
         wait_until(lambda: shim.rest("GET", instance)[0] == 200)
@@ -133,6 +131,6 @@ def test_without_the_crd_nobody_says_not_configured(installed: Stack) -> None:
         for method, body in (("GET", None), ("DELETE", None)):
             status, answer = shim.rest(method, instance, body)
             assert status == 503
-            assert "Kubernetes refuses this" in answer["detail"]
+            assert "Kubernetes refuses this request" in answer["detail"]
         log = "".join(file.read_text() for file in installed.logs.glob("shim-*.log"))
         assert "is the CRD installed? kubectl apply -f crds/" in log

@@ -1,4 +1,4 @@
-"""What REST clients may rely on, as constants. The same over the wire: tests/cluster/test_shim.py."""
+"""The REST contract as constants; tests/cluster/test_shim.py tests it over the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api_shim.schemas import ChannelStatus, ErrorItem, Refusal, Setup, instance_id
+from api_shim.schemas import ChannelStatus, ErrorItem, HttpError, Setup, instance_id
 from api_shim.waiting import is_settled
 from smschannel.api.reasons import REST_STATUSES, Reason
 
@@ -28,7 +28,6 @@ STATUSES = (
     "number_not_found",
     "number_lacks_sms",
     "number_in_use",
-    "instance_in_use",
     "webhook_foreign",
     "webhook_drifted",
     "webhook_overridden",
@@ -36,6 +35,7 @@ STATUSES = (
     "webhook_refused",
     "suspended",
     "removing",
+    "record_unreadable",
 )
 
 
@@ -56,10 +56,10 @@ def answer(given: Any) -> dict[str, Any]:
 
 def errors(body: Any) -> list[ErrorItem]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(HttpError) as caught:
         Setup.parse(content)
-    assert refused.value.status == 422
-    detail = refused.value.detail
+    assert caught.value.status == 422
+    detail = caught.value.detail
     assert not isinstance(detail, str)
     assert all(set(each) == {"loc", "msg", "type"} for each in detail)
     return list(detail)
@@ -73,16 +73,16 @@ def error(body: Any) -> tuple[list[str | int], str]:
 # -- answers -------------------------------------------------------------------------------------------------
 
 
-def test_statuses_are_a_closed_list() -> None:
+def test_rest_statuses_are_a_closed_list() -> None:
     assert REST_STATUSES == STATUSES
 
 
-def test_an_instance_without_a_channel() -> None:
+def test_instance_without_a_channel_is_not_configured() -> None:
     assert answer(None) == NOT_CONFIGURED
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_has_its_status(reason: Reason) -> None:
+def test_every_reason_has_its_rest_status(reason: Reason) -> None:
     assert answer(channel(reason)) == {
         "enabled": True,
         "phone_number": "+61400111222",
@@ -103,13 +103,13 @@ def test_every_reason_has_its_status(reason: Reason) -> None:
     ],
     ids=["new", "changed", "just suspended", "suspended", "being removed", "suspended and being removed"],
 )
-def test_what_the_spec_says_goes_before_what_was_observed(given: Any, status: str, enabled: bool) -> None:
+def test_spec_overrides_the_observed_status(given: Any, status: str, enabled: bool) -> None:
     assert (answer(given)["status"], answer(given)["enabled"]) == (status, enabled)
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_who_waits_is_answered_when_the_operator_is_done(reason: Reason) -> None:
-    """With the channel as it is now: what was said of the one before is no outcome."""
+def test_channel_is_settled_when_ready_stalled_or_removed(reason: Reason) -> None:
+    """For the current generation only: a status of an earlier one is not a result."""
     done = reason.ready == "True" or reason.progress == "Stalled"
     for given, settled in (
         (channel(reason), done),
@@ -119,12 +119,12 @@ def test_who_waits_is_answered_when_the_operator_is_done(reason: Reason) -> None
         assert is_settled(given) is settled
 
 
-def test_a_channel_that_nobody_has_looked_at_yet() -> None:
-    fresh = channel(None, observed=-1)
-    fresh["status"] = {"observedGeneration": -1}
-    assert answer(fresh)["webhook_url"] is None
-    del fresh["status"]
-    assert answer(fresh)["status"] == "pending"
+def test_unobserved_channel_is_pending() -> None:
+    created = channel(None, observed=-1)
+    created["status"] = {"observedGeneration": -1}
+    assert answer(created)["webhook_url"] is None
+    del created["status"]
+    assert answer(created)["status"] == "pending"
 
 
 # -- path ----------------------------------------------------------------------------------------------------
@@ -145,18 +145,18 @@ def test_every_form_of_a_uuid_is_the_same_instance(written: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["nope", "497f6eca-6276-4993-bfeb-53cbbbba6f0", " ", "..", "497f6eca_6276"])
-def test_what_is_no_uuid(written: str) -> None:
-    with pytest.raises(Refusal) as refused:
+def test_invalid_uuid_is_422(written: str) -> None:
+    with pytest.raises(HttpError) as caught:
         instance_id(written)
     message = "Input should be a valid UUID, such as 497f6eca-6276-4993-bfeb-53cbbbba6f08"
-    assert refused.value.status == 422
-    assert refused.value.detail == [{"loc": ["path", "instance_id"], "msg": message, "type": "uuid_parsing"}]
+    assert caught.value.status == 422
+    assert caught.value.detail == [{"loc": ["path", "instance_id"], "msg": message, "type": "uuid_parsing"}]
 
 
 # -- body ----------------------------------------------------------------------------------------------------
 
 
-def test_a_body_is_tidied_up() -> None:
+def test_body_is_normalised() -> None:
     setup = Setup.parse(
         json.dumps(
             {
@@ -199,7 +199,7 @@ def test_a_body_is_tidied_up() -> None:
         ("phone_number", "+61 400 111 222" + " " * 16, "string_too_long"),
     ],
 )
-def test_a_wrong_field_is_named_and_not_quoted(field: str, value: Any, kind: str) -> None:
+def test_invalid_field_is_named_and_not_quoted(field: str, value: Any, kind: str) -> None:
     (only,) = errors({**GOOD, field: value})
     assert (only["loc"], only["type"]) == (["body", field], kind)
     assert TOKEN not in str(only)
@@ -207,15 +207,15 @@ def test_a_wrong_field_is_named_and_not_quoted(field: str, value: Any, kind: str
 
 
 @pytest.mark.parametrize("field", GOOD)
-def test_a_missing_field_is_named(field: str) -> None:
+def test_missing_field_is_named(field: str) -> None:
     assert error({name: value for name, value in GOOD.items() if name != field}) == (["body", field], "missing")
 
 
-def test_all_wrong_fields_are_named_at_once() -> None:
+def test_all_invalid_fields_are_named_at_once() -> None:
     assert [each["loc"] for each in errors({})] == [["body", name] for name in GOOD]
 
 
-def test_messages_teach() -> None:
+def test_messages_say_what_is_expected() -> None:
     messages = [each["msg"] for each in errors({"account_sid": "x", "auth_token": "a b", "phone_number": "x"})]
     assert messages == [
         'account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it',
@@ -241,8 +241,8 @@ def test_messages_teach() -> None:
     ],
     ids=["empty", "null", "list", "string", "number", "comma", "space", "form", "no UTF-8", "deep", "huge number"],
 )
-def test_what_is_no_json_object(body: bytes, loc: list[str | int], kind: str) -> None:
-    if body == b'{"a": 1,}':  # where it is wrong is the json module's to say, and changed in 3.13
+def test_body_that_is_not_a_json_object_is_422(body: bytes, loc: list[str | int], kind: str) -> None:
+    if body == b'{"a": 1,}':  # the position depends on the json module, and changed in Python 3.13
         assert error(body)[1] == kind
     else:
         assert error(body) == (loc, kind)

@@ -65,7 +65,7 @@ async def test_account_of_one_page_is_read_with_one_call(stage: Stage, client: T
 
 
 async def test_page_shows_numbers_as_single_reads_do(stage: Stage, client: TwilioClient) -> None:
-    """Otherwise a channel would be found unchanged by one and changed by the other, again and again."""
+    """Otherwise a channel would be found unchanged by one and changed by the other, over and over."""
     login, sid = login_of(stage.account), stage.account.sid
     stage.numbers[0].change({"sms_url": "", "sms_method": "GET"}, stage.twin.now())
     stage.numbers[1].change({"sms_application_sid": "AP1", "sms_url": "https://a.example/#rc=2"}, stage.twin.now())
@@ -151,7 +151,7 @@ async def test_failed_second_page_is_an_error_and_not_the_end(
 
 @asynccontextmanager
 async def elsewhere() -> AsyncIterator[tuple[str, list[str]]]:
-    """Serve something that is not Twilio. Yield its origin and the Authorization headers that it received."""
+    """Serve a server that is not Twilio. Yield its origin and the Authorization headers that it received."""
     received: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -272,7 +272,9 @@ async def test_each_api_has_its_own_origin(stage: Stage) -> None:
 # -- Messaging Services --------------------------------------------------------------------------------------
 
 
-async def test_numbers_whose_messages_a_service_takes_are_returned(stage: Stage, client: TwilioClient) -> None:
+async def test_numbers_of_a_service_that_receives_their_messages_are_returned(
+    stage: Stage, client: TwilioClient
+) -> None:
     """A service takes its numbers' messages, unless it leaves them to the number's own webhook."""
     taken, unused, dropped, alone = stage.numbers[:4]
     takes = stage.twin.add_service(stage.account, inbound_request_url="https://service.example/")
@@ -301,7 +303,7 @@ async def test_account_without_services_costs_one_call(stage: Stage, client: Twi
     assert stage.twin.journal.counts == {"GET services": 1}
 
 
-async def test_number_that_leaves_a_service_is_not_returned_any_more(stage: Stage, client: TwilioClient) -> None:
+async def test_number_that_left_its_service_is_not_returned(stage: Stage, client: TwilioClient) -> None:
     service, number = stage.twin.add_service(stage.account), stage.numbers[0]
     stage.twin.join_service(number, service)
     login, sid = login_of(stage.account), stage.account.sid
@@ -354,7 +356,7 @@ async def test_hanging_services_of_one_account_do_not_delay_another(stage: Stage
     await asyncio.wait({hanging})
 
 
-async def test_refusal_of_one_api_is_not_one_of_the_other(stage: Stage, client: TwilioClient) -> None:
+async def test_refusal_by_one_api_does_not_affect_the_other(stage: Stage, client: TwilioClient) -> None:
     """A key may be restricted to one of them. `forget_refusal` forgets both."""
     login, sid = login_of(stage.account), stage.account.sid
     fault = stage.twin.faults.add(Match(path="^/v1/"), Action(kind="status", status=401, code=20003))
@@ -391,7 +393,7 @@ async def test_refusal_of_one_api_is_not_one_of_the_other(stage: Stage, client: 
 async def test_token_that_cannot_be_sent_is_refused_without_a_call(
     stage: Stage, client: TwilioClient, token: str, named: str, reason: str
 ) -> None:
-    """It would look like an outage of Twilio, which a person waits for, instead of a mistake to fix."""
+    """It would look like an outage of Twilio, which users wait for, instead of a mistake to fix."""
     login, sid = Login(sid=stage.account.sid, token=SecretStr(token)), stage.account.sid
     number = stage.numbers[0]
     calls = [
@@ -431,7 +433,7 @@ async def test_number_is_found_by_all_of_its_digits(stage: Stage, client: Twilio
     assert await client.find_number(login, sid, longer.phone_number[:-2]) is None
 
 
-async def test_number_that_is_gone_is_none_to_read_and_an_error_to_set(stage: Stage, client: TwilioClient) -> None:
+async def test_deleted_number_reads_as_none_and_cannot_be_set(stage: Stage, client: TwilioClient) -> None:
     login, sid, gone = login_of(stage.account), stage.account.sid, stage.numbers[0]
     stage.twin.release(gone)
     assert await client.find_number(login, sid, gone.phone_number) is None

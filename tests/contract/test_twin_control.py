@@ -234,11 +234,11 @@ async def test_no_token_in_any_repr_log_or_other_answer(stage: Stage, caplog: py
             *(f"/accounts/{account.sid}", f"/services/{service.sid}", "/numbers/+61400111222"),
         )
     ]
-    seen = " ".join(
+    text = " ".join(
         (repr([twin, account, key, service, stage]), caplog.text, json.dumps([a.document for a in answers]))
     )
-    assert "release of a number" in seen
-    assert not [secret for secret in secrets if secret in seen]
+    assert "release of a number" in text
+    assert not [secret for secret in secrets if secret in text]
 
 
 def test_seed_makes_sids_and_tokens_repeatable() -> None:

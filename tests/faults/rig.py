@@ -23,7 +23,7 @@ from kubernetes.dynamic.exceptions import NotFoundError
 
 from deploy.local.build import Progress
 from deploy.local.cluster import write_kubeconfig
-from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, ready_reason
+from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, free_port, ready_reason
 from smschannel.api.errors import Unreadable
 from smschannel.api.names import KEYRING_SECRET, PUBLIC_KEY_CONFIGMAP
 from smschannel.api.resource import API_VERSION, CREDENTIALS_LABEL, FINALIZER, KIND
@@ -156,7 +156,7 @@ class Rig:
             "KUBECONFIG": str(self.stack.home / "sms-channel-operator.kubeconfig"),
             "SMSCHANNEL_TWILIO_URL": self.stack.twilio_url,
         }
-        self.stack.start_operator(SECOND, direct)
+        self.stack.start_operator(SECOND, free_port(), direct)
 
     def stop_second(self, *, kill: bool = True) -> None:
         self.stack.stop_process(SECOND, kill=kill)

@@ -25,8 +25,10 @@ from smschannel.controller import Controller
 from smschannel.core.plan import Number, Routing, Rules
 from smschannel.core.record import Login, Record, Webhook, WebhookTemplate
 from smschannel.kube_store import KubeStore
+from smschannel.observe import Accounts, Observer, Twilio
 from smschannel.orphans import Orphans
-from smschannel.reconcile import Accounts, Intervals, Reconciler, Twilio
+from smschannel.reconcile import Intervals, Reconciler
+from smschannel.report import Reporter
 from tests.unit.virtual_time import now
 
 NAMESPACE = "sms-channels"
@@ -60,16 +62,16 @@ def virtual_clock() -> datetime:
 
 
 async def at_once(method: str, path: str) -> None:
-    """No delay, no failure."""
+    """Neither delay the call nor fail."""
 
 
 class MemoryApi:
-    """In place of `KubeClient`. Watch events reach each controller in `watchers` at once, unless `silent`."""
+    """A `KubeClient` in memory. Watch events reach each controller in `watchers` at once, unless `drops_events`."""
 
     def __init__(self) -> None:
         self.objects: dict[Place, Object] = {}
         self.watchers: list[Controller] = []
-        self.silent = False
+        self.drops_events = False
         self.latency = 0.005
         self.on_call: OnCall = at_once
         self.calls: list[tuple[str, str]] = []
@@ -122,17 +124,17 @@ class MemoryApi:
         return self.objects.get(("smschannels", namespace, instance(n)))
 
     def reason(self, n: int, namespace: str = NAMESPACE) -> str:
-        """The reason that Ready carries; empty if there is no channel, or no report on it."""
+        """Return the reason of Ready; empty if there is no channel or no status."""
         status = (self.channel(n, namespace) or {}).get("status") or {}
         return next((each["reason"] for each in status.get("conditions", ()) if each["type"] == "Ready"), "")
 
     def records(self) -> dict[str, Record]:
-        """The records by phone number."""
+        """Return the records by phone number."""
         secrets = [body for place, body in self.objects.items() if _is_record(place, body)]
         return {each.phone_number: each for each in (Record.from_metadata(body["metadata"]) for body in secrets)}
 
     def edit_record(self, phone: str, data: dict[str, str]) -> dict[str, str]:
-        """Overwrite a record's sealed content; what it was before."""
+        """Overwrite a record's sealed contents. Return the former ones."""
         place = "secrets", OPERATOR_NAMESPACE, sid_of(phone).lower()
         before = dict(self.objects[place]["data"])
         self._store("secrets", {**self.objects[place], "data": data})
@@ -215,12 +217,12 @@ class MemoryApi:
         return body
 
     def _emit(self, event: str, body: Object) -> None:
-        for controller in () if self.silent else self.watchers:
+        for controller in () if self.drops_events else self.watchers:
             controller.on_channel(event, copy.deepcopy(body))
 
 
 def _parse(path: str) -> tuple[str, str, str, str]:
-    """Plural, namespace, name and subresource."""
+    """Return plural, namespace, name and subresource of a path."""
     parts = path.removeprefix("/api/v1/").removeprefix(f"/apis/{GROUP}/{VERSION}/")
     parts = parts.removeprefix("/apis/events.k8s.io/v1/")
     _, namespace, plural, *rest = parts.split("/")
@@ -229,7 +231,7 @@ def _parse(path: str) -> tuple[str, str, str, str]:
 
 
 def _merged(there: Object, patch: Object) -> Object:
-    """A JSON merge patch."""
+    """Apply a JSON merge patch."""
     merged = dict(there)
     for field, value in patch.items():
         if value is None:
@@ -244,7 +246,7 @@ def _is_record(place: Place, body: Object) -> bool:
 
 
 class MemoryTwilio:
-    """Numbers of one account, by SID. `on_call` may delay a call or make it fail; `writes` are all that it was told."""
+    """Numbers of one account, by SID. `on_call` may delay a call or make it fail; `writes` lists the webhooks set."""
 
     def __init__(self, *phones: str, account: str = ACCOUNT) -> None:
         webhook = Webhook(url=BEFORE, method="POST")
@@ -257,7 +259,7 @@ class MemoryTwilio:
         return self.numbers[sid_of(phone)][1].webhook.url
 
     def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no refusal is cached."""
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         await self._call("find", phone_number)
@@ -314,14 +316,15 @@ class Operator:
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
+        rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
+        accounts, channels = cast(Accounts, NoCache()), self.channels
         self.reconciler = Reconciler(
             self.kube,
             twilio,
-            cast(Accounts, NoCache()),
+            Observer(self.kube, twilio, accounts, channels, keyring=KEYRING, slow_interval=1800),
+            Reporter(self.kube, TEMPLATE, virtual_clock),
             self.orphans,
-            self.channels,
-            keyring=KEYRING,
-            rules=Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7)),
+            rules=rules,
             intervals=Intervals(drift=600, slow=1800),
             clock=virtual_clock,
         )

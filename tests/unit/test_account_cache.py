@@ -95,7 +95,7 @@ async def test_concurrent_callers_share_one_page() -> None:
 
 @virtually
 async def test_page_is_used_until_max_age_and_then_read_again() -> None:
-    """A change at Twilio is seen by the next read."""
+    """The next read returns a change at Twilio."""
     reader = Reader()
     cache = new_cache(reader)
     assert await urls(cache, "+1") == [OWN]
@@ -167,7 +167,7 @@ async def test_all_pages_are_read_once_enough_numbers_are_requested() -> None:
 
 
 @virtually
-async def test_numbers_that_are_not_requested_any_more_pay_for_no_pages() -> None:
+async def test_numbers_that_are_not_requested_any_more_cause_no_page_reads() -> None:
     """Twenty channels, of which nineteen are deleted: their account's twenty pages are too many for the last one."""
     reader = Reader(200, page_size=10)
     cache = new_cache(reader)
@@ -204,7 +204,7 @@ async def test_first_request_for_a_number_uses_the_page_that_was_read() -> None:
 
 @virtually
 async def test_logins_and_accounts_have_entries_of_their_own() -> None:
-    """A wrong token for the account must neither be shown what the right one was, nor replace it by an error."""
+    """A wrong token for the account must neither get the right one's result, nor replace it by an error."""
     reader = Reader()
     cache = new_cache(reader)
     await urls(cache, "+1")
@@ -286,7 +286,7 @@ async def test_cancelled_caller_does_not_cancel_the_read() -> None:
 
 
 @virtually
-async def test_error_that_nobody_waits_for_is_not_logged() -> None:
+async def test_error_without_a_waiting_caller_is_not_logged() -> None:
     """Otherwise asyncio logs "exception was never retrieved", with the exception."""
     logged: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
@@ -332,7 +332,7 @@ async def test_one_read_of_the_services_serves_all_numbers_of_the_account() -> N
 
 @virtually
 async def test_services_are_read_again_if_older_than_the_callers_max_age() -> None:
-    """A drift check accepts an old entry, a check that a person requests bypasses it."""
+    """A drift check accepts an old entry, a check that a user requests bypasses it."""
     reader = Reader()
     cache = new_cache(reader)
     assert await cache.routing(LOGIN, ACCOUNT, "PN+1") == Routing()

@@ -1,9 +1,10 @@
-"""The index of records: who holds which number, what a list of all records changes, and which channels swap numbers."""
+"""The index of records: which channel holds which number, changes by a list of all records, and swaps of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,9 @@ def freed() -> Freed:
 
 @pytest.fixture
 def claims(freed: Freed) -> Claims:
-    return Claims(on_free=freed.append)
+    claims = Claims()
+    claims.on_free = freed.append
+    return claims
 
 
 # The index
@@ -68,7 +71,7 @@ def test_records_of_earlier_channels_of_a_name_are_found_by_that_name(claims: Cl
 
 
 def test_contents_are_not_kept(claims: Claims) -> None:
-    """The index holds a record per channel: tokens do not belong into it."""
+    """The index is kept in memory for all numbers: it must not contain tokens."""
     contents = Contents(login=Login(sid="AC1", token=SecretStr("token")), previous=None, wrote=())
     claims.put(replace(record("PN1"), contents=contents))
     assert claims.holder("PN1") == record("PN1")
@@ -113,6 +116,7 @@ def test_nothing_is_kept_of_a_channel_without_records(claims: Claims) -> None:
     claims.remove("PN1")
     assert len(claims) == 0
     assert list(claims) == []
+    assert not claims._by_key, "names come and go for years"
 
 
 def test_index_may_be_changed_while_it_is_iterated(claims: Claims) -> None:
@@ -133,7 +137,7 @@ def test_list_adds_what_the_index_lacks(claims: Claims, freed: Freed) -> None:
     assert freed == []
 
 
-def test_list_that_says_the_same_changes_nothing(claims: Claims, freed: Freed) -> None:
+def test_equal_list_changes_nothing(claims: Claims, freed: Freed) -> None:
     claims.put(record("PN1"))
     assert claims.update_from_list([record("PN1")], tuple(claims)) == set()
     assert freed == []
@@ -155,7 +159,7 @@ def test_number_that_is_not_listed_is_freed(claims: Claims, freed: Freed) -> Non
 
 
 def test_channels_are_reported_that_gained_or_lost_a_number(claims: Claims, freed: Freed) -> None:
-    """The channel that lost it believes that it is configured."""
+    """The status of the channel that lost it still reports Configured."""
     claims.put(record("PN1"))
     claims.put(record("PN2", C))
     assert claims.update_from_list([record("PN1", B), record("PN2", C)], tuple(claims)) == {A, B}
@@ -188,6 +192,22 @@ def test_record_updated_during_the_list_is_not_freed_by_it(claims: Claims, freed
     assert freed == []
 
 
+def test_record_updated_twice_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    """The list may have been read between the two updates."""
+    claims.put(record("PN1"))
+    before = tuple(claims)
+    claims.put(record("PN1", version="3"))
+    assert claims.update_from_list([record("PN1", version="2")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="3")
+
+
+def test_record_created_and_updated_during_the_list_stays_as_it_is_now(claims: Claims) -> None:
+    before = tuple(claims)
+    claims.put(record("PN1", version="2"))
+    assert claims.update_from_list([record("PN1")], before) == set()
+    assert claims.holder("PN1") == record("PN1", version="2")
+
+
 def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Freed) -> None:
     claims.put(record("PN1"))
     before = tuple(claims)
@@ -197,7 +217,7 @@ def test_record_removed_during_the_list_stays_removed(claims: Claims, freed: Fre
     assert freed == ["PN1"]
 
 
-def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
+def test_number_claimed_by_another_during_the_list_stays_with_its_new_holder(claims: Claims) -> None:
     claims.put(record("PN1"))
     before = tuple(claims)
     claims.remove("PN1")
@@ -207,7 +227,7 @@ def test_number_that_changed_hands_during_the_list_stays_with_its_new_holder(cla
 
 
 def test_record_created_and_removed_during_the_list_is_reconciled() -> None:
-    """It comes back, since nothing here remembers it; reconciling its channel finds out that it does not exist."""
+    """The list adds it again; the reconcile of its channel finds that it does not exist."""
     claims = index()
     before = tuple(claims)
     claims.put(record("PN1"))
@@ -220,18 +240,53 @@ RECORDS = st.builds(record, NUMBERS, st.sampled_from((A, B)), st.sampled_from(("
 
 
 @settings(deadline=None)
-@given(known=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
+@given(indexed=st.lists(RECORDS), listed=st.dictionaries(NUMBERS, st.none()), data=st.data())
 def test_index_equals_the_list_if_nothing_changed_meanwhile(
-    known: list[Record], listed: Mapping[str, None], data: st.DataObject
+    indexed: list[Record], listed: Mapping[str, None], data: st.DataObject
 ) -> None:
     records = [data.draw(st.builds(record, st.just(each), st.sampled_from((A, B)))) for each in listed]
-    claims, free = index(*known), Freed()
+    claims, free = index(*indexed), Freed()
     before = {each.number_sid: each for each in claims}
     claims.on_free = free.append
     claims.update_from_list(records, before.values())
     assert {each.number_sid: each for each in claims} == {each.number_sid: each for each in records}
     assert sorted(free) == sorted(before.keys() - listed.keys()), "waiters are called for exactly these"
-    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel says the same"
+    assert {each for key in (A, B) for each in claims.of(key)} == set(records), "the index by channel is the same"
+
+
+WRITES = st.lists(st.tuples(NUMBERS, st.sampled_from((A, B, None))), max_size=6)
+
+
+@settings(deadline=None)
+@given(earlier=WRITES, until_listed=WRITES, after_listed=WRITES)
+def test_list_undoes_no_write_that_was_made_meanwhile(
+    earlier: list[tuple[str, Key | None]],
+    until_listed: list[tuple[str, Key | None]],
+    after_listed: list[tuple[str, Key | None]],
+) -> None:
+    """The API server answers with the state of some moment between the start of the list and its end."""
+    claims = Claims()
+    actual: dict[str, Record] = {}
+    versions = count()
+
+    def write(writes: list[tuple[str, Key | None]]) -> None:
+        for number_sid, holder in writes:
+            if holder:
+                actual[number_sid] = record(number_sid, holder, version=str(next(versions)))
+                claims.put(actual[number_sid])
+            else:
+                actual.pop(number_sid, None)
+                claims.remove(number_sid)
+
+    write(earlier)
+    before = tuple(claims)
+    write(until_listed)
+    listed = dict(actual)
+    write(after_listed)
+    changed = claims.update_from_list(listed.values(), before)
+    added_again = listed.keys() - {each.number_sid for each in before} - actual.keys()  # created and removed meanwhile
+    assert {each.number_sid: each for each in claims} == {**actual, **{each: listed[each] for each in added_again}}
+    assert changed == {listed[each].key for each in added_again}, "these are reconciled, and removed"
 
 
 # Swaps
@@ -284,7 +339,31 @@ def test_swap(world: World, swapping: str) -> None:
 
 
 def test_channel_that_waits_for_a_swap_is_not_part_of_it() -> None:
-    """Restoring its own number would not help: nobody in the circle waits for that."""
+    """Restoring its own number would not help: no channel of the circle waits for that."""
     world = World({"PN1": A, "PN2": B, "PN3": C}, {"PN2": [A, C], "PN1": [B]})
     assert world.is_swap(A)
     assert not world.is_swap(C)
+
+
+# Records written by others
+
+
+@pytest.mark.parametrize(
+    ("indexed", "read", "changed", "reason"),
+    [
+        (record("PN1"), record("PN1"), set(), "it is the version of the index"),
+        (record("PN1"), record("PN1", version="2"), {A}, "it was repaired, or damaged: its channel is reconciled"),
+        (record("PN1"), record("PN1", B, version="2"), {A, B}, "it changed hands: both channels are reconciled"),
+        (None, record("PN1"), set(), "it was not in the index: its reader handles it"),
+        (record("PN1", version=""), record("PN1"), set(), "its creation was not answered: it is our own"),
+    ],
+)
+def test_record_written_by_others_causes_a_reconcile(
+    indexed: Record | None, read: Record, changed: set[Key], reason: str
+) -> None:
+    claims = index(*([indexed] if indexed else []))
+    calls: set[Key] = set()
+    claims.on_change = calls.add
+    claims.observe(read)
+    assert calls == changed, reason
+    assert claims.holder("PN1") == read

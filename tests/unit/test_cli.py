@@ -1,4 +1,4 @@
-"""`kubectl sms` without a cluster: what it accepts, what it writes where, and what it says to mistakes."""
+"""`kubectl sms` without a cluster: its options, its output and its error messages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -29,7 +30,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -56,18 +57,18 @@ def opened(value: str, namespace: str = "sms-channels") -> str:
     return RING.unseal(value, Binding(namespace, INSTANCE, ACCOUNT_SID)).get_secret_value()
 
 
-def refusal(result: Result) -> str:
-    """What was said, in one line; nothing on standard output, and no token anywhere."""
+def error_of(result: Result) -> str:
+    """Return the error message on one line; check that nothing went to standard output, and no token anywhere."""
     assert result.exit_code in {1, 2}, result.output
     assert result.stdout == ""
     assert TOKEN not in result.output
     return " ".join(result.stderr.split())
 
 
-# What it writes
+# Output
 
 
-def test_the_value_alone_is_on_standard_output(seal: Run) -> None:
+def test_seal_prints_the_value_alone(seal: Run) -> None:
     result = seal("-n", "team-1")
     assert result.exit_code == 0
     assert result.stdout.count("\n") == 1
@@ -75,7 +76,7 @@ def test_the_value_alone_is_on_standard_output(seal: Run) -> None:
     assert result.stderr == f"Sealed for namespace team-1, instance {INSTANCE}, account {ACCOUNT_SID} only.\n"
 
 
-def test_with_a_number_it_writes_a_manifest(seal: Run) -> None:
+def test_seal_with_phone_number_prints_a_manifest(seal: Run) -> None:
     result = seal("--phone-number", PHONE_NUMBER)
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -96,7 +97,7 @@ def test_with_a_number_it_writes_a_manifest(seal: Run) -> None:
     )
 
 
-def test_json_is_the_same_manifest(seal: Run) -> None:
+def test_seal_prints_the_manifest_as_json(seal: Run) -> None:
     result = seal("--phone-number", PHONE_NUMBER, "--login-sid", KEY_SID, "-o", "json")
     manifest = json.loads(result.stdout)
     assert manifest["spec"]["phoneNumber"] == PHONE_NUMBER
@@ -105,40 +106,40 @@ def test_json_is_the_same_manifest(seal: Run) -> None:
     assert result.stdout.endswith("}\n")
 
 
-def test_with_a_number_it_still_writes_the_value_alone_when_asked(seal: Run) -> None:
+def test_output_value_overrides_phone_number(seal: Run) -> None:
     assert opened(seal("--phone-number", PHONE_NUMBER, "-o", "value").stdout.strip()) == TOKEN
 
 
 @pytest.mark.parametrize("output", ["yaml", "json"])
-def test_a_manifest_needs_a_number(seal: Run, output: str) -> None:
-    assert f"-o {output} writes a whole SmsChannel: give --phone-number, too" in refusal(seal("-o", output))
+def test_manifest_needs_a_phone_number(seal: Run, output: str) -> None:
+    assert f"-o {output} prints a whole SmsChannel: add --phone-number" in error_of(seal("-o", output))
 
 
-def test_a_login_needs_a_manifest_to_stand_in(seal: Run) -> None:
+def test_login_sid_needs_a_manifest(seal: Run) -> None:
     for more in ([], ["--phone-number", PHONE_NUMBER, "-o", "value"]):
-        assert "--login-sid is written into an SmsChannel" in refusal(seal("--login-sid", KEY_SID, *more))
+        assert "--login-sid is a field of an SmsChannel" in error_of(seal("--login-sid", KEY_SID, *more))
 
 
-# What it accepts
+# Options
 
 
 @pytest.mark.parametrize(
     "spelling",
     [INSTANCE.upper(), INSTANCE.replace("-", ""), f"{{{INSTANCE}}}", f"urn:uuid:{INSTANCE}"],
 )
-def test_an_instance_may_be_spelled_as_any_uuid(seal: Run, spelling: str) -> None:
+def test_instance_may_be_any_form_of_a_uuid(seal: Run, spelling: str) -> None:
     assert opened(seal(instance=spelling).stdout.strip()) == TOKEN
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", f" {INSTANCE}", INSTANCE.replace("-", "")[:-2] + "_8"]
+    "invalid", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", f" {INSTANCE}", INSTANCE.replace("-", "")[:-2] + "_8"]
 )
-def test_a_wrong_instance_is_explained(seal: Run, wrong: str) -> None:
-    assert f"a lower-case UUID with dashes, such as {INSTANCE}" in refusal(seal(instance=wrong))
+def test_invalid_instance_is_explained(seal: Run, invalid: str) -> None:
+    assert f"a lower-case UUID with dashes, such as {INSTANCE}" in error_of(seal(instance=invalid))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "expected"),
     [
         (["--phone-number", "0400 111 222"], 'digits only and in quotes, such as "+61400111222"'),
         (["--phone-number", "+61400111222\n"], 'digits only and in quotes, such as "+61400111222"'),
@@ -151,23 +152,23 @@ def test_a_wrong_instance_is_explained(seal: Run, wrong: str) -> None:
         (["-o", "toml"], "'value', 'yaml', 'json'"),
     ],
 )
-def test_a_wrong_option_is_explained(seal: Run, options: list[str], says: str) -> None:
-    said = refusal(seal(*options))
-    assert says in said
-    assert options[0] in said
+def test_invalid_option_is_explained(seal: Run, options: list[str], expected: str) -> None:
+    message = error_of(seal(*options))
+    assert expected in message
+    assert options[0] in message
 
 
-@pytest.mark.parametrize("wrong", ["", "AC1", ACCOUNT_SID.upper(), KEY_SID])
-def test_a_wrong_account_is_explained_as_the_api_server_would(seal: Run, wrong: str) -> None:
-    said = refusal(seal(account=wrong))
-    assert 'accountSid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it' in said
+@pytest.mark.parametrize("invalid", ["", "AC1", ACCOUNT_SID.upper(), KEY_SID])
+def test_invalid_account_gets_the_message_of_the_crd(seal: Run, invalid: str) -> None:
+    message = error_of(seal(account=invalid))
+    assert 'accountSid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it' in message
 
 
-def test_without_an_account_it_says_what_is_missing() -> None:
-    assert "Missing option '--account-sid'" in refusal(CliRunner().invoke(cli, ["seal", INSTANCE]))
+def test_missing_account_is_named() -> None:
+    assert "Missing option '--account-sid'" in error_of(CliRunner().invoke(cli, ["seal", INSTANCE]))
 
 
-# The token
+# Token
 
 
 @pytest.mark.parametrize(
@@ -179,42 +180,45 @@ def test_white_space_around_the_token_is_dropped(seal: Run, stdin: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stdin", "says"),
+    ("stdin", "expected"),
     [
-        ("", "There is no token. Type it at the prompt, or give it on standard input"),
-        ("\n", "There is no token"),
+        ("", "The token is empty. Type it at the prompt, or give it on standard input"),
+        ("\n", "The token is empty"),
         (f"{TOKEN} {TOKEN}", "Give the token alone"),
         (f"{TOKEN}\n{TOKEN}\n", "Give the token alone"),
         (f"auth_token: {TOKEN}", "Give the token alone"),
         (f"{TOKEN}\x00", "Give the token alone"),
         (f"{TOKEN}\u00e9", "Give the token alone"),
-        (b"\xff\xfe" + TOKEN.encode("utf-16-le"), "not text"),
-        (TOKEN * 17, "This is no token: it has 544 characters or more, where Twilio's have 32. Is it sealed already?"),
-        ("x" * 10**6, "characters or more"),
+        (b"\xff\xfe" + TOKEN.encode("utf-16-le"), "not UTF-8 text"),
+        (
+            TOKEN * 17,
+            "This is not a token: it has at least 544 characters, and Twilio's tokens have 32. Is it already sealed?",
+        ),
+        ("x" * 10**6, "it has at least 8192 characters"),
         (ACCOUNT_SID, "This is a SID, not a token"),
         (f"{KEY_SID}\n", "This is a SID, not a token"),
     ],
 )
-def test_what_is_no_token_is_refused_and_not_shown(seal: Run, stdin: str | bytes, says: str) -> None:
-    assert says in refusal(seal(stdin=stdin))
+def test_invalid_token_is_rejected_and_not_shown(seal: Run, stdin: str | bytes, expected: str) -> None:
+    assert expected in error_of(seal(stdin=stdin))
 
 
-def test_a_token_of_the_greatest_length_is_sealed(seal: Run) -> None:
+def test_token_of_maximum_length_is_sealed(seal: Run) -> None:
     assert opened(seal(stdin="x" * 512).stdout.strip()) == "x" * 512
 
 
 @pytest.mark.parametrize("option", ["--token", "--auth-token"])
 def test_no_option_takes_a_token(seal: Run, option: str) -> None:
-    assert f"No such option '{option}'" in refusal(seal(f"{option}={TOKEN}"))
+    assert f"No such option '{option}'" in error_of(seal(f"{option}={TOKEN}"))
 
 
-def test_no_variable_is_read_as_a_token(seal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_environment_variable_is_read_as_a_token(seal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TOKEN", "AUTH_TOKEN", "TWILIO_AUTH_TOKEN", "KUBECTL_SMS_SEAL_TOKEN"):
         monkeypatch.setenv(name, TOKEN)
-    assert "There is no token" in refusal(seal(stdin=""))
+    assert "The token is empty" in error_of(seal(stdin=""))
 
 
-def test_at_a_terminal_it_asks_without_showing(key_file: Path) -> None:
+def test_prompt_does_not_echo_the_token(key_file: Path) -> None:
     terminal, keyboard = pty.openpty()
     command = [str(PROGRAM), "seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--public-key", str(key_file)]
     process = subprocess.Popen(
@@ -224,9 +228,11 @@ def test_at_a_terminal_it_asks_without_showing(key_file: Path) -> None:
     deadline.start()
     try:
         assert process.stderr
-        asked = b""
-        while not asked.endswith(b": ") and (more := process.stderr.read(1)):  # what is typed before is thrown away
-            asked += more
+        prompt = b""
+        while not prompt.endswith(b": ") and (
+            more := process.stderr.read(1)
+        ):  # input typed before the prompt is discarded
+            prompt += more
         os.write(terminal, f"{TOKEN}\n".encode())
         stdout, stderr = process.communicate()
         echoed = os.read(terminal, 10_000) if select.select([terminal], [], [], 0)[0] else b""
@@ -236,12 +242,12 @@ def test_at_a_terminal_it_asks_without_showing(key_file: Path) -> None:
         os.close(keyboard)
         os.close(terminal)
     assert process.returncode == 0, stderr
-    assert asked.decode() == f"Token of {ACCOUNT_SID} (not shown): "
+    assert prompt.decode() == f"Token of {ACCOUNT_SID} (not shown): "
     assert opened(stdout.decode().removesuffix("\n")) == TOKEN
     assert TOKEN.encode() not in stderr + echoed
 
 
-# The kubeconfig
+# Kubeconfig
 
 
 def kubeconfig(file: Path, current: str | None, **namespaces: str | None) -> Path:
@@ -262,14 +268,12 @@ def kubeconfig(file: Path, current: str | None, **namespaces: str | None) -> Pat
         (["--context", "two", "-n", "team-3"], "team-3"),
     ],
 )
-def test_the_namespace_is_that_of_the_context(seal: Run, tmp_path: Path, options: list[str], namespace: str) -> None:
+def test_namespace_defaults_to_the_context(seal: Run, tmp_path: Path, options: list[str], namespace: str) -> None:
     file = kubeconfig(tmp_path / "config", "one", one="team-1", two="team-2", none=None)
     assert opened(seal("--kubeconfig", str(file), *options).stdout.strip(), namespace) == TOKEN
 
 
-def test_of_several_kubeconfigs_the_first_that_says_something_wins(
-    seal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_kubeconfig_that_sets_a_value_wins(seal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = kubeconfig(tmp_path / "first", None, one="team-1")
     second = kubeconfig(tmp_path / "second", "one", one="other", two="team-2")
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, (tmp_path / "missing", first, second))))
@@ -277,80 +281,112 @@ def test_of_several_kubeconfigs_the_first_that_says_something_wins(
     assert opened(seal("--context", "two").stdout.strip(), "team-2") == TOKEN
 
 
-def test_a_context_that_is_not_there_is_told_with_those_that_are(seal: Run, tmp_path: Path) -> None:
+def test_unknown_context_is_reported_with_the_existing_ones(seal: Run, tmp_path: Path) -> None:
     file = kubeconfig(tmp_path / "config", "one", one=None, two=None)
-    said = refusal(seal("--kubeconfig", str(file), "--context", "three"))
-    assert "There is no context three in" in said
-    assert "one" in said
-    assert "two" in said
+    message = error_of(seal("--kubeconfig", str(file), "--context", "three"))
+    assert "has no context three. Its contexts:" in message
+    assert "one" in message
+    assert "two" in message
 
 
 @pytest.mark.parametrize("content", ["[1]", "contexts: 7", "contexts: [{}]", "a: b: c", "\x00", '"text"'])
-def test_a_file_that_is_no_kubeconfig_is_named(seal: Run, tmp_path: Path, content: str) -> None:
+def test_invalid_kubeconfig_is_named(seal: Run, tmp_path: Path, content: str) -> None:
     file = tmp_path / "config"
     file.write_text(content)
-    assert f"{file} is no kubeconfig" in refusal(seal("--kubeconfig", str(file)))
+    assert f"{file} is not a valid kubeconfig" in error_of(seal("--kubeconfig", str(file)))
 
 
-def test_an_empty_kubeconfig_says_nothing(seal: Run, tmp_path: Path) -> None:
+def test_empty_kubeconfig_is_accepted(seal: Run, tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text("")
     assert opened(seal("--kubeconfig", str(file)).stdout.strip()) == TOKEN
 
 
-def test_without_any_kubeconfig_it_says_how_to_do_without(tmp_path: Path) -> None:
-    said = refusal(CliRunner().invoke(cli, ["seal", INSTANCE, "--account-sid", ACCOUNT_SID], input=TOKEN))
-    assert "The kubeconfig cannot be used" in said
-    assert "Without a cluster: --public-key FILE" in said
+def test_missing_kubeconfig_error_explains_offline_sealing(tmp_path: Path) -> None:
+    message = error_of(CliRunner().invoke(cli, ["seal", INSTANCE, "--account-sid", ACCOUNT_SID], input=TOKEN))
+    assert "The kubeconfig cannot be used" in message
+    assert "Without a cluster: --public-key FILE" in message
 
 
-def test_a_kubeconfig_that_is_not_there_is_named(seal: Run) -> None:
-    assert "File 'nowhere' does not exist" in refusal(seal("--kubeconfig", "nowhere"))
+def test_missing_kubeconfig_file_is_named(seal: Run) -> None:
+    assert "File 'nowhere' does not exist" in error_of(seal("--kubeconfig", "nowhere"))
 
 
-# The public key
+# Public key
 
 
 @pytest.mark.parametrize("content", ["", "key", KEY.public.encoded[:-4], f"publicKey: {KEY.public.encoded}", "\u00fc"])
-def test_a_file_without_a_public_key_is_refused(seal: Run, key_file: Path, content: str) -> None:
+def test_invalid_public_key_file_is_rejected(seal: Run, key_file: Path, content: str) -> None:
     key_file.write_text(content)
-    said = refusal(seal())
-    assert f"{key_file} holds no public key" in said
-    assert f"kubectl sms public-key > {key_file}" in said
+    message = error_of(seal())
+    assert f"{key_file} is not a public key" in message
+    assert f"kubectl sms public-key > {key_file}" in message
 
 
 @pytest.mark.parametrize("byte", [b"\xff", b"\x00"])
-def test_a_public_key_of_nonsense_is_refused(seal: Run, key_file: Path, byte: bytes) -> None:
+def test_public_key_of_arbitrary_bytes_is_rejected(seal: Run, key_file: Path, byte: bytes) -> None:
     key_file.write_text(base64.b64encode(byte * 1216).decode())
-    assert "public key" in refusal(seal())
+    assert "public key" in error_of(seal())
 
 
-# The program
+# Program
 
 
-def test_help_teaches_by_example() -> None:
-    shown = CliRunner().invoke(cli, ["seal", "-h"]).stdout
+def test_help_has_examples() -> None:
+    # A separate process, since click caches the help option with the names of the first context that used a command.
+    shown = subprocess.run([PROGRAM, "seal", "-h"], capture_output=True, text=True, check=True).stdout
     assert "kubectl sms seal 497f6eca-6276-4993-bfeb-53cbbbba6f08 --account-sid AC..." in shown
     assert "--public-key sealing.key < token" in shown
     assert "kubectl apply -f channel.yaml" in shown
 
 
-def test_it_calls_itself_what_people_type() -> None:
+def test_help_shows_the_program_name_users_type() -> None:
     shown = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, check=True).stdout
     assert shown.startswith("Usage: kubectl sms ")
 
 
-def test_what_needs_no_cluster_does_not_load_its_client(key_file: Path) -> None:
+SLOW = {"kubernetes", "aiohttp", "cryptography", "twilio", "kopf"}
+
+
+def modules_loaded(*arguments: str, stdin: str = "") -> set[str]:
+    """Return the top-level modules that a run of the program imports."""
     program = (
-        "import sys\nfrom smschannel.cli.main import cli\ncli(standalone_mode=False)\n"
-        "assert not {'kubernetes', 'aiohttp', 'kopf', 'twilio'} & sys.modules.keys()"
+        "import atexit, json, sys\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+        "from smschannel.cli.main import main\nmain()\n"
     )
+    command = [sys.executable, "-c", program, *arguments]
+    run = subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
+    return {name.split(".")[0] for name in json.loads(run.stderr.splitlines()[-1])}
+
+
+def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the path of the group, of each of its commands, and of each command of its subgroups."""
+    paths = [path]
+    for name, command in group.commands.items():
+        paths += all_commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+    return paths
+
+
+@pytest.mark.parametrize("path", all_commands(cli), ids=" ".join)
+def test_help_imports_no_slow_module(path: tuple[str, ...]) -> None:
+    assert not SLOW & modules_loaded(*path, "--help")
+
+
+def test_keys_are_a_group_of_the_one_program() -> None:
+    assert {("key", "create"), ("key", "list"), ("key", "revoke")} <= set(all_commands(cli))
+    assert not PROGRAM.with_name("kubectl-sms-key").exists()
+
+
+def test_offline_sealing_does_not_import_the_kubernetes_client(key_file: Path) -> None:
     arguments = ["seal", INSTANCE, "--account-sid", ACCOUNT_SID, "--public-key", str(key_file)]
-    subprocess.run([sys.executable, "-c", program, *arguments], input=TOKEN, text=True, check=True, capture_output=True)
+    loaded = modules_loaded(*arguments, stdin=TOKEN)
+    assert "cryptography" in loaded
+    assert not {"kubernetes", "aiohttp", "kopf", "twilio"} & loaded
 
 
-def test_a_closed_standard_input_is_an_empty_one(key_file: Path) -> None:
+def test_closed_standard_input_counts_as_empty(key_file: Path) -> None:
     command = f"'{PROGRAM}' seal {INSTANCE} --account-sid {ACCOUNT_SID} --public-key '{key_file}' <&-"
     closed = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
     assert closed.returncode == 1
-    assert "There is no token" in closed.stderr
+    assert "The token is empty" in closed.stderr

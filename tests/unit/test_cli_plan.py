@@ -1,4 +1,4 @@
-"""`kubectl sms plan` before it asks a cluster: what it makes of its arguments and of a manifest."""
+"""`kubectl sms plan` before it connects to a cluster: its arguments and manifests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(autouse=True)
-def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _without_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
 
@@ -31,48 +31,48 @@ def secret() -> dict[str, Any]:
 
 
 NOT_YAML = "kind: SmsChannel\ntoken: s3cret: x"
-ASKED_A_CLUSTER = "The kubeconfig cannot be used"
+CONNECTS = "The kubeconfig cannot be used"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "documents", "says"),
+    ("arguments", "documents", "expected"),
     [
-        pytest.param([], None, "name the INSTANCE, or give a manifest: -f FILE", id="nothing is named"),
-        pytest.param(["-f", "-"], [], "holds no SmsChannel of channels.hydracore.io/v1", id="an empty manifest"),
-        pytest.param(["-f", "-"], [secret()], "holds no SmsChannel", id="a manifest of something else"),
-        pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="no manifest at all"),
-        pytest.param(["-f", "-", OTHER], [good()], f"that is named {OTHER}", id="a manifest of another instance"),
+        pytest.param([], None, "name the INSTANCE, or give a manifest: -f FILE", id="no arguments"),
+        pytest.param(["-f", "-"], [], "holds no SmsChannel of channels.hydracore.io/v1", id="empty manifest"),
+        pytest.param(["-f", "-"], [secret()], "holds no SmsChannel", id="another kind"),
+        pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="not YAML"),
+        pytest.param(["-f", "-", OTHER], [good()], f"that is named {OTHER}", id="another instance"),
         pytest.param(
             ["-f", "-"],
             [good(), named(OTHER)],
             f"holds 2 of them: name one of {INSTANCE}, {OTHER}",
-            id="a manifest of several",
+            id="several channels",
         ),
-        pytest.param(["-f", "-", OTHER], [good(), named(OTHER)], ASKED_A_CLUSTER, id="one of several is named"),
-        pytest.param(["-f", "-"], [secret(), good()], ASKED_A_CLUSTER, id="one among others"),
+        pytest.param(["-f", "-", OTHER], [good(), named(OTHER)], CONNECTS, id="one of several channels"),
+        pytest.param(["-f", "-"], [secret(), good()], CONNECTS, id="channel among other kinds"),
         pytest.param(
             ["-f", "-", "-n", "default"],
             [good()],
             "for namespace sms-channels, and not for default",
             id="two namespaces",
         ),
-        pytest.param(["-f", "-", "--delete"], [good()], "about a channel that is there", id="deleting a manifest"),
-        pytest.param(["497f6eca"], None, "a lower-case UUID with dashes", id="what is no instance"),
-        pytest.param(["--token", "x"], None, "No such option", id="an option that is none"),
+        pytest.param(["-f", "-", "--delete"], [good()], "about a channel that is there", id="manifest with --delete"),
+        pytest.param(["497f6eca"], None, "a lower-case UUID with dashes", id="invalid instance"),
+        pytest.param(["--token", "x"], None, "No such option", id="unknown option"),
     ],
 )
-def test_a_mistake_is_told_and_is_never_taken_for_changes(arguments: list[str], documents: Any, says: str) -> None:
-    """click's own status for mistakes is 2, which here means that there are changes."""
+def test_mistake_is_reported_with_status_1(arguments: list[str], documents: Any, expected: str) -> None:
+    """click's own status for mistakes is 2, which means here that there are changes."""
     text = documents if isinstance(documents, str) else yaml.safe_dump_all(documents or [])
     result = CliRunner().invoke(cli, ["plan", *arguments], input=text)
     assert result.exit_code == 1, result.output
-    assert says in " ".join(result.stderr.split())
+    assert expected in " ".join(result.stderr.split())
     assert result.stdout == ""
     assert "s3cret" not in result.output
 
 
-def test_help_says_what_the_status_means() -> None:
+def test_help_documents_the_exit_status() -> None:
     shown = " ".join(CliRunner().invoke(cli, ["plan", "-h"]).stdout.split())
-    assert "0 where there is nothing to do, 2 where there are changes, and 1" in shown
+    assert "Ends with 0 if there is nothing to do, 2 if there are changes, and 1 if" in shown
     assert "kubectl sms plan -f channel.yaml" in shown
     assert "--delete" in shown

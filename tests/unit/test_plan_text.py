@@ -70,7 +70,7 @@ def texts(desired: Desired | None, observed: Observed) -> list[str]:
         ("https:///user:pw@a.example.com", "https:///***@a.example.com", "a slash too many"),
         ("https://us\ner:pw@a.example.com", "https://***@a.example.com", "over two lines"),
         ("https://us\x1b[2Jer:pw@a.example.com/\x1b[2J", "https://***@a.example.com/?[2J", "control characters"),
-        ("https://a.example.com/@home", "https://a.example.com/@home", "an @ in the path is no password"),
+        ("https://a.example.com/@home", "https://a.example.com/@home", "an @ in the path does not mark a password"),
         ("https://a.example.com/?mail=a@b", "https://a.example.com/?mail=a@b", "nor is one in the query"),
     ],
 )
@@ -159,7 +159,7 @@ REMOVE_FINALIZER = "remove the finalizer, so that the channel can go"
             DESIRED,
             replace(CONFIGURED, records=by_number(replace(RECORD, restore_since=NOW))),
             ["record for +61400111222 (PN1): no longer to be restored"],
-            id="a channel that is there again",
+            id="a channel that was created again",
         ),
         pytest.param(
             replace(DESIRED, webhook=ELSEWHERE),
@@ -215,7 +215,7 @@ REMOVE_FINALIZER = "remove the finalizer, so that the channel can go"
         ),
     ],
 )
-def test_changes_in_words(desired: Desired | None, observed: Observed, expected: list[str]) -> None:
+def test_changes_as_text(desired: Desired | None, observed: Observed, expected: list[str]) -> None:
     assert texts(desired, observed) == expected
 
 
@@ -246,15 +246,15 @@ def test_numbers_that_are_not_restored_and_why(record: Record, current: Current,
     assert list(found.not_restored()) == [(record, f"+61400111222 (PN1) {why}")]
 
 
-def test_current_policy_says_why_a_former_number_is_not_restored() -> None:
-    """The record still has the policy of before; it is updated first."""
+def test_current_policy_explains_why_a_former_number_is_not_restored() -> None:
+    """The record still has the former policy; it is updated first."""
     found = outlook(replace(DESIRED, deletion_policy=DeletionPolicy.RETAIN), replace(MOVED, to_restore={"PN0": None}))
     assert [text for _, text in found.not_restored()] == [
         "+61400000000 (PN0) is left as it is: the deletion policy is Retain"
     ]
 
 
-def test_restored_numbers_are_not_among_those_that_are_not() -> None:
+def test_restored_numbers_are_not_listed_as_not_restored() -> None:
     assert list(outlook(None, DELETING).not_restored()) == []
     assert list(outlook(DESIRED, MOVED).not_restored()) == []
 
@@ -319,7 +319,7 @@ WRITTEN_OFF = replace(GONE, records=by_number(replace(RECORD, restore_since=DEAD
         ),
     ],
 )
-def test_verdict_in_words(desired: Desired | None, observed: Observed, stuck: bool, verdict: str) -> None:
+def test_verdict_as_text(desired: Desired | None, observed: Observed, stuck: bool, verdict: str) -> None:
     found = outlook(desired, observed)
     assert found.stuck is stuck
     assert found.verdict.startswith(verdict)

@@ -30,7 +30,7 @@ async def take(queue: Queue) -> str:
 
 
 async def is_idle(waiting: Awaitable[object], seconds: float = 1000) -> bool:
-    """Return whether nothing comes of it within `seconds`."""
+    """Return whether no key is handed out within `seconds`."""
     try:
         await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
@@ -90,14 +90,14 @@ async def test_no_key_runs_twice_at_a_time_and_none_is_lost() -> None:
     queue, chance = new_queue(limit=3), random.Random(7)  # noqa: S311
     busy: set[str] = set()
     added: dict[str, int] = {}
-    seen: dict[str, int] = {}
+    processed: dict[str, int] = {}
 
     async def work() -> None:
         while True:
             key = await take(queue)
             assert key not in busy
             busy.add(key)
-            seen[key] = added[key]
+            processed[key] = added[key]
             await asyncio.sleep(chance.random())
             busy.remove(key)
             queue.done(key)
@@ -116,7 +116,7 @@ async def test_no_key_runs_twice_at_a_time_and_none_is_lost() -> None:
     await feed()
     await asyncio.wait(workers, timeout=1000)
     assert not any(worker.done() for worker in workers), "no worker failed"
-    assert seen == added
+    assert processed == added
     assert len(queue) == 0
     for worker in workers:
         worker.cancel()
@@ -363,7 +363,7 @@ async def test_limit_starts_at_four_and_rises_by_one_per_success() -> None:
 
 @virtually
 async def test_failure_drops_the_limit_to_one() -> None:
-    """What runs already may end; nothing is handed out until it has."""
+    """Keys that run already may end; no other key is handed out until then."""
     queue = new_queue(limit=8)
     fill(queue, "a")
     first, *others = await take_all(queue, "a")
@@ -440,7 +440,7 @@ def test_flow_limit_below_four_is_kept(limit: int) -> None:
 
 @virtually
 async def test_success_that_raises_the_limit_wakes_two_workers() -> None:
-    """The worker that ended may be busy elsewhere by then."""
+    """The worker that is done may take a key of another flow."""
     queue = new_queue(limit=8)
     fill(queue, "a")
     taken = await take_all(queue, "a")
@@ -453,7 +453,7 @@ async def test_success_that_raises_the_limit_wakes_two_workers() -> None:
 
 
 class Workers:
-    """Workers for which a key takes as long, and ends as well, as `results` says for its flow."""
+    """Workers whose keys take as long, and succeed or fail, as `results` says for the flow."""
 
     def __init__(self, queue: Queue, count: int, results: dict[str, tuple[float, bool]]) -> None:
         self.ended: dict[str, list[float]] = {}
@@ -497,12 +497,12 @@ async def test_every_key_is_handed_out_however_keys_end() -> None:
     """Limits change at random: no flow is stuck with waiting keys while workers are idle."""
     queue, chance = new_queue(limit=6), random.Random(11)  # noqa: S311
     added: dict[str, int] = {}
-    seen: dict[str, int] = {}
+    processed: dict[str, int] = {}
 
     async def work() -> None:
         while True:
             key = await take(queue)
-            seen[key] = added[key]
+            processed[key] = added[key]
             await asyncio.sleep(chance.random())
             queue.done(key, succeeded=chance.random() < 0.7)
 
@@ -513,7 +513,7 @@ async def test_every_key_is_handed_out_however_keys_end() -> None:
         queue.add(key)
         await asyncio.sleep(chance.random() / 20)
     await asyncio.wait(workers, timeout=1000)
-    assert seen == added
+    assert processed == added
     assert len(queue) == 0
     for worker in workers:
         worker.cancel()
@@ -673,7 +673,7 @@ async def test_time_in_a_pause_does_not_count_as_waiting() -> None:
 
 @virtually
 async def test_pause_of_an_unused_flow_is_forgotten_afterwards() -> None:
-    """Flows are named by account SIDs, which anybody can write into a channel."""
+    """Flows are named by account SIDs, which any user can write into a channel."""
     queue = new_queue()
     for number in range(100):
         queue.pause(number, 30)
@@ -712,7 +712,7 @@ def test_nothing_is_lost_whatever_is_paused_moved_or_cancelled(seed: int) -> Non
         paused: dict[str, float] = {}
         running: dict[str, str] = {}
         added: dict[str, int] = {}
-        seen: dict[str, int] = {}
+        processed: dict[str, int] = {}
 
         async def work() -> None:
             while True:
@@ -721,7 +721,7 @@ def test_nothing_is_lost_whatever_is_paused_moved_or_cancelled(seed: int) -> Non
                 assert paused.get(joined[key], 0) <= now()
                 running[key] = joined[key]
                 assert list(running.values()).count(running[key]) <= 3
-                seen[key] = added[key]
+                processed[key] = added[key]
                 await asyncio.sleep(chance.random())
                 if flows[key] != joined[key]:
                     joined[key] = flows[key]  # it is queued again below, if it was added meanwhile
@@ -747,12 +747,12 @@ def test_nothing_is_lost_whatever_is_paused_moved_or_cancelled(seed: int) -> Non
                 await asyncio.sleep(0)
                 if waiter.done():
                     queue.done(waiter.result())
-                    seen[waiter.result()] = added[waiter.result()]
+                    processed[waiter.result()] = added[waiter.result()]
                 waiter.cancel()
             await asyncio.sleep(chance.random() / 10)
         await asyncio.wait(workers, timeout=1000)
         assert not any(worker.done() for worker in workers), "no worker failed"
-        assert seen == added
+        assert processed == added
         assert queue._flows == {}
         for worker in workers:
             worker.cancel()

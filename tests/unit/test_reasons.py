@@ -1,27 +1,23 @@
-"""The table of reasons: each row is sound, and README.md has the same table."""
+"""The table of reasons: each row is sound. That the documents have the same table is in test_documents.py."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason, Recheck
 
-README = Path(__file__).parents[2] / "README.md"
-SECTION = "## What to do for each reason"
-
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_row_is_sound(reason: Reason) -> None:
+def test_row_is_consistent(reason: Reason) -> None:
     assert reason.ready in {"True", "False", "Unknown"}
     assert reason.progress in {"Reconciling", "Stalled", None}, "one of them at most: they exclude each other"
     assert (reason.progress is None) <= (reason.ready == "True"), "what is not Ready is either Reconciling or Stalled"
     assert re.fullmatch("[A-Z][A-Za-z]+", reason.name), "Kubernetes expects reasons in CamelCase"
     assert re.fullmatch("[a-z]+(_[a-z]+)*", reason.rest_status)
     assert reason.remedy.strip() == reason.remedy
-    assert reason.remedy, "a person is told what to do about each reason"
+    assert reason.remedy, "each reason has a remedy"
     assert "|" not in reason.remedy, "it is part of a markdown table"
     assert "\n" not in reason.remedy, "it is part of a markdown table"
     assert reason.recheck in Recheck
@@ -39,7 +35,7 @@ def test_not_configured_is_for_instances_without_a_channel() -> None:
             {"Pending", "TwilioUnavailable", "SecretNotFound", "SecretKeyMissing", "SecretNotLabelled"},
             "a REST client can only wait for these",
         ),
-        ("removing", {"Restoring", "RestoreFailed"}, "a client that removed the channel need not tell them apart"),
+        ("removing", {"Restoring", "RestoreFailed"}, "a client that removed the channel need not distinguish them"),
         ("active", {"Configured"}, "only a channel without any problem is active"),
         ("degraded", {"TokenRejected"}, "it works, and its last change failed"),
     ],
@@ -63,7 +59,7 @@ def test_rest_statuses_are_a_closed_list_without_duplicates() -> None:
         (
             Recheck.DRIFT,
             {"Configured", "WebhookForeign", "WebhookDrifted", "WebhookOverridden"},
-            "somebody may change the webhook or its routing at Twilio",
+            "the webhook or its routing may be changed at Twilio",
         ),
         (
             Recheck.BACKOFF,
@@ -88,10 +84,3 @@ def test_reason_of_webhook_effective_is_camel_case(effective: Effective) -> None
 
 def test_stalled_beside_ready_is_for_a_rejected_token_only() -> None:
     assert [reason for reason in Reason if reason.ready == "True" and reason.progress] == [Reason.TokenRejected]
-
-
-def test_readme_lists_exactly_these_reasons() -> None:
-    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
-    rows = [line.strip() for line in section.splitlines() if line.startswith("|")]
-    assert rows[0] == "| Reason | REST status | What to do |"
-    assert rows[2:] == [f"| {reason.name} | {reason.rest_status} | {reason.remedy} |" for reason in Reason]

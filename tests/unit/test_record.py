@@ -56,7 +56,7 @@ RECORD = Record(
 
 
 def metadata(record: Record, **annotations: str) -> dict[str, Any]:
-    """As the API server has it after the record was written."""
+    """Return the metadata of a written record, as the API server returns it."""
     written = {name: value for name, value in record.annotations().items() if value is not None}
     return {"name": record.secret_name, "resourceVersion": record.version, "annotations": {**written, **annotations}}
 
@@ -71,7 +71,7 @@ def metadata(record: Record, **annotations: str) -> dict[str, Any]:
     policy=st.sampled_from(DeletionPolicy),
     since=st.none() | st.datetimes(datetime(2020, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
-def test_metadata_says_all_but_the_contents(
+def test_metadata_has_everything_but_the_contents(
     number: UUID, source: str, policy: DeletionPolicy, since: datetime | None
 ) -> None:
     since = since and since.replace(microsecond=0)
@@ -194,8 +194,8 @@ def test_document_for_sealing_is_the_only_place_with_a_token() -> None:
         (str(RECORD), "a record is part of a planned change, which may be shown"),
         (repr(CONTENTS), "contents are part of a record"),
         (str(CONTENTS), "contents are part of a record"),
-        (repr(CONTENTS.previous), "a webhook that was found may contain the password of somebody else's server"),
-        (str(CONTENTS.previous), "a webhook that was found may contain the password of somebody else's server"),
+        (repr(CONTENTS.previous), "a webhook that was found may contain the password of another server"),
+        (str(CONTENTS.previous), "a webhook that was found may contain the password of another server"),
     ],
 )
 def test_urls_with_passwords_are_not_shown(shown: str, reason: str) -> None:
@@ -211,7 +211,7 @@ def test_damaged_contents_are_refused_without_showing_any_of_them() -> None:
 
 
 @pytest.mark.parametrize("document", [b"", b"null", b"[]", b"{}", CONTENTS.encode()[:-2], b"\xff" + CONTENTS.encode()])
-def test_document_that_is_not_whole_is_refused(document: bytes) -> None:
+def test_truncated_document_is_refused(document: bytes) -> None:
     with pytest.raises(ValidationError) as refused:
         Contents.decode(document)
     assert TOKEN not in str(refused.value)
@@ -296,7 +296,7 @@ def test_url_with_namespace_is_not_shared_by_two_namespaces() -> None:
         (f"https://older.example.com/{INSTANCE}", False, "no template has this host"),
         (TEMPLATE.url("ns", "not-a-uuid"), False, "instances are UUIDs"),
         (TEMPLATE.url("ns", INSTANCE.upper()), False, "names of channels are lower-case, so we never wrote this one"),
-        (TEMPLATE.url("ns", INSTANCE) + "&x=1", False, "somebody's addition makes it somebody's URL"),
+        (TEMPLATE.url("ns", INSTANCE) + "&x=1", False, "with an addition it is not our URL"),
         (TEMPLATE.url("ns", INSTANCE) + "\n", False, "a line end is an addition too"),
         (
             TEMPLATE.url("ns", INSTANCE).replace("sms.example", "smsXexample"),
@@ -323,7 +323,7 @@ def test_template_recognises_the_urls_that_it_made(url: str, made: bool, reason:
         (f"https://sms.example.com/{INSTANCE}/sms", False, "the namespace is missing"),
         (f"https://sms.example.com//{INSTANCE}/sms", False, "an empty namespace"),
         (NAMESPACED.url("a" * 64, INSTANCE), False, "no namespace is that long"),
-        (NAMESPACED.url("team-a/team-b", INSTANCE), False, "a slash would make one namespace look like another's path"),
+        (NAMESPACED.url("team-a/team-b", INSTANCE), False, "a slash would mix one namespace with another's path"),
         (NAMESPACED.url(f"team-a/{INSTANCE}", INSTANCE), False, "nor is another instance's path a namespace"),
         (NAMESPACED.url("..", INSTANCE), False, "a path that leads elsewhere"),
         (NAMESPACED.url("team%2Da", INSTANCE), False, "an encoded namespace is another URL"),

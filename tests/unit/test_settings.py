@@ -1,4 +1,4 @@
-"""Settings that cannot be used are named, each with what to write instead, and never with what was written."""
+"""Invalid settings are reported by name with what to write instead; the value itself never appears."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SECRET = "5e5c0ffee5e5c0ffee"
 
 
 @pytest.fixture(autouse=True)
-def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("SMSCHANNEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE", TEMPLATE)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told", "reason"),
+    ("name", "value", "message", "reason"),
     [
         ("WEBHOOK_URL_TEMPLATE", "", "is not set", "an empty variable is an unset one"),
         (
@@ -37,19 +37,19 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             "WEBHOOK_URL_TEMPLATE",
             f"https://{SECRET}.example.com/{{instance_id}}/{{instance_id}}",
             "exactly once; write for example https://sms.example.com/",
-            "one of two is a slip of the pen",
+            "the second one is a mistake",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
             f"https://{{instance_id}}.{SECRET}.com/",
-            "must have {instance_id} after the host; write for example https://sms.example.com/",
+            "must have {instance_id} and {namespace} after the host; write for example https://sms.example.com/",
             "an instance must not choose a host",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
             f"/{SECRET}/{{instance_id}}",
             "must be a URL with a host",
-            "Twilio needs a whole URL",
+            "Twilio needs an absolute URL",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
@@ -61,25 +61,25 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             "WEBHOOK_URL_TEMPLATE",
             f"https://user:{SECRET}@sms.example.com/{{instance_id}}",
             "must not hold a user or password; write for example https://sms.example.com/",
-            "it would stand in every channel's status",
+            "it would be in every channel's status",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
             f"https://[{SECRET}]/{{instance_id}}",
             "must be a URL with a host; write for example https://sms.example.com/",
-            "what is no address must not be repeated either",
+            "an invalid address must not be shown either",
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
             f"ftp://{SECRET}/{{instance_id}}",
             "must be https",
-            "Twilio calls no such thing",
+            "Twilio supports no other schemes",
         ),
         (
             "FORMER_WEBHOOK_URL_TEMPLATES",
             f"{TEMPLATE} https://{SECRET}.example.com/",
             "exactly once; write for example https://sms.example.com/",
-            "each of several is looked at",
+            "each of several templates is checked",
         ),
         (
             "TWILIO_API_URL",
@@ -99,50 +99,81 @@ def _only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             "must not hold a user or password; write for example https://api.twilio.com",
             "logins come from channels",
         ),
-        ("TWILIO_URL", SECRET, "must be a URL with a host", "a host alone is no origin"),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://{namespace}.example.com/{instance_id}",
+            "must have {instance_id} and {namespace} after the host",
+            "a namespace must not choose a host",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://sms.example.com/a-{namespace}/{instance_id}",
+            "must have {namespace} between slashes or other delimiters; write for example https://",
+            "namespaces 'b' and 'a-b' could have a webhook in common",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
+            "https://sms.example.com/{namespace}/{namespace}/{instance_id}",
+            "must contain {namespace} at most once",
+            "one place is enough",
+        ),
+        (
+            "TWILIO_URL",
+            f"http://127.0.0.1.{SECRET}.example.com",
+            "must be https (http is for loopback addresses only)",
+            "a name that begins like a loopback address is not one",
+        ),
+        ("DELETION_GRACE_SECONDS", "999999999999999", "less than or equal to", "times in the far future overflow"),
+        ("RESTORE_DEADLINE_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("DRIFT_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("SLOW_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RESYNC_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RETRY_FLOOR_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("RETRY_CEILING_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("TWILIO_URL", SECRET, "must be a URL with a host", "a host without a scheme is not an origin"),
         ("TWILIO_URL", f"https://api.twilio.com#{SECRET}", "must be an origin", "a fragment is never sent"),
-        ("TWILIO_URL", "https://api.twilio.com:99999", "must be a URL with a host", "there is no such port"),
+        ("TWILIO_URL", "https://api.twilio.com:99999", "must be a URL with a host", "the port is out of range"),
         ("CHANNEL_NAMESPACES", f"sms-channels {SECRET.upper()}", "separated by spaces", "namespaces are lower-case"),
-        ("DRIFT_INTERVAL_SECONDS", "inf", "finite number", "it would never look"),
+        ("DRIFT_INTERVAL_SECONDS", "inf", "finite number", "drift would never be checked"),
         ("TWILIO_TIMEOUT_SECONDS", "0", "greater than 0", "no call would ever succeed"),
         ("TWILIO_TIMEOUT_SECONDS", SECRET, "valid number", "it is a number"),
         ("TWILIO_CONCURRENCY", "0", "greater than or equal to 1", "no call would ever begin"),
-        ("WORKERS", "1.5", "valid integer", "half a worker does not work"),
-        ("DRIFT_INTERVAL_SECONDS", "0", "greater than or equal to 1", "it would never rest"),
-        ("SLOW_INTERVAL_SECONDS", "-1", "greater than or equal to 1", "it would never rest"),
-        ("RESYNC_INTERVAL_SECONDS", "0.5", "greater than or equal to 1", "it would never rest"),
-        ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would never rest"),
-        ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would never rest"),
-        ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
-        ("RESTORE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "time does not run backwards"),
-        ("HTTP_PORT", "65536", "less than or equal to 65535", "there is no such port"),
-        ("LOG_LEVEL", SECRET, "'DEBUG', 'INFO', 'WARNING' or 'ERROR'", "there is no such level"),
-        ("LOG_FORMAT", SECRET, "'json' or 'console'", "there is no such format"),
+        ("WORKERS", "1.5", "valid integer", "workers are counted"),
+        ("DRIFT_INTERVAL_SECONDS", "0", "greater than or equal to 1", "it would run all the time"),
+        ("SLOW_INTERVAL_SECONDS", "-1", "greater than or equal to 1", "it would run all the time"),
+        ("RESYNC_INTERVAL_SECONDS", "0.5", "greater than or equal to 1", "it would run all the time"),
+        ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would run all the time"),
+        ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would run all the time"),
+        ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),
+        ("RESTORE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),
+        ("HTTP_PORT", "65536", "less than or equal to 65535", "the port is out of range"),
+        ("LOG_LEVEL", SECRET, "'DEBUG', 'INFO', 'WARNING' or 'ERROR'", "unknown level"),
+        ("LOG_FORMAT", SECRET, "'json' or 'console'", "unknown format"),
     ],
 )
-def test_a_wrong_setting_is_named_with_a_way_out(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str, reason: str
+def test_invalid_setting_is_named_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str, reason: str
 ) -> None:
     monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
     result = CliRunner().invoke(main)
     assert result.exit_code == 1, reason
     assert "The settings cannot be used:" in result.output
     assert f"SMSCHANNEL_{name}: " in result.output
-    assert told in result.output, reason
-    assert str(Settings.model_fields[name.lower()].description) in result.output, "what it is for"
-    assert SECRET not in result.output, "somebody may have written a token where it does not belong"
+    assert message in result.output, reason
+    assert str(Settings.model_fields[name.lower()].description) in result.output, "the setting is explained"
+    assert SECRET not in result.output, "the value may be a token in the wrong place"
 
 
-def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE")
     monkeypatch.setenv("SMSCHANNEL_WORKERS", SECRET)
     monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", SECRET)
     with pytest.raises(ValidationError) as refused:
         Settings()
-    told = explain(refused.value, Settings)
+    message = explain(refused.value, Settings)
     for name in ("WEBHOOK_URL_TEMPLATE", "WORKERS", "TWILIO_URL"):
-        assert f"SMSCHANNEL_{name}: " in told
-    assert SECRET not in told
+        assert f"SMSCHANNEL_{name}: " in message
+    assert SECRET not in message
 
 
 def test_help_lists_every_setting() -> None:
@@ -157,20 +188,20 @@ def test_help_lists_every_setting() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("WEBHOOK_URL_TEMPLATE", "http://localhost:8080/{instance_id}", "loopback never leaves the machine"),
-        ("WEBHOOK_URL_TEMPLATE", "http://127.0.0.1:8080/{instance_id}", "loopback never leaves the machine"),
-        ("WEBHOOK_URL_TEMPLATE", "http://[::1]:8080/{instance_id}", "loopback never leaves the machine"),
-        ("WEBHOOK_URL_TEMPLATE", "https://sms.example.com/?id={instance_id}", "a query is after the host, too"),
-        ("TWILIO_URL", "https://twilio.example.com/", "a slash at the end is no path"),
+        ("WEBHOOK_URL_TEMPLATE", "http://localhost:8080/{instance_id}", "loopback traffic never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "http://127.0.0.1:8080/{instance_id}", "loopback traffic never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "http://[::1]:8080/{instance_id}", "loopback traffic never leaves the machine"),
+        ("WEBHOOK_URL_TEMPLATE", "https://sms.example.com/?id={instance_id}", "a query comes after the host, too"),
+        ("TWILIO_URL", "https://twilio.example.com/", "a trailing slash is not a path"),
         ("TWILIO_URL", "", "an empty variable is an unset one"),
     ],
 )
-def test_what_may_be_written(monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:
+def test_valid_setting_is_accepted(monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:
     monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
     assert Settings(), reason
 
 
-def test_one_origin_stands_for_both_of_twilios(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twilio_url_replaces_both_origins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings().api_origin, Settings().messaging_origin) == (
         "https://api.twilio.com",
         "https://messaging.twilio.com",
@@ -186,11 +217,11 @@ def test_former_templates_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatc
     assert Settings().template.template == TEMPLATE
 
 
-def test_it_listens_on_loopback_unless_told_otherwise() -> None:
+def test_default_host_is_loopback() -> None:
     assert Settings().http_host == "127.0.0.1"
 
 
-# What is published for 'kubectl sms'
+# Settings published for 'kubectl sms'
 
 GIVEN = {
     "WEBHOOK_URL_TEMPLATE": TEMPLATE,
@@ -200,7 +231,7 @@ GIVEN = {
 }
 
 
-def test_what_is_published_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_settings_are_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in GIVEN.items():
         monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
     settings = Settings()
@@ -211,7 +242,7 @@ def test_what_is_published_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert Settings.from_published(content) == settings, "an administrator's machine has none of these variables"
 
 
-def test_the_environment_counts_more_than_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_published_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     content = {"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": TEMPLATE, "SMSCHANNEL_TWILIO_URL": "https://published.example.com"}
     monkeypatch.setenv("smschannel_twilio_url", "https://here.example.com")
     assert Settings.from_published(content).twilio_url == "https://here.example.com", "in any spelling"
@@ -219,7 +250,7 @@ def test_the_environment_counts_more_than_what_is_published(monkeypatch: pytest.
     assert Settings.from_published(content).twilio_url == "https://published.example.com", "empty is unset"
 
 
-def test_what_is_published_is_checked_as_the_environment_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_settings_are_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMSCHANNEL_WEBHOOK_URL_TEMPLATE")
     with pytest.raises(ValidationError) as refused:
         Settings.from_published({"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": f"https://{SECRET}.example.com/"})
@@ -228,5 +259,15 @@ def test_what_is_published_is_checked_as_the_environment_is(monkeypatch: pytest.
     assert SECRET not in explained
 
 
-def test_what_a_newer_operator_publishes_is_no_trouble() -> None:
-    assert Settings.from_published({"SMSCHANNEL_OF_TOMORROW": "1"}).webhook_url_template == TEMPLATE
+def test_unknown_published_settings_are_ignored() -> None:
+    assert Settings.from_published({"SMSCHANNEL_FROM_A_NEWER_RELEASE": "1"}).webhook_url_template == TEMPLATE
+
+
+def test_several_namespaces_need_webhooks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a channel in one namespace could take the webhook of an instance in another."""
+    monkeypatch.setenv("SMSCHANNEL_CHANNEL_NAMESPACES", "sms-channels team-b")
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE must contain {namespace}" in result.output
+    template = "https://sms.example.com/{namespace}/{instance_id}"
+    assert Settings(webhook_url_template=template).webhook_url_template == template

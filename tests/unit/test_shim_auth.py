@@ -1,4 +1,4 @@
-"""API keys: what a Secret may hold, and what opens it."""
+"""API keys: which entries of the Secret are valid, and which keys they accept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from api_shim.auth import load_keys
+from api_shim.auth import decode_keys
 from smschannel.api.api_keys import Verb, find_key
 
 KEY = "smsch_one_" + "aB3_" * 11
@@ -28,8 +28,8 @@ def secret(**entries: Any) -> dict[str, str]:
     }
 
 
-def test_a_key_is_found_by_its_id_and_opened_by_its_whole() -> None:
-    keys = load_keys(secret(one=ENTRY))
+def test_key_is_found_by_its_id() -> None:
+    keys = decode_keys(secret(one=ENTRY))
     found = find_key(keys, KEY, NOW)
     assert found is not None
     assert found[0] == "one"
@@ -38,23 +38,23 @@ def test_a_key_is_found_by_its_id_and_opened_by_its_whole() -> None:
 @pytest.mark.parametrize(
     "presented", ["", "_", "__", "one", KEY[:-1], KEY + "x", KEY.replace("one", "two"), KEY.upper(), "smsch_one_\udcff"]
 )
-def test_anything_else_opens_nothing(presented: str) -> None:
-    assert find_key(load_keys(secret(one=ENTRY)), presented, NOW) is None
+def test_wrong_key_is_not_found(presented: str) -> None:
+    assert find_key(decode_keys(secret(one=ENTRY)), presented, NOW) is None
 
 
-def test_the_hash_is_not_the_key() -> None:
-    assert find_key(load_keys(secret(one=ENTRY)), f"smsch_one_{ENTRY['sha256']}", NOW) is None
+def test_hash_is_not_accepted_as_key() -> None:
+    assert find_key(decode_keys(secret(one=ENTRY)), f"smsch_one_{ENTRY['sha256']}", NOW) is None
 
 
-def test_two_live_keys() -> None:
+def test_two_keys_work_at_once() -> None:
     second = KEY.replace("one", "two")
-    keys = load_keys(secret(one=ENTRY, two={**ENTRY, "sha256": hashlib.sha256(second.encode()).hexdigest()}))
+    keys = decode_keys(secret(one=ENTRY, two={**ENTRY, "sha256": hashlib.sha256(second.encode()).hexdigest()}))
     assert find_key(keys, KEY, NOW)
     assert find_key(keys, second, NOW)
 
 
-def test_expiry() -> None:
-    keys = load_keys(secret(one={**ENTRY, "expires": "2026-05-01T02:00:00+02:00"}))
+def test_expired_key_is_not_found() -> None:
+    keys = decode_keys(secret(one={**ENTRY, "expires": "2026-05-01T02:00:00+02:00"}))
     assert find_key(keys, KEY, NOW) is None
     assert find_key(keys, KEY, NOW - timedelta(seconds=1))
 
@@ -71,13 +71,13 @@ def test_expiry() -> None:
         ([INSTANCE], [], False),
     ],
 )
-def test_instances_and_verbs(instances: list[str], verbs: list[str], allowed: bool) -> None:
-    key = load_keys(secret(one={**ENTRY, "instances": instances, "verbs": verbs}))["one"]
-    assert key.may(Verb.POST, INSTANCE) is allowed
+def test_key_allows_its_instances_and_verbs_only(instances: list[str], verbs: list[str], allowed: bool) -> None:
+    key = decode_keys(secret(one={**ENTRY, "instances": instances, "verbs": verbs}))["one"]
+    assert key.allows(Verb.POST, INSTANCE) is allowed
 
 
 @pytest.mark.parametrize(
-    ("entry", "why"),
+    ("entry", "error"),
     [
         (b"", "Invalid JSON"),
         (b"not json", "Invalid JSON"),
@@ -94,17 +94,17 @@ def test_instances_and_verbs(instances: list[str], verbs: list[str], allowed: bo
         ({name: value for name, value in ENTRY.items() if name != "instances"}, "instances: Field required"),
     ],
 )
-def test_a_malformed_entry_is_named_and_disables_just_that_key(entry: Any, why: str) -> None:
+def test_malformed_entry_is_logged_and_disables_only_that_key(entry: Any, error: str) -> None:
     with capture_logs() as logs:
-        keys = load_keys(secret(one=ENTRY, broken=entry))
+        keys = decode_keys(secret(one=ENTRY, broken=entry))
     assert list(keys) == ["one"]
     (line,) = logs
     assert (line["log_level"], line["key_id"]) == ("error", "broken")
-    assert why in str(line["why"])
-    assert KEY not in str(line), "somebody may have written the key where its hash belongs"
+    assert error in str(line["error"])
+    assert KEY not in str(line), "an administrator may have stored the key in place of its hash"
 
 
-def test_an_entry_that_is_not_base64() -> None:
+def test_entry_that_is_not_base64_is_logged() -> None:
     with capture_logs() as logs:
-        assert load_keys({"one": "###"}) == {}
-    assert logs[0]["why"] == "not base64"
+        assert decode_keys({"one": "###"}) == {}
+    assert logs[0]["error"] == "not base64"

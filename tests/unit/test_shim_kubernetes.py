@@ -1,6 +1,6 @@
-"""The shim and its Kubernetes: how often it asks, and what it answers when Kubernetes is slow, gone or says no.
+"""The shim's calls to Kubernetes, and its answers while Kubernetes is slow, unreachable or refuses calls.
 
-The API server is a small stand-in on a real port, since a real one cannot be made to answer 429 or to hang.
+The API server is a small fake on a real port, since a real one cannot be made to answer 429 or to hang.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Kubernetes:
-    """One channel's worth of an API server. `faults` go before it: by "METHOD last-part-of-a-path"."""
+    """A fake API server with one channel. `faults` answer in its place, by "METHOD last-segment-of-the-path"."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -48,15 +48,15 @@ class Kubernetes:
         self.preconditions: list[dict[str, str]] = []
         self.applied = asyncio.Event()
         self.keys: dict[str, Any] = {"data": {}}
-        self.right_tokens = {"right"}
+        self.valid_tokens = {"valid"}
         self.delay = 0.0
         self._public = SealingKey.generate().public.encoded
         self.port = 0
 
     def make_key(self, **options: Any) -> str:
-        made = make_key(options.pop("instances", ["*"]), options.pop("verbs", ["get", "post", "delete"]), **options)
-        self.keys["data"] |= secret_of(made, "sms-operator")["data"]
-        return made.key.get_secret_value()
+        new = make_key(options.pop("instances", ["*"]), options.pop("verbs", ["get", "post", "delete"]), **options)
+        self.keys["data"] |= secret_of(new, "sms-operator")["data"]
+        return new.key.get_secret_value()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -92,17 +92,19 @@ class Kubernetes:
             case "GET smschannel-sealing-key":
                 return web.json_response({"data": {"public-key": self._public}})
             case "POST tokenreviews":
-                right = (await request.json())["spec"]["token"] in self.right_tokens
-                user = {"user": {"username": "somebody"}, "audiences": [AUDIENCE]} if right else {}
-                return web.json_response({"status": {"authenticated": right, **user}})
+                valid = (await request.json())["spec"]["token"] in self.valid_tokens
+                user = {"user": {"username": "alice"}, "audiences": [AUDIENCE]} if valid else {}
+                return web.json_response({"status": {"authenticated": valid, **user}})
             case "POST subjectaccessreviews":
                 return web.json_response({"status": {"allowed": True}})
         if self.channel is None and request.method != "PATCH":
             return not_found(last)
         if request.method in {"PATCH", "DELETE"}:
             sent = json.loads(await request.text())
-            said = sent["metadata"] if request.method == "PATCH" else sent["preconditions"]
-            self.preconditions.append({each: said[each] for each in ("uid", "resourceVersion") if each in said})
+            condition = sent["metadata"] if request.method == "PATCH" else sent["preconditions"]
+            self.preconditions.append(
+                {each: condition[each] for each in ("uid", "resourceVersion") if each in condition}
+            )
         if request.method == "PATCH":
             self.channel = json.loads(await request.text())
             managed = {"manager": "sms-api-shim", "fieldsV1": {"f:spec": {}}}
@@ -123,16 +125,16 @@ def not_found(name: str) -> web.Response:
 
 @pytest.fixture
 async def kubernetes() -> AsyncIterator[Kubernetes]:
-    stand_in = Kubernetes()
-    async with stand_in.running():
-        yield stand_in
+    fake = Kubernetes()
+    async with fake.running():
+        yield fake
 
 
 @asynccontextmanager
 async def shim(
     kubernetes: Kubernetes, below: str = "", **settings: Any
 ) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
-    """A running shim that has read its API keys, and a client with the key that may do everything."""
+    """A running shim that has read its API keys, and a client with a key that allows everything."""
     key = kubernetes.make_key()
     configuration = Configuration()
     configuration.host = f"http://127.0.0.1:{kubernetes.port}{below}"
@@ -154,14 +156,14 @@ async def status(client: aiohttp.ClientSession, method: str, path: str, **option
 
 async def until(client: aiohttp.ClientSession, path: str, expected: int, **options: Any) -> None:
     async with asyncio.timeout(5):
-        while await status(client, "GET", path, **options) != expected:  # noqa: ASYNC110  (another process' event)
+        while await status(client, "GET", path, **options) != expected:  # noqa: ASYNC110  (there is no event to wait for)
             await asyncio.sleep(0.02)
 
 
-async def called(kubernetes: Kubernetes, what: str, times: int) -> None:
-    """Ends when it was called so often, or fails after five seconds."""
+async def called(kubernetes: Kubernetes, call: str, times: int) -> None:
+    """Wait until this was called `times` times; fail after five seconds."""
     async with asyncio.timeout(5):
-        while kubernetes.calls[what] < times:  # noqa: ASYNC110  (another process' event)
+        while kubernetes.calls[call] < times:  # noqa: ASYNC110  (there is no event to wait for)
             await asyncio.sleep(0.01)
 
 
@@ -176,195 +178,203 @@ async def without_key(client: aiohttp.ClientSession) -> AsyncIterator[aiohttp.Cl
         yield bare
 
 
-# -- how often Kubernetes is asked ---------------------------------------------------------------------------
+# -- number of calls to Kubernetes ---------------------------------------------------------------------------
 
 
-async def test_an_api_key_costs_no_question(kubernetes: Kubernetes) -> None:
+async def test_api_key_needs_no_call_to_kubernetes(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         before = kubernetes.calls.total()
         for _ in range(20):
             assert await status(client, "GET", CALL) == 200
-        assert kubernetes.calls.total() - before == 20, "one read of the channel for each"
+        assert kubernetes.calls.total() - before == 20, "one read of the channel per request"
 
 
-async def test_an_api_server_below_a_path(kubernetes: Kubernetes) -> None:
-    """As where one server stands for many clusters: the kubeconfig's URL has a path."""
+async def test_api_server_url_may_have_a_path(kubernetes: Kubernetes) -> None:
+    """Some proxies serve many clusters below different paths; the kubeconfig's URL then has a path."""
     async with shim(kubernetes, below="/k8s/clusters/c-1/") as (_, client):
         assert await status(client, "GET", CALL) == 200
     assert all(path.startswith("/k8s/clusters/c-1/api") for path in kubernetes.paths)
 
 
-async def test_a_token_is_reviewed_once_in_a_while(kubernetes: Kubernetes) -> None:
+async def test_token_review_is_cached(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         for _ in range(20):
-            assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+            assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200
         assert (kubernetes.calls["POST tokenreviews"], kubernetes.calls["POST subjectaccessreviews"]) == (1, 1)
-        assert kubernetes.calls[f"GET {INSTANCE}"] == 20, "the channel itself is never kept"
+        assert kubernetes.calls[f"GET {INSTANCE}"] == 20, "the channel itself is never cached"
 
 
-async def test_equal_questions_at_once_are_asked_once(kubernetes: Kubernetes) -> None:
+async def test_concurrent_equal_reviews_are_sent_once(kubernetes: Kubernetes) -> None:
     kubernetes.delay = 0.1
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         answers = await asyncio.gather(
-            *(status(bare, "GET", CALL, headers=bearer("right")) for _ in range(30)),
-            *(status(bare, "GET", CALL, headers=bearer("wrong")) for _ in range(30)),
+            *(status(bare, "GET", CALL, headers=bearer("valid")) for _ in range(30)),
+            *(status(bare, "GET", CALL, headers=bearer("invalid")) for _ in range(30)),
         )
     assert sorted(answers) == [200] * 30 + [401] * 30
-    assert kubernetes.calls["POST tokenreviews"] == 2, "one for the right token, one for the wrong one"
+    assert kubernetes.calls["POST tokenreviews"] == 2, "one per token"
     assert kubernetes.calls["POST subjectaccessreviews"] == 1
 
 
-async def test_who_hangs_up_leaves_the_answer_to_the_others(kubernetes: Kubernetes) -> None:
+async def test_disconnected_client_does_not_cancel_a_shared_review(kubernetes: Kubernetes) -> None:
     kubernetes.delay = 0.3
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
-        impatient = asyncio.create_task(status(bare, "GET", CALL, headers=bearer("right")))
+        impatient = asyncio.create_task(status(bare, "GET", CALL, headers=bearer("valid")))
         await asyncio.sleep(0.1)
-        patient = asyncio.create_task(status(bare, "GET", CALL, headers=bearer("right")))
+        patient = asyncio.create_task(status(bare, "GET", CALL, headers=bearer("valid")))
         await asyncio.sleep(0.1)
         impatient.cancel()
         assert await patient == 200
     assert kubernetes.calls["POST tokenreviews"] == 1
 
 
-async def test_a_token_that_was_judged_for_another_audience_is_none(kubernetes: Kubernetes) -> None:
-    """An authenticator that knows no audiences says only that the token is right, for the API server."""
+async def test_token_reviewed_for_another_audience_is_rejected(kubernetes: Kubernetes) -> None:
+    """An authenticator without audiences only confirms that the token is valid for the API server."""
 
-    async def right_for(*audiences: str) -> int:
+    async def status_for(*audiences: str) -> int:
         async def review(_: web.Request) -> web.StreamResponse:
-            found = {"authenticated": True, "user": {"username": "somebody"}}
+            found = {"authenticated": True, "user": {"username": "alice"}}
             return web.json_response({"status": {**found, "audiences": audiences} if audiences else found})
 
         kubernetes.faults["POST tokenreviews"] = review
-        return await status(bare, "GET", CALL, headers=bearer("right"))
+        return await status(bare, "GET", CALL, headers=bearer("valid"))
 
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
-        assert [await right_for(), await right_for("another"), await right_for("another", AUDIENCE)] == [401, 401, 200]
+        assert [await status_for(), await status_for("another"), await status_for("another", AUDIENCE)] == [
+            401,
+            401,
+            200,
+        ]
 
 
-async def test_a_denial_goes_before_a_permission(kubernetes: Kubernetes) -> None:
+async def test_denied_overrides_allowed(kubernetes: Kubernetes) -> None:
     async def denied(_: web.Request) -> web.StreamResponse:
         return web.json_response({"status": {"allowed": True, "denied": True}})
 
     kubernetes.faults["POST subjectaccessreviews"] = denied
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 403
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 403
 
 
-# -- failed logins -------------------------------------------------------------------------------------------
+# -- authentication failures ---------------------------------------------------------------------------------
 
 
-async def test_a_client_that_is_wrong_too_often_is_slowed(kubernetes: Kubernetes) -> None:
-    async with shim(kubernetes, failed_logins_per_minute=5) as (_, client), without_key(client) as bare:
+async def test_client_with_too_many_failures_gets_429(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes, authentication_failures_per_minute=5) as (_, client), without_key(client) as bare:
         for number in range(5):
-            assert await status(bare, "GET", CALL, headers=bearer(f"wrong-{number}")) == 401
-        asked = kubernetes.calls["POST tokenreviews"]
-        for headers in (bearer("another"), bearer("right"), {"X-Api-Key": "smsch_no_no"}):
+            assert await status(bare, "GET", CALL, headers=bearer(f"invalid-{number}")) == 401
+        sent = kubernetes.calls["POST tokenreviews"]
+        for headers in (bearer("another"), bearer("valid"), {"X-Api-Key": "smsch_no_no"}):
             async with bare.get(CALL, headers=headers) as response:
                 assert response.status == 429
-                assert 0 < int(response.headers["Retry-After"]) <= 12, "five a minute are one every 12 seconds"
+                assert 0 < int(response.headers["Retry-After"]) <= 12, "five per minute are one every 12 seconds"
                 assert list(await response.json()) == ["detail"]
-        assert kubernetes.calls["POST tokenreviews"] == asked, "nobody asks Kubernetes for it"
-        assert await status(client, "GET", CALL) == 200, "a right key is never slowed"
+        assert kubernetes.calls["POST tokenreviews"] == sent, "no TokenReview is sent"
+        assert await status(client, "GET", CALL) == 200, "a valid key is never limited"
 
 
-async def test_who_was_right_a_moment_ago_is_not_slowed(kubernetes: Kubernetes) -> None:
-    async with shim(kubernetes, failed_logins_per_minute=1) as (_, client), without_key(client) as bare:
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
-        assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 401
-        assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 429
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+async def test_cached_token_is_never_rate_limited(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes, authentication_failures_per_minute=1) as (_, client), without_key(client) as bare:
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200
+        assert await status(bare, "GET", CALL, headers=bearer("invalid")) == 401
+        assert await status(bare, "GET", CALL, headers=bearer("invalid")) == 429
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200
 
 
-async def test_who_was_right_within_the_hour_is_not_slowed(
+async def test_token_valid_within_the_hour_is_never_rate_limited(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a stranger behind the same proxy would lock everybody out as soon as no answer is kept any more."""
+    """Otherwise another client behind the same proxy could lock it out once the cached review expires."""
     monkeypatch.setattr(api_shim.auth, "_CACHE_SECONDS", 0.1)
-    async with shim(kubernetes, failed_logins_per_minute=1) as (_, client), without_key(client) as bare:
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
+    async with shim(kubernetes, authentication_failures_per_minute=1) as (_, client), without_key(client) as bare:
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200
         await asyncio.sleep(0.2)
-        assert await status(bare, "GET", CALL, headers=bearer("wrong")) == 401
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200
-        assert kubernetes.calls["POST tokenreviews"] == 3, "it was asked about again"
-        kubernetes.right_tokens.clear()
+        assert await status(bare, "GET", CALL, headers=bearer("invalid")) == 401
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200
+        assert kubernetes.calls["POST tokenreviews"] == 3, "it was reviewed again"
+        kubernetes.valid_tokens.clear()
         await asyncio.sleep(0.2)
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 401, "and it is revoked as any other"
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 429
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 401, "a revoked token is rejected"
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 429
         assert kubernetes.calls["POST tokenreviews"] == 4
 
 
-@pytest.mark.parametrize("hang_up", [False, True])
-async def test_many_wrong_tokens_at_once_are_slowed_as_well(kubernetes: Kubernetes, hang_up: bool) -> None:
-    async with shim(kubernetes, failed_logins_per_minute=5) as (_, client), without_key(client) as bare:
+@pytest.mark.parametrize("disconnect", [False, True])
+async def test_concurrent_wrong_tokens_are_rate_limited(kubernetes: Kubernetes, disconnect: bool) -> None:
+    async with shim(kubernetes, authentication_failures_per_minute=5) as (_, client), without_key(client) as bare:
         kubernetes.delay = 0.3
-        asked = [asyncio.create_task(status(bare, "GET", CALL, headers=bearer(f"wrong-{each}"))) for each in range(20)]
-        if hang_up:
+        requests = [
+            asyncio.create_task(status(bare, "GET", CALL, headers=bearer(f"invalid-{each}"))) for each in range(20)
+        ]
+        if disconnect:
             await called(kubernetes, "POST tokenreviews", 5)
-            for each in asked:
+            for each in requests:
                 each.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            assert await status(bare, "GET", CALL, headers=bearer("one more")) == 429
+            await asyncio.gather(*requests, return_exceptions=True)
+            assert await status(bare, "GET", CALL, headers=bearer("one-more")) == 429
         else:
-            assert sorted(await asyncio.gather(*asked)) == [401] * 5 + [429] * 15
+            assert sorted(await asyncio.gather(*requests)) == [401] * 5 + [429] * 15
         assert kubernetes.calls["POST tokenreviews"] == 5
 
 
-async def test_right_tokens_and_errors_cost_nothing(kubernetes: Kubernetes) -> None:
-    kubernetes.right_tokens = {f"right-{each}" for each in range(10)}
-    async with shim(kubernetes, failed_logins_per_minute=2) as (_, client), without_key(client) as bare:
-        kubernetes.faults["POST tokenreviews"] = says(500)
-        for token in kubernetes.right_tokens:
+async def test_valid_tokens_and_kubernetes_errors_are_not_failures(kubernetes: Kubernetes) -> None:
+    kubernetes.valid_tokens = {f"valid-{each}" for each in range(10)}
+    async with shim(kubernetes, authentication_failures_per_minute=2) as (_, client), without_key(client) as bare:
+        kubernetes.faults["POST tokenreviews"] = answering(500)
+        for token in kubernetes.valid_tokens:
             assert await status(bare, "GET", CALL, headers=bearer(token)) == 503
         kubernetes.faults.clear()
-        for token in kubernetes.right_tokens:
+        for token in kubernetes.valid_tokens:
             assert await status(bare, "GET", CALL, headers=bearer(token)) == 200
 
 
 @pytest.mark.parametrize(
     ("trusted", "second"),
     [
-        pytest.param((), 429, id="nobody is trusted: what the header says is the client's own word"),
-        pytest.param("127.0.0.1", 401, id="behind a proxy each client has its own count"),
+        pytest.param((), 429, id="without trusted proxies, the header is ignored"),
+        pytest.param("127.0.0.1", 401, id="behind a trusted proxy, each client has its own limit"),
     ],
 )
-async def test_clients_behind_a_proxy(kubernetes: Kubernetes, trusted: Any, second: int) -> None:
-    settings = {"failed_logins_per_minute": 1, "trusted_proxies": trusted}
+async def test_clients_behind_a_trusted_proxy_are_counted_separately(
+    kubernetes: Kubernetes, trusted: Any, second: int
+) -> None:
+    settings = {"authentication_failures_per_minute": 1, "trusted_proxies": trusted}
     async with shim(kubernetes, **settings) as (_, client), without_key(client) as bare:
         for client_address, expected in (("192.0.2.1", 401), ("192.0.2.1", 429), ("192.0.2.2", second)):
-            headers = {**bearer("wrong"), "X-Forwarded-For": f"spoofed, {client_address}"}
+            headers = {**bearer("invalid"), "X-Forwarded-For": f"spoofed, {client_address}"}
             assert await status(bare, "GET", CALL, headers=headers) == expected
 
 
-async def test_a_failed_login_is_logged_without_what_was_sent(kubernetes: Kubernetes) -> None:
+async def test_authentication_failure_is_logged_without_the_token(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         with capture_logs() as logs:
             await status(bare, "GET", CALL, headers={**bearer("5ecret"), "X-Request-Id": "find-me"})
-    (line,) = [each for each in logs if each["event"] == "login failed"]
+    (line,) = [each for each in logs if each["event"] == "rejected credentials"]
     assert (line["client"], line["request_id"]) == ("127.0.0.1", "find-me")
     assert "5ecret" not in str(logs)
 
 
-async def test_an_expired_key_is_none(kubernetes: Kubernetes) -> None:
+async def test_expired_key_is_rejected(kubernetes: Kubernetes) -> None:
     soon = kubernetes.make_key(expires=datetime.now(UTC) + timedelta(seconds=0.5))
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         assert await status(bare, "GET", CALL, headers={"X-Api-Key": soon}) == 200
         await until(bare, CALL, 401, headers={"X-Api-Key": soon})
 
 
-async def test_a_revoked_key_ends_though_the_watch_is_silent(
+async def test_revoked_key_is_rejected_even_if_the_watch_is_silent(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stand-in's watch tells nothing, as one whose connection has died unseen."""
-    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.2)
+    """The fake's watch sends nothing, like one whose connection broke unnoticed."""
+    monkeypatch.setattr(api_shim.auth, "_RELIST_SECONDS", 0.2)
     async with shim(kubernetes) as (_, client):
         assert await status(client, "GET", CALL) == 200
         kubernetes.keys["data"] = {}
         await until(client, CALL, 401)
 
 
-async def test_a_malformed_key_is_told_once(kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not each time that the keys are read again."""
-    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.05)
+async def test_malformed_key_is_logged_once(kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each time that the keys are read again."""
+    monkeypatch.setattr(api_shim.auth, "_RELIST_SECONDS", 0.05)
     kubernetes.keys["data"]["broken"] = "e30="
     with capture_logs() as logs:
         async with shim(kubernetes), asyncio.timeout(5):
@@ -372,24 +382,24 @@ async def test_a_malformed_key_is_told_once(kubernetes: Kubernetes, monkeypatch:
             kubernetes.keys["data"]["broken"] = "e30K"
             read = kubernetes.calls["GET smschannel-api-keys"]
             await called(kubernetes, "GET smschannel-api-keys", read + 3)
-    told = [each["key_id"] for each in logs if each["event"] == "an API key cannot be used"]
-    assert told == ["broken", "broken"], "once for each that was written"
+    logged = [each["key_id"] for each in logs if each["event"] == "cannot use API key"]
+    assert logged == ["broken", "broken"], "once for each version of the entry"
 
 
-async def test_an_answer_of_another_shape_does_not_end_the_following(
+async def test_secret_of_another_shape_does_not_end_the_watch_loop(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.05)
+    monkeypatch.setattr(api_shim.auth, "_RELIST_SECONDS", 0.05)
     async with shim(kubernetes) as (_, client):
-        kubernetes.keys["data"] = ["no mapping"]
+        kubernetes.keys["data"] = ["not a mapping"]
         read = kubernetes.calls["GET smschannel-api-keys"]
         await called(kubernetes, "GET smschannel-api-keys", read + 2)
-        assert await status(client, "GET", CALL) == 200, "what was read last counts for a while"
+        assert await status(client, "GET", CALL) == 200, "the keys read last are still valid"
         kubernetes.keys["data"] = {}
         await until(client, CALL, 401)
 
 
-async def test_the_keys_end_with_their_secret(kubernetes: Kubernetes) -> None:
+async def test_deleting_the_secret_revokes_all_keys(kubernetes: Kubernetes) -> None:
     removed = asyncio.Event()
 
     async def watch(request: web.Request) -> web.StreamResponse:
@@ -407,21 +417,19 @@ async def test_the_keys_end_with_their_secret(kubernetes: Kubernetes) -> None:
         await until(client, CALL, 401)
 
 
-async def test_keys_that_could_not_be_read_for_long_open_nothing(
-    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may have been revoked meanwhile."""
-    monkeypatch.setattr(api_shim.auth, "_REREAD_SECONDS", 0.2)
+async def test_stale_keys_are_rejected(kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have been revoked since."""
+    monkeypatch.setattr(api_shim.auth, "_RELIST_SECONDS", 0.2)
     monkeypatch.setattr(api_shim.auth, "_STALE_SECONDS", 1)
     async with shim(kubernetes) as (_, client):
-        kubernetes.faults["GET smschannel-api-keys"] = says(500)
+        kubernetes.faults["GET smschannel-api-keys"] = answering(500)
         await until(client, CALL, 503)
         assert await status(client, "GET", "/readyz") == 503
         kubernetes.faults.clear()
         await until(client, CALL, 200)
 
 
-# -- Kubernetes slow, gone, saying no ------------------------------------------------------------------------
+# -- faults of Kubernetes ------------------------------------------------------------------------------------
 
 
 async def hang(_: web.Request) -> web.StreamResponse:
@@ -435,7 +443,7 @@ async def cut(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-def says(code: int, **headers: str) -> Fault:
+def answering(code: int, **headers: str) -> Fault:
     async def fault(_: web.Request) -> web.StreamResponse:
         body = {"kind": "Status", "message": "5ecret"}
         return web.json_response(body, status=code, headers={name.replace("_", "-"): headers[name] for name in headers})
@@ -453,12 +461,12 @@ async def half_an_answer(_: web.Request) -> web.StreamResponse:
 
 FAULTS = {
     "hangs": (hang, "5"),
-    "429": (says(429, Retry_After="7"), "7"),
-    "429 without a time": (says(429), "5"),
-    "a mistaken time": (says(503, Retry_After="999999"), "900"),
-    "500": (says(500), "5"),
-    "503": (says(503), "5"),
-    "403, a right is missing": (says(403), "30"),
+    "429": (answering(429, Retry_After="7"), "7"),
+    "429 without a time": (answering(429), "5"),
+    "an excessive Retry-After": (answering(503, Retry_After="999999"), "900"),
+    "500": (answering(500), "5"),
+    "503": (answering(503), "5"),
+    "403, a right is missing": (answering(403), "30"),
     "404, the CRD is missing": (no_such_kind, "30"),
     "cuts the connection": (cut, "5"),
     "half an answer": (half_an_answer, "5"),
@@ -477,10 +485,10 @@ FAULTS = {
     ],
     ids=["GET", "POST, reading", "POST, writing", "DELETE, reading", "DELETE, deleting"],
 )
-async def test_what_kubernetes_cannot_do_is_503_in_bounded_time(
+async def test_kubernetes_fault_is_503_in_bounded_time(
     kubernetes: Kubernetes, method: str, breaks: str, fault: str
 ) -> None:
-    """Never a hang, never "not_configured" or 204 where nobody can know, and nothing of the reason's text."""
+    """Never a hang, never "not_configured" or 204 without knowing, and the error's text is not repeated."""
     async with shim(kubernetes, request_seconds=0.4) as (_, client):
         if method == "DELETE":
             assert await status(client, "POST", CALL, json=SETUP) == 201
@@ -495,21 +503,21 @@ async def test_what_kubernetes_cannot_do_is_503_in_bounded_time(
         assert "5ecret" not in content
 
 
-async def test_the_login_breaks_with_503_too(kubernetes: Kubernetes) -> None:
+async def test_kubernetes_fault_during_authentication_is_503(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, request_seconds=0.4) as (_, client), without_key(client) as bare:
         for broken in ("POST tokenreviews", "POST subjectaccessreviews"):
-            for fault in (hang, says(429), says(500), cut):
+            for fault in (hang, answering(429), answering(500), cut):
                 kubernetes.faults = {broken: fault}
-                assert await status(bare, "GET", CALL, headers=bearer("right")) == 503
+                assert await status(bare, "GET", CALL, headers=bearer("valid")) == 503
         kubernetes.faults = {}
-        assert await status(bare, "GET", CALL, headers=bearer("right")) == 200, "an error is not kept"
+        assert await status(bare, "GET", CALL, headers=bearer("valid")) == 200, "errors are not cached"
 
 
-async def test_while_kubernetes_is_away_it_is_not_ready_and_afterwards_it_is(kubernetes: Kubernetes) -> None:
+async def test_readiness_follows_kubernetes(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         kubernetes.faults["GET smschannel-sealing-key"] = hang
         await until(client, "/readyz", 503)
-        assert await status(client, "GET", "/healthz") == 200, "starting it again would help nobody"
+        assert await status(client, "GET", "/healthz") == 200, "a restart would not help"
         del kubernetes.faults["GET smschannel-sealing-key"]
         await until(client, "/readyz", 200)
 
@@ -517,12 +525,12 @@ async def test_while_kubernetes_is_away_it_is_not_ready_and_afterwards_it_is(kub
 @pytest.mark.parametrize(
     ("published", "detail"),
     [
-        ({"data": {"public-key": "AAAA"}}, "The operator's sealing key cannot be used."),
-        ({"data": {}}, "The operator's sealing key cannot be used."),
+        ({"data": {"public-key": "AAAA"}}, "The operator's sealing key is invalid."),
+        ({"data": {}}, "The operator's sealing key is invalid."),
         (None, "The operator has not published its sealing key yet."),
     ],
 )
-async def test_it_is_not_ready_without_a_sealing_key(kubernetes: Kubernetes, published: Any, detail: str) -> None:
+async def test_not_ready_without_a_sealing_key(kubernetes: Kubernetes, published: Any, detail: str) -> None:
     async def fault(_: web.Request) -> web.StreamResponse:
         return not_found("smschannel-sealing-key") if published is None else web.json_response(published)
 
@@ -534,7 +542,7 @@ async def test_it_is_not_ready_without_a_sealing_key(kubernetes: Kubernetes, pub
         kubernetes.faults = {}
 
 
-async def test_probing_costs_kubernetes_nothing(kubernetes: Kubernetes) -> None:
+async def test_probes_are_cached(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         before = kubernetes.calls.total()
         answers = await asyncio.gather(*(status(client, "GET", "/readyz") for _ in range(50)))
@@ -542,10 +550,10 @@ async def test_probing_costs_kubernetes_nothing(kubernetes: Kubernetes) -> None:
         assert kubernetes.calls.total() - before <= 1
 
 
-# -- limits and the end --------------------------------------------------------------------------------------
+# -- limits, waiting, writes and draining --------------------------------------------------------------------
 
 
-async def test_beyond_its_capacity_it_says_when_to_come_again(kubernetes: Kubernetes) -> None:
+async def test_excess_requests_are_503_with_retry_after(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_requests=3, request_seconds=5) as (_, client):
         kubernetes.delay = 0.5
         answers = await asyncio.gather(*(status(client, "GET", CALL) for _ in range(6)))
@@ -554,7 +562,7 @@ async def test_beyond_its_capacity_it_says_when_to_come_again(kubernetes: Kubern
         kubernetes.delay = 0
 
 
-async def test_beyond_its_capacity_a_probe_is_still_answered(kubernetes: Kubernetes) -> None:
+async def test_probes_are_answered_at_full_capacity(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_requests=1, request_seconds=5) as (_, client):
         kubernetes.delay = 0.3
         busy = [asyncio.create_task(status(client, "GET", CALL)) for _ in range(2)]
@@ -566,7 +574,7 @@ async def test_beyond_its_capacity_a_probe_is_still_answered(kubernetes: Kuberne
         kubernetes.delay = 0
 
 
-async def test_who_would_be_one_too_many_to_wait_is_answered_at_once(kubernetes: Kubernetes) -> None:
+async def test_request_beyond_max_waiting_is_answered_at_once(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_waiting=1) as (_, client):
         first = asyncio.create_task(status(client, "POST", CALL, json=SETUP, headers={"Prefer": "wait=2"}))
         async with asyncio.timeout(2):
@@ -575,12 +583,12 @@ async def test_who_would_be_one_too_many_to_wait_is_answered_at_once(kubernetes:
         start = perf_counter()
         async with client.post(CALL, json=SETUP, headers={"Prefer": "wait=2"}) as second:
             assert second.status == 200
-            assert "Preference-Applied" not in second.headers, "it says that it did not wait"
+            assert "Preference-Applied" not in second.headers, "the answer shows that it did not wait"
         assert perf_counter() - start < 1
         assert await first == 201
 
 
-async def test_no_more_may_wait_however_many_ask_at_once(kubernetes: Kubernetes) -> None:
+async def test_max_waiting_holds_for_concurrent_requests(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_waiting=2) as (_, client):
 
         async def waited() -> bool:
@@ -591,10 +599,10 @@ async def test_no_more_may_wait_however_many_ask_at_once(kubernetes: Kubernetes)
         kubernetes.delay = 0.1
         answers = await asyncio.gather(*(waited() for _ in range(10)))
         assert sorted(answers) == [False] * 8 + [True] * 2
-        assert await waited(), "a place is free again"
+        assert await waited(), "a slot is free again"
 
 
-async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
+async def test_waiting_requests_share_one_watch(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         instances = [str(uuid.uuid4()) for _ in range(20)]
         paths = [f"/v1/instances/{each}/channels/sms" for each in instances]
@@ -603,11 +611,11 @@ async def test_all_who_wait_share_one_watch(kubernetes: Kubernetes) -> None:
         assert set(answers) <= {200, 201}
         assert kubernetes.calls["WATCH smschannels"] == 1
         read = sum(kubernetes.calls[f"GET {each}"] for each in instances)
-        assert read == 40, "one to apply, one when the watch stands: nobody polls"
+        assert read == 40, "one to apply, one when the watch has started: no polling"
 
 
 @pytest.mark.parametrize("in_the_stream", [False, True])
-async def test_a_watch_that_began_too_long_ago_begins_anew(kubernetes: Kubernetes, in_the_stream: bool) -> None:
+async def test_expired_watch_is_restarted(kubernetes: Kubernetes, in_the_stream: bool) -> None:
     begun: list[str | None] = []
 
     async def watch(request: web.Request) -> web.StreamResponse:
@@ -632,13 +640,13 @@ async def test_a_watch_that_began_too_long_ago_begins_anew(kubernetes: Kubernete
         start = perf_counter()
         async with client.post(CALL, json=SETUP, headers={"Prefer": "wait=10"}) as response:
             assert (response.status, (await response.json())["status"]) == (201, "active")
-        assert perf_counter() - start < 5, "the event woke it, not the end of its time"
+        assert perf_counter() - start < 5, "the event ended the wait, not its deadline"
     assert begun == ["7", None]
 
 
-async def test_who_waits_outlasts_a_fault_of_kubernetes(kubernetes: Kubernetes) -> None:
-    """What was asked for is done, so the answer is not 503."""
-    read = iter([not_found(INSTANCE), says(500), says(429), None])
+async def test_waiting_request_survives_kubernetes_faults(kubernetes: Kubernetes) -> None:
+    """The write was made, so the answer is not 503."""
+    read = iter([not_found(INSTANCE), answering(500), answering(429), None])
 
     async def sometimes(request: web.Request) -> web.StreamResponse:
         answer = next(read)
@@ -651,10 +659,10 @@ async def test_who_waits_outlasts_a_fault_of_kubernetes(kubernetes: Kubernetes) 
     kubernetes.faults[f"GET {INSTANCE}"] = sometimes
     async with shim(kubernetes) as (_, client):
         assert await status(client, "POST", CALL, json=SETUP, headers={"Prefer": "wait=10"}) == 201
-    assert next(read, "all of it") == "all of it"
+    assert next(read, "all read") == "all read"
 
 
-async def test_who_hangs_up_leaves_the_place_to_another(kubernetes: Kubernetes) -> None:
+async def test_disconnected_client_frees_its_waiting_slot(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, max_waiting=1) as (_, client):
         waits = {"json": SETUP, "headers": {"Prefer": "wait=30"}}
         first = asyncio.create_task(status(client, "POST", CALL, **waits))
@@ -668,25 +676,26 @@ async def test_who_hangs_up_leaves_the_place_to_another(kubernetes: Kubernetes) 
                         break
 
 
-async def test_what_was_asked_for_is_done_though_the_client_hung_up(kubernetes: Kubernetes) -> None:
+async def test_write_is_completed_after_the_client_disconnects(kubernetes: Kubernetes) -> None:
     kubernetes.delay = 0.2
     async with shim(kubernetes, request_seconds=5) as (_, client):
         with capture_logs() as logs:
-            asked = asyncio.create_task(status(client, "POST", CALL, json=SETUP))
-            await asyncio.sleep(0.1)  # it reads whether there is a channel
-            asked.cancel()
+            request_task = asyncio.create_task(status(client, "POST", CALL, json=SETUP))
+            await asyncio.sleep(0.1)  # the shim is reading the channel
+            request_task.cancel()
             async with asyncio.timeout(5):
                 await kubernetes.applied.wait()
-    (line,) = [each for each in logs if each["event"] == "asked to change a channel"]
+    (line,) = [each for each in logs if each["event"] == "handled write request"]
+    assert (line["method"], line["namespace"], line["name"]) == ("POST", "sms-channels", INSTANCE)
     assert line["status"] == 499
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-@pytest.mark.parametrize("hangs_up", [True, False], ids=["hung up", "answered 503"])
-async def test_what_was_given_up_does_not_write_over_what_came_after(
-    kubernetes: Kubernetes, method: str, hangs_up: bool
+@pytest.mark.parametrize("disconnects", [True, False], ids=["disconnected", "answered 503"])
+async def test_abandoned_write_is_not_retried_over_a_later_one(
+    kubernetes: Kubernetes, method: str, disconnects: bool
 ) -> None:
-    """A write that meets others is tried again, but not once its client is gone: that may have changed its mind."""
+    """A write that conflicts is retried, but not after its client disconnected: it may have sent another request."""
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow_conflict(_: web.Request) -> web.StreamResponse:
@@ -696,27 +705,27 @@ async def test_what_was_given_up_does_not_write_over_what_came_after(
         return web.json_response({"kind": "Status", "message": "conflict"}, status=409)
 
     verb = {"POST": "PATCH"}.get(method, method)
-    async with shim(kubernetes, request_seconds=20 if hangs_up else 1) as (_, client):
+    async with shim(kubernetes, request_seconds=20 if disconnects else 1) as (_, client):
         assert await status(client, "POST", CALL, json=SETUP) == 201
         kubernetes.faults[f"{verb} {INSTANCE}"] = slow_conflict
-        asked = asyncio.create_task(status(client, method, CALL, json=SETUP if method == "POST" else None))
+        request_task = asyncio.create_task(status(client, method, CALL, json=SETUP if method == "POST" else None))
         await reached.wait()
-        if hangs_up:
-            asked.cancel()
+        if disconnects:
+            request_task.cancel()
         else:
-            assert await asked == 503
+            assert await request_task == 503
         later = {**SETUP, "phone_number": "+61400111333"}
         assert await status(client, "POST", CALL, json=later) == 200
         before = kubernetes.calls.copy()
         go_on.set()
         await asyncio.sleep(0.5)
-        assert kubernetes.calls == before, "nothing more is asked of Kubernetes"
+        assert kubernetes.calls == before, "no further call to Kubernetes"
         assert kubernetes.channel
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
 
 
-async def test_every_write_is_held_to_what_was_read(kubernetes: Kubernetes) -> None:
-    """Or it would hit what somebody else made, took over or replaced a moment before."""
+async def test_every_write_carries_a_precondition(kubernetes: Kubernetes) -> None:
+    """Otherwise it could change a channel that another client just created, took over or replaced."""
     async with shim(kubernetes) as (_, client):
         for method, body in (("POST", SETUP), ("POST", SETUP), ("DELETE", None)):
             assert await status(client, method, CALL, json=body) < 300
@@ -724,8 +733,8 @@ async def test_every_write_is_held_to_what_was_read(kubernetes: Kubernetes) -> N
     assert kubernetes.preconditions == [{"resourceVersion": "0"}, read, read]
 
 
-async def test_what_nobody_is_known_to_own_is_not_touched(kubernetes: Kubernetes) -> None:
-    """Somebody may have emptied managedFields: that makes the channel not ours."""
+async def test_channel_without_field_managers_is_not_written(kubernetes: Kubernetes) -> None:
+    """If managedFields were emptied, the owner is unknown, so the channel is not the shim's."""
     async with shim(kubernetes) as (_, client):
         assert await status(client, "POST", CALL, json=SETUP) == 201
         assert kubernetes.channel
@@ -733,12 +742,12 @@ async def test_what_nobody_is_known_to_own_is_not_touched(kubernetes: Kubernetes
         for method, body in (("POST", SETUP), ("DELETE", None)):
             async with client.request(method, CALL, json=body) as response:
                 assert response.status == 409
-                assert "by somebody who left no name:" in (await response.json())["detail"]
+                assert "by an unknown field manager:" in (await response.json())["detail"]
         assert (kubernetes.calls[f"PATCH {INSTANCE}"], kubernetes.calls[f"DELETE {INSTANCE}"]) == (1, 0)
 
 
-async def test_a_removal_does_not_go_on_to_a_successor(kubernetes: Kubernetes) -> None:
-    """Somebody else removed the channel and made another one meanwhile: that one is none of this call's."""
+async def test_delete_does_not_hit_a_successor(kubernetes: Kubernetes) -> None:
+    """Another client deleted the channel and created a new one meanwhile: this request must not delete that one."""
 
     async def replaced(_: web.Request) -> web.StreamResponse:
         assert kubernetes.channel
@@ -752,7 +761,7 @@ async def test_a_removal_does_not_go_on_to_a_successor(kubernetes: Kubernetes) -
         assert kubernetes.calls[f"DELETE {INSTANCE}"] == 1
 
 
-async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> None:
+async def test_wait_extends_the_time_limit(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes, request_seconds=0.5) as (_, client):
         start = perf_counter()
         async with client.post(CALL, json=SETUP, headers={"Prefer": "wait=1"}) as response:
@@ -760,15 +769,15 @@ async def test_a_wait_is_longer_than_the_time_limit(kubernetes: Kubernetes) -> N
         assert 0.9 < perf_counter() - start < 1.5
 
 
-async def test_draining_goes_on_answering_while_it_is_not_ready(kubernetes: Kubernetes) -> None:
+async def test_draining_shim_still_answers(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (service, client):
-        service.retire()
+        service.start_draining()
         assert await status(client, "GET", "/readyz") == 503
         async with client.get(CALL) as response:
             assert (response.status, response.headers["Connection"]) == (200, "close")
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await asyncio.wait_for(reader.read(), 2), "it is closed indeed"
+        assert await asyncio.wait_for(reader.read(), 2), "the connection is closed"
         writer.close()
 
 
@@ -793,4 +802,4 @@ async def test_requests_are_counted_by_route_method_and_status(kubernetes: Kuber
             text = await response.text()
         assert "5ecret" not in text
         assert INSTANCE not in text
-        assert "smschannel_" not in text, "those are the operator's"
+        assert "smschannel_" not in text, "there are no metrics of the operator"

@@ -1,4 +1,4 @@
-"""The shim as a process: how it begins and how it ends."""
+"""The shim as a process: start, draining and exit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 async def started(
     kubernetes: Kubernetes, home: Path, drain_seconds: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, aiohttp.ClientSession]]:
-    """A ready shim, and a client whose key may do everything."""
+    """A ready shim, and a client whose key allows everything."""
     kubeconfig = home / "kubeconfig"
     kubeconfig.write_text(
         f"{{clusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:{kubernetes.port}'}}}}], current-context: a,"
@@ -59,8 +59,8 @@ async def kubernetes() -> AsyncIterator[Kubernetes]:
         yield stand_in
 
 
-async def test_it_drains_before_it_ends(kubernetes: Kubernetes, tmp_path: Path) -> None:
-    """Not ready at once, so that proxies look elsewhere; answering still, since they need a while to notice."""
+async def test_sigterm_drains_before_exit(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    """It is not ready at once, so that proxies stop sending requests, and answers those sent until they notice."""
     async with started(kubernetes, tmp_path, "1") as (process, client):
         start = perf_counter()
         process.send_signal(signal.SIGTERM)
@@ -70,17 +70,17 @@ async def test_it_drains_before_it_ends(kubernetes: Kubernetes, tmp_path: Path) 
         assert 0.9 < perf_counter() - start < 5
 
 
-async def test_what_is_under_way_at_the_end_is_answered(kubernetes: Kubernetes, tmp_path: Path) -> None:
+async def test_requests_in_flight_at_exit_are_answered(kubernetes: Kubernetes, tmp_path: Path) -> None:
     async with started(kubernetes, tmp_path, "0.2") as (process, client):
         kubernetes.delay = 1
-        asked = asyncio.create_task(status(client, "GET", CALL))
+        request_task = asyncio.create_task(status(client, "GET", CALL))
         await asyncio.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert await asked == 200
+        assert await request_task == 200
         assert await process.wait() == 0
 
 
-async def test_a_second_signal_ends_the_draining(kubernetes: Kubernetes, tmp_path: Path) -> None:
+async def test_second_signal_ends_draining(kubernetes: Kubernetes, tmp_path: Path) -> None:
     async with started(kubernetes, tmp_path, "60") as (process, client):
         process.send_signal(signal.SIGTERM)
         await until(client, "/readyz", 503)

@@ -1,4 +1,4 @@
-"""TLS from files: served, renewed while running, and refused with words that help."""
+"""TLS from files: certificates are served, renewed while running, and rejected with a clear message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from smschannel.api.kube_client import KubeClient
 
 
 def write_pair(folder: Path, name: str, passphrase: bytes | None = None) -> tuple[Path, Path]:
-    """A certificate for localhost whose subject is `name`, and its key; as one swap, as Kubernetes does it."""
+    """Write a certificate for localhost with the subject `name`, and its key; swap both at once, as Kubernetes does."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -54,7 +54,7 @@ def write_pair(folder: Path, name: str, passphrase: bytes | None = None) -> tupl
 
 
 async def served_name(port: int) -> str:
-    """The subject of the certificate that a new connection gets."""
+    """Return the subject of the certificate that a new connection gets."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
@@ -72,11 +72,11 @@ def mounted(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    monkeypatch.setattr(api_shim.tls, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(api_shim.tls, "_POLL_SECONDS", 0.05)
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"
     settings = Settings(
-        http_host="0.0.0.0",  # noqa: S104  (allowed, since it speaks TLS)
+        http_host="0.0.0.0",  # noqa: S104  (allowed with TLS)
         http_port=0,
         tls_cert_file=mounted / "mounted/tls.crt",
         tls_key_file=mounted / "mounted/tls.key",
@@ -85,34 +85,36 @@ async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield service.port
 
 
-async def test_a_renewed_certificate_is_served_without_a_restart(port: int, mounted: Path) -> None:
+async def test_renewed_certificate_is_served_without_restart(port: int, mounted: Path) -> None:
     assert await served_name(port) == "first"
     write_pair(mounted, "second")
     async with asyncio.timeout(5):
-        while await served_name(port) != "second":  # noqa: ASYNC110  (it tells nobody)
+        while await served_name(port) != "second":  # noqa: ASYNC110  (there is no event to wait for)
             await asyncio.sleep(0.05)
 
 
-async def test_what_cannot_be_used_leaves_the_former_one_in_force(port: int, mounted: Path) -> None:
+async def test_unusable_certificate_keeps_the_previous_one(port: int, mounted: Path) -> None:
     broken = mounted / "mounted/tls.crt"
-    right = broken.read_bytes()
+    content = broken.read_bytes()
     with capture_logs() as logs:
-        broken.write_bytes(b"no PEM")
+        broken.write_bytes(b"not PEM")
         async with asyncio.timeout(5):
             while not logs:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
-    assert [each["event"] for each in logs] == ["the former certificate is served on"], "told once"
+    assert [each["event"] for each in logs] == ["cannot load certificate, still serving the previous one"], (
+        "logged once"
+    )
     assert await served_name(port) == "first"
-    broken.write_bytes(right)
+    broken.write_bytes(content)
     assert await served_name(port) == "first"
 
 
-async def test_files_that_change_while_they_are_read_are_read_again(
+async def test_files_that_change_during_loading_are_loaded_again(
     mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a renewal comes between looking at the new files and using them."""
-    monkeypatch.setattr(api_shim.tls, "_LOOK_SECONDS", 0.05)
+    """As if a renewal came between testing the new files and loading them."""
+    monkeypatch.setattr(api_shim.tls, "_POLL_SECONDS", 0.05)
     tls = ServerTls(mounted / "mounted/tls.crt", mounted / "mounted/tls.key")
     used, load = asyncio.Event(), tls.context.load_cert_chain
     failing = iter([True, False])
@@ -130,10 +132,10 @@ async def test_files_that_change_while_they_are_read_are_read_again(
         await asyncio.wait_for(used.wait(), 5)
     following.cancel()
     events = [each["event"] for each in logs]
-    assert events == ["the former certificate is served on", "serving a new certificate"]
+    assert events == ["cannot load certificate, still serving the previous one", "loaded certificate"]
 
 
-async def test_plain_http_is_not_answered_where_tls_is_spoken(port: int) -> None:
+async def test_plain_http_is_not_answered_on_the_tls_port(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b"ok" not in await asyncio.wait_for(reader.read(), 5)
@@ -141,25 +143,29 @@ async def test_plain_http_is_not_answered_where_tls_is_spoken(port: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("certificate", "key", "why"),
+    ("certificate", "key", "error"),
     [
         ("mounted/tls.crt", "nowhere.key", "nowhere.key cannot be read: No such file or directory"),
-        ("mounted/tls.key", "mounted/tls.crt", "give a certificate chain and its private key without a passphrase"),
+        (
+            "mounted/tls.key",
+            "mounted/tls.crt",
+            "they must be a certificate chain and its private key without a passphrase",
+        ),
         ("mounted/tls.crt", "other/mounted/tls.key", "(KEY_VALUES_MISMATCH)"),
         ("locked/mounted/tls.crt", "locked/mounted/tls.key", "without a passphrase"),
     ],
     ids=["missing", "swapped", "another's key", "with a passphrase"],
 )
-def test_a_pair_that_cannot_be_used_is_told(mounted: Path, certificate: str, key: str, why: str) -> None:
+def test_unusable_pair_is_explained(mounted: Path, certificate: str, key: str, error: str) -> None:
     for name, passphrase in (("other", None), ("locked", b"x")):
         (mounted / name).mkdir()
         write_pair(mounted / name, name, passphrase)
-    with pytest.raises(TlsError) as refused:
+    with pytest.raises(TlsError) as caught:
         ServerTls(mounted / certificate, mounted / key)
-    assert why in str(refused.value)
+    assert error in str(caught.value)
 
 
-def test_it_does_not_start_with_such_a_pair(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shim_does_not_start_with_an_unusable_pair(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kubeconfig = mounted / "kubeconfig"
     kubeconfig.write_text(
         "{clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: a, user: {token: x}}],"

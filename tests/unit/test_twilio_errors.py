@@ -21,7 +21,7 @@ def body(code: object = None) -> str:
     ("status", "answer", "becomes", "reason"),
     [
         (429, body(20429), TwilioThrottled, "too many requests: a retry helps"),
-        (429, body(20003), TwilioThrottled, "a rate limit, whatever the code says about the credentials"),
+        (429, body(20003), TwilioThrottled, "a rate limit, even if the code is about the credentials"),
         (500, body(20500), TwilioUnavailable, "an internal error: a retry helps"),
         (503, "upstream connect error", TwilioUnavailable, "the text of a proxy"),
         (401, body(20003), Reason.AuthenticationFailed, "a wrong token"),
@@ -64,9 +64,9 @@ def test_answer_becomes_the_error_of_the_table(
 @pytest.mark.parametrize(
     ("status", "retry_after", "reason"),
     [
-        (429, 7.0, "Twilio says when"),
-        (503, 7.0, "a service that is down may say when, too"),
-        (429, None, "Twilio does not say when"),
+        (429, 7.0, "Retry-After is given"),
+        (503, 7.0, "a service that is down may send Retry-After, too"),
+        (429, None, "there is no Retry-After"),
     ],
 )
 def test_retry_after_is_kept(status: int, retry_after: float | None, reason: str) -> None:

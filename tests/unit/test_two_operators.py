@@ -1,6 +1,6 @@
-"""Two operators at once, as a node that lost its network brings about: the API server arbitrates, memory does not.
+"""Two operators at once, as after a node lost its network: the API server arbitrates their claims.
 
-C4: whatever runs twice, a number has one holder, and gets back what it had.
+Each number has one holder, and its previous webhook is restored in the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PHONES = [f"+6140000{n:04d}" for n in range(NUMBERS)]
 
 
 def _jitter(api: MemoryApi, twilio: MemoryTwilio, seed: int) -> None:
-    """Every call takes another time, so that the two operators interleave differently for each seed."""
+    """Every call takes a random time, so that the two operators interleave differently for each seed."""
     dice = random.Random(seed)  # noqa: S311
 
     async def on_call(*_: str) -> None:
@@ -27,7 +27,7 @@ def _jitter(api: MemoryApi, twilio: MemoryTwilio, seed: int) -> None:
     api.on_call = twilio.on_call = on_call
 
 
-async def _settled(api: MemoryApi, twilio: MemoryTwilio) -> None:
+async def _check_one_holder_each(api: MemoryApi, twilio: MemoryTwilio) -> None:
     assert len(api.records()) == NUMBERS
     for n, phone in enumerate(PHONES):
         first, second = n, NUMBERS + n
@@ -49,7 +49,7 @@ def test_contested_numbers_have_one_holder_each_and_are_restored(seed: int) -> N
             api.apply(n, phone)
             api.apply(NUMBERS + n, phone)
         await asyncio.sleep(60)
-        await _settled(api, twilio)
+        await _check_one_holder_each(api, twilio)
         for n in range(NUMBERS):  # the holders and the waiters go in any order
             api.delete(n)
         await asyncio.sleep(120)
@@ -66,8 +66,8 @@ def test_contested_numbers_have_one_holder_each_and_are_restored(seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ordinary_life_beside_another_operator(seed: int) -> None:
-    """Channels come, change their numbers in a ring, and go; both operators do all of it at once."""
+def test_two_operators_configure_swap_and_restore_all_channels(seed: int) -> None:
+    """Channels are created, swap their numbers in a ring and are deleted, while two operators run."""
 
     @virtually
     async def story() -> None:

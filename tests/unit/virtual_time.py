@@ -1,4 +1,4 @@
-"""An event loop in virtual time: it jumps to the next timer, and fails when nothing can ever happen again."""
+"""An event loop in virtual time: it jumps to the next timer, and fails when there is none and nothing else to run."""
 
 from __future__ import annotations
 

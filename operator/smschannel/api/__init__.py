@@ -1,0 +1,15 @@
+"""What the operator, the REST shim and the command line share, and the only part of `smschannel` the shim may import.
+
+    resource      the SmsChannel resource: validation of what users write
+    reasons       the table of reasons: conditions, REST statuses and remedies
+    status        reads a channel's status
+    names         names and paths of the Kubernetes objects
+    sealing       encrypts tokens to the operator, and the operator's records
+    api_keys      API keys of the REST API: format, hashing, lookup
+    kube_client   calls the Kubernetes API
+    errors        every error, as a tree
+    environment   help and error messages for settings from environment variables
+    logs          log format
+
+Nothing here imports another part of `smschannel`, and importing it registers no metrics.
+"""

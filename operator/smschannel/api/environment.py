@@ -1,4 +1,4 @@
-"""Settings from environment variables: what the operator's and the shim's have in common. No I/O."""
+"""Help and error messages for settings that come from environment variables. No I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings
 
 
 def settings_help(settings: type[BaseSettings]) -> str:
-    """Text for --help: each environment variable, what it means and its default."""
+    """Return the text for --help: each environment variable with its default and description."""
     prefix, lines = settings.model_config["env_prefix"], []
     for name, field in settings.model_fields.items():
         default = "required" if field.is_required() else f"default: {plain(field.default)}"
@@ -18,11 +18,11 @@ def settings_help(settings: type[BaseSettings]) -> str:
 
 
 def explain(error: ValidationError, settings: type[BaseSettings]) -> str:
-    """Say what is wrong with the environment, one variable per line. Leaves out the values: one may be a secret."""
+    """Return the errors in the environment, one variable per line, without the values: one may be a secret."""
     prefix, lines = settings.model_config["env_prefix"], ["The settings cannot be used:"]
     for each in error.errors():
         what = "is not set" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
-        if not each["loc"]:  # about several at once
+        if not each["loc"]:  # an error about several variables
             lines.append(f"  {what}")
             continue
         name = str(each["loc"][0])
@@ -32,7 +32,7 @@ def explain(error: ValidationError, settings: type[BaseSettings]) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is a loopback address or `localhost`; 127.0.0.1.example.com is neither."""
+    """Return whether `host` is a loopback address or `localhost`; 127.0.0.1.example.com is neither."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -40,5 +40,5 @@ def is_loopback(host: str) -> bool:
 
 
 def plain(default: object) -> str:
-    """A setting as it is written in the environment: words with spaces between them."""
+    """Return a setting as it is written in the environment: a tuple is separated by spaces."""
     return " ".join(default) if isinstance(default, tuple) else str(default)

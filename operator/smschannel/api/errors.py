@@ -1,19 +1,20 @@
-"""Everything that can go wrong, as a tree. The type says whether to retry; the message is for people.
+"""All errors that this project raises on purpose, as a tree. The type says whether to retry; the message is for people.
 
     ChannelError
-    ├── Retryable                   retry with backoff, after `retry_after` seconds where the other side asked for that
-    │   ├── TwilioUnavailable       5xx, and answers that cannot be understood
-    │   │   ├── TwilioTimeout       no answer at all
-    │   │   └── TwilioThrottled     429
-    │   ├── KubernetesUnavailable   5xx, 429, timeouts, and answers that cannot be understood
-    │   ├── Conflict                409: somebody else wrote first; read again
-    │   └── Expired                 410: the list or watch is too old; begin again
-    ├── Refused                     retrying alone does not help; carries the `Reason`
-    ├── KubernetesRefused           the API server said no: a missing right (403), an invalid object (422), a policy
+    ├── Retryable                   retry with backoff; not before `retry_after` seconds if the server asked for that
+    │   ├── TwilioUnavailable       Twilio answered 5xx, or something that is not valid
+    │   │   ├── TwilioTimeout       Twilio did not answer in time
+    │   │   └── TwilioThrottled     Twilio answered 429
+    │   ├── KubernetesUnavailable   the API server answered 5xx, 429 or something that is not valid, or not at all
+    │   ├── Conflict                409: another client wrote first; read the object again
+    │   └── Expired                 410: the list or watch is too old; start it again
+    ├── Refused                     Twilio, or a rule of the operator, does not allow it; carries the `Reason`
+    ├── KubernetesRefused           the API server does not allow it: a missing right, a policy, an invalid object
     │   └── NoKindMatch             the API server serves no such kind: the CRD is not installed
+    ├── KubeconfigError             the kubeconfig, or the pod's ServiceAccount, cannot be used
     ├── NotFound                    the object does not exist: the API server, or Twilio, named it
-    ├── Unreadable                  sealed bytes that no key of the keyring opens here
-    └── KeyringLost                 the operator cannot read its own records, and must not go on
+    ├── Unreadable                  no key of the keyring opens these sealed bytes
+    └── KeyringLost                 the operator cannot read its own records, and must stop
 
 No message carries a token: messages are made from codes and names only.
 """
@@ -22,51 +23,55 @@ from __future__ import annotations
 
 from smschannel.api.reasons import Reason
 
-_LONGEST_RETRY_AFTER = 900.0  # seconds
+_MAX_RETRY_AFTER = 900.0  # seconds
 
 
 class ChannelError(Exception):
-    """Base of all errors that this project raises on purpose."""
+    """The base class of all errors here."""
 
 
 class Retryable(ChannelError):
+    """`retry_after` is in seconds; None means that the server named no time."""
+
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class TwilioUnavailable(Retryable):
-    pass
+    """Twilio answered 5xx, or something that is not valid."""
 
 
 class TwilioTimeout(TwilioUnavailable):
-    pass
+    """Twilio did not answer in time."""
 
 
 class TwilioThrottled(TwilioUnavailable):
-    pass
+    """Twilio answered 429."""
 
 
 class KubernetesUnavailable(Retryable):
-    pass
+    """The API server answered 5xx, 429 or something that is not valid, or not at all."""
 
 
 class Conflict(Retryable):
-    pass
+    """Another client wrote first (409)."""
 
 
 class Expired(Retryable):
-    pass
+    """The list or watch is too old (410)."""
 
 
 class Refused(ChannelError):
+    """`reason` is what the channel's `Ready` condition reports."""
+
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
 class KubernetesRefused(ChannelError):
-    """`status` is the HTTP status."""
+    """`status` is the HTTP status of the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -74,11 +79,15 @@ class KubernetesRefused(ChannelError):
 
 
 class NoKindMatch(KubernetesRefused):
+    """The API server serves no such kind."""
+
+
+class KubeconfigError(ChannelError):
     pass
 
 
 class NotFound(ChannelError):
-    """`name` is the object that the API server named; empty for Twilio's."""
+    """`name` is the name of the Kubernetes object; empty for Twilio's objects."""
 
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
@@ -86,15 +95,18 @@ class NotFound(ChannelError):
 
 
 class Unreadable(ChannelError):
-    pass
+    """No key of the keyring opens these sealed bytes."""
 
 
 class KeyringLost(ChannelError):
-    pass
+    """The keyring is missing although records or the public key exist."""
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Parse a Retry-After header. At most 15 minutes: a mistaken header must not stop a channel for days."""
+    """Parse a Retry-After header into seconds, at most 15 minutes; return None if it is missing or not a number.
+
+    The maximum keeps a mistaken header from stopping a channel for days.
+    """
     if header and header.isascii() and header.isdecimal():
-        return min(float(header), _LONGEST_RETRY_AFTER)
+        return min(float(header), _MAX_RETRY_AFTER)
     return None

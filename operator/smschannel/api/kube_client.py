@@ -1,7 +1,7 @@
-"""One way to talk to the Kubernetes API: dictionaries in, dictionaries out, over one keep-alive session.
+"""Call the Kubernetes API: dictionaries in, dictionaries out, over one keep-alive session.
 
-Configuration and authentication are the `kubernetes` package's; its generated API classes are not used, since
-building and checking model objects costs more per channel than everything else the operator does.
+The `kubernetes` package loads the kubeconfig and authenticates. Its generated API classes are not used: building and
+validating model objects costs more per channel than everything else the operator does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
 import aiohttp
+import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client.configuration import Configuration
 
@@ -20,6 +21,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    KubeconfigError,
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
@@ -28,46 +30,61 @@ from smschannel.api.errors import (
 )
 
 Object = dict[str, Any]
+"""One JSON object as the API server sends or accepts it: a resource, a list, a review, a watch event."""
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-_PAGE = 500
-_CONNECTIONS = 64  # what more callers ask for waits here, and not in the API server
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_PAGE_SIZE = 500  # objects per list call
+_MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
+_METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""The value of `accept` for a GET of one object's metadata."""
+
+
+_UNUSABLE = (config.ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError)
 
 
 class KubeClient:
-    """Every method raises what `kubernetes_error` makes of an answer, or `KubernetesUnavailable` if there is none."""
+    """A client for one API server; use it with `async with`. It can be shared by any number of tasks.
+
+    Every call raises the error that `kubernetes_error` returns for a status of 300 or above (redirects are not
+    followed), and `KubernetesUnavailable` if there is no answer or it is not JSON.
+    """
 
     def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
+        """Use `configuration`; each call may take `timeout` seconds (a watch may last longer)."""
         self.configuration = configuration
-        self._server = configuration.host.rstrip("/")  # may have a path, where one server stands for many clusters
+        self._server = configuration.host.rstrip("/")  # may have a path, if one proxy serves many clusters
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
-        """From `kubeconfig`, else $KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config.
+        """Load `kubeconfig`, or else $KUBECONFIG, the pod's ServiceAccount, or ~/.kube/config, and return a client.
 
-        Raises `kubernetes.aio.config.ConfigException` where none of them can be used.
+        `context` names a context of the kubeconfig; None means the current one. Sends nothing yet. Raises
+        `KubeconfigError`.
         """
         configuration = Configuration()
         in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-        if kubeconfig is None and in_pod:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            await config.load_kube_config(
-                config_file=kubeconfig or os.environ.get("KUBECONFIG"),
-                context=context,
-                client_configuration=configuration,
-                persist_config=False,
-            )
+        try:
+            if kubeconfig is None and in_pod:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                await config.load_kube_config(
+                    config_file=kubeconfig or os.environ.get("KUBECONFIG"),
+                    context=context,
+                    client_configuration=configuration,
+                    persist_config=False,
+                )
+            tls(configuration)
+        except _UNUSABLE as error:
+            raise KubeconfigError(str(error)) from None
         return cls(configuration)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls(self.configuration), limit=_CONNECTIONS, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(ssl=tls(self.configuration), limit=_MAX_CONNECTIONS, keepalive_timeout=60),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
@@ -88,60 +105,69 @@ class KubeClient:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Object:
-        """One call; the answer's body. `path` begins with `/api` or `/apis`."""
+        """Send one request and return the body of the answer. `path` begins with `/api` or `/apis`."""
         headers = {**await self._headers(), "Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
         assert self._session, "use 'async with'"
         try:
             async with self._session.request(
-                method, self._server + path, json=body, params=params, headers=headers
+                method, self._server + path, json=body, params=params, headers=headers, allow_redirects=False
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesUnavailable(f"the API server does not answer: {type(error).__name__}") from None
         if response.status < 300:
-            return _json(answer)
+            return _object(answer)
         raise kubernetes_error(response.status, answer, _retry_after(response))
 
     async def pages(
         self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
     ) -> AsyncIterator[Object]:
-        """Yield all objects of a list, 500 per call. Raises `Expired` if the list became too old halfway."""
-        accept = _METADATA_ONLY if metadata_only else "application/json"
+        """Yield all objects of a list, 500 per call. Raises `Expired` if the list became too old halfway.
+
+        With `metadata_only`, each object has nothing but its metadata.
+        """
+        accept = _METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
         while True:
-            query = {**(params or {}), "limit": str(_PAGE), **more}
+            query = {**(params or {}), "limit": str(_PAGE_SIZE), **more}
             page = await self.request("GET", path, params=query, accept=accept)
-            try:
-                items = page["items"] or ()  # null in an empty list of metadata
-                token = page["metadata"].get("continue")
-            except (KeyError, TypeError, AttributeError):
-                raise KubernetesUnavailable("the API server answered something that is not a list") from None
-            for item in items:
+            items, meta = page.get("items", False), page.get("metadata")
+            if not isinstance(items, list | None) or not isinstance(meta, dict):  # null: an empty list of metadata
+                raise KubernetesUnavailable("the API server's answer is not a list")
+            for item in items or ():
                 yield item
-            if not token:
+            if not meta.get("continue"):
                 return
-            more = {"continue": token}
+            more = {"continue": meta["continue"]}
 
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
-        """Watch events (`type`, `object`) until the server ends the stream. Same errors as `request`."""
+        """Yield watch events (`type`, `object`) until the server ends the stream. Raises the same errors as `request`.
+
+        A stream that is silent for 90 seconds counts as broken: bookmarks arrive about once a minute.
+        """
         assert self._session, "use 'async with'"
         query = {"watch": "true", "allowWatchBookmarks": "true", **params}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=90)
         try:
             async with self._session.get(
-                self._server + path, params=query, headers=await self._headers(), timeout=timeout, read_bufsize=2**21
+                self._server + path,
+                params=query,
+                headers=await self._headers(),
+                timeout=timeout,
+                read_bufsize=2**21,  # a whole event must fit: an object has at most 1.5 MiB
+                allow_redirects=False,
             ) as response:
                 if response.status >= 300:
                     raise kubernetes_error(response.status, await response.read(), _retry_after(response))
                 async for line in response.content:
-                    yield _json(line)
+                    yield _object(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesUnavailable(f"the watch broke: {type(error).__name__}") from None
 
     async def token(self) -> str | None:
-        """The bearer token in force, refreshed by the `kubernetes` package where it rotates."""
+        """Return the current bearer token, None without one. The `kubernetes` package refreshes tokens that rotate."""
         value: str | None = await self.configuration.get_api_key_with_prefix("BearerToken")
         return value.split(" ", 1)[-1] if value else None
 
@@ -151,6 +177,7 @@ class KubeClient:
 
 
 def tls(configuration: Configuration) -> ssl.SSLContext | bool:
+    """Return the TLS context for the API server, or False if its URL is plain http."""
     if not configuration.host.startswith("https"):
         return False
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
@@ -162,13 +189,13 @@ def tls(configuration: Configuration) -> ssl.SSLContext | bool:
     return context
 
 
-def _json(answer: bytes) -> Object:
+def _object(answer: bytes) -> Object:
     try:
         document = json.loads(answer) if answer else {}
     except ValueError:
-        raise KubernetesUnavailable("the API server's answer was cut") from None
+        raise KubernetesUnavailable("the API server's answer is not valid JSON, or was truncated") from None
     if not isinstance(document, dict):
-        raise KubernetesUnavailable("the API server answered something that is no object")
+        raise KubernetesUnavailable("the API server's answer is not a JSON object")
     return document
 
 
@@ -177,10 +204,11 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 
 def kubernetes_error(status: int, answer: bytes, retry_after: float | None = None) -> ChannelError:
-    """Turn an answer with HTTP status 300 or above into an error.
+    """Return the error for an answer with HTTP status 300 or above.
 
-    Numbers are restored when a channel is gone, so a 404 is believed only if it is the API server's own: `NotFound`
-    is a `Status` that names the object. Gateways and proxies answer 404 with bodies of their own.
+    Numbers are restored when a channel is gone, so a 404 counts only if the API server itself sent it: `NotFound` needs
+    a `Status` that names the object, `NoKindMatch` any other `Status` or the API server's plain "404 page not found".
+    A 404 of a gateway or proxy is `KubernetesUnavailable`.
     """
     try:
         document = json.loads(answer)
@@ -193,6 +221,11 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         return NotFound(message, missing)
     if status == 404 and (is_status or answer.strip() == b"404 page not found"):
         return NoKindMatch(status, message)
+    if status < 400:
+        return KubernetesRefused(
+            status,
+            f"the server URL answers with a redirect (HTTP {status}), which is not followed: correct the URL",
+        )
     if status == 409:
         return Conflict(message)
     if status == 410:

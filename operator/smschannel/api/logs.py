@@ -1,4 +1,4 @@
-"""How the operator and the shim log."""
+"""The log format of the operator and the shim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of the objects that operator, shim and command line share, and the paths to them. No I/O."""
+"""Names and API paths of the Kubernetes objects that operator, shim and command line share. No I/O."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ KEYRING_SECRET = "smschannel-keyring"  # noqa: S105  (a name)
 API_KEYS_SECRET = "smschannel-api-keys"  # noqa: S105  (a name)
 PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
-"""The key within `PUBLIC_KEY_CONFIGMAP`."""
+"""The key of the public sealing key in the ConfigMap's `data`."""
 SETTINGS_CONFIGMAP = "smschannel-settings"
 OPERATOR = "sms-channel-operator"
-"""The operator's ServiceAccount, its Deployment, and `app.kubernetes.io/managed-by` of what it writes."""
+"""The operator's ServiceAccount and Deployment, and the `app.kubernetes.io/managed-by` label of what it writes."""
 
 
 def channels_path(namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of the SmsChannels of a namespace (of all, where it is empty), of one of them, or of its subresource."""
+    """Return the path of all SmsChannels of a namespace (if empty: of all), of one, or of its subresource."""
     where = f"namespaces/{namespace}/" if namespace else ""
     path = f"/apis/{GROUP}/{VERSION}/{where}{PLURAL}"
     return "/".join(part for part in (path, name, subresource) if part)
 
 
 def core_path(namespace: str, plural: str, name: str = "") -> str:
-    """The path of the Secrets, ConfigMaps or Pods of a namespace, or of one of them."""
+    """Return the path of the Secrets, ConfigMaps or Pods (`plural`) of a namespace, or of one of them."""
     path = f"/api/v1/namespaces/{namespace}/{plural}"
     return f"{path}/{name}" if name else path

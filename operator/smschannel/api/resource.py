@@ -1,7 +1,6 @@
-"""The SmsChannel resource: what users write (`Spec`) and where it hangs in Kubernetes.
+"""The SmsChannel resource: its names in Kubernetes, and validation of what users write (`Spec`).
 
-The same rules, with the same words for whoever breaks them, stand in `crds/smschannels.yaml`; one table of
-manifests is run against both.
+`crds/smschannels.yaml` has the same rules with the same messages; the tests run one table of manifests against both.
 """
 
 from __future__ import annotations
@@ -37,14 +36,15 @@ CHECK_NOW_ANNOTATION = f"{GROUP}/check-now"
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for a string, as the CRD has it: the message says what to write instead."""
+    """A pattern for a string, as in the CRD. `message` says what to write instead; `shortest` is the minimum length."""
 
     pattern: str
     message: LiteralString
     shortest: int = 0
 
     def check(self, value: str) -> str:
-        # fullmatch: Python's "$" would let a line end pass, which the API server's does not
+        """Return `value`, or raise a pydantic error with `message`."""
+        # fullmatch, since Python's "$" also matches before a final line break, and the API server's does not
         if len(value) < self.shortest or not re.fullmatch(self.pattern, value):
             raise PydanticCustomError("string_pattern_mismatch", self.message)
         return value
@@ -91,7 +91,7 @@ Sealed = Annotated[
         "^[A-Za-z0-9+/]+={0,2}$",
         "sealed is what 'kubectl sms seal' prints, whole and on one line; if this is a token in plain text,"
         " treat it as leaked and replace it at Twilio",
-        shortest=1528,  # of a token of one character; a token in plain text is base64 too, but never as long
+        shortest=1528,  # the length for a token of one character; a plain token may look like base64, but is shorter
     ),
 ]
 SecretName = Annotated[
@@ -142,13 +142,13 @@ class _Model(BaseModel):
         populate_by_name=True,
         frozen=True,
         extra="ignore",
-        hide_input_in_errors=True,  # somebody may have written a token where it does not belong
+        hide_input_in_errors=True,  # a user may have written a token into the wrong field
     )
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        """As the API server has it: a null becomes the default, or nothing."""
+        """Drop nulls, as the API server does: the field then has its default, or is missing."""
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
@@ -160,7 +160,7 @@ class SecretKeyRef(_Model):
 
 
 class Credentials(_Model):
-    """Who logs in to Twilio, and where the token is: exactly one of `sealed` and `secret_key_ref`."""
+    """The SID for authenticating to Twilio ("": the account's) and its token: one of `sealed` and `secret_key_ref`."""
 
     sid: LoginSid = ""
     sealed: Sealed | None = None
@@ -178,6 +178,8 @@ class Credentials(_Model):
 
 
 class Spec(_Model):
+    """The desired state: the number, the credentials, and the policies."""
+
     account_sid: AccountSid
     phone_number: PhoneNumber
     credentials: Credentials
@@ -188,6 +190,8 @@ class Spec(_Model):
 
 
 class Metadata(_Model):
+    """The part of the object's metadata that the operator reads."""
+
     name: InstanceId
     namespace: str
     uid: str
@@ -200,7 +204,7 @@ class Metadata(_Model):
 
 
 class SmsChannel(_Model):
-    """One channel as the API server holds it. `status` stays a plain mapping: we are its only writer."""
+    """An SmsChannel as the API server returns it. `status` is not validated: the operator is its only writer."""
 
     metadata: Metadata
     spec: Spec
@@ -208,10 +212,11 @@ class SmsChannel(_Model):
 
     @property
     def deleting(self) -> bool:
+        """Return whether the channel has been deleted and still has finalizers."""
         return self.metadata.deletion_timestamp is not None
 
     def as_deleted(self, now: datetime) -> Self:
-        """The channel as it is once somebody deletes it `now`."""
+        """Return the channel as it would be if it were deleted `now`."""
         return self.model_copy(update={"metadata": self.metadata.model_copy(update={"deletion_timestamp": now})})
 
     @property

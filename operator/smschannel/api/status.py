@@ -1,4 +1,4 @@
-"""Reading `status`: what the operator reported about a channel. Written by `core.conditions` only. No I/O."""
+"""Read a channel's `status`, which the operator writes (`smschannel.core.conditions`). No I/O."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION
 
 Status = Mapping[str, Any]
 
+_LONGEST_CHECK_NOW = 256
+
 
 def condition(status: Status, kind: str) -> Mapping[str, Any] | None:
-    """The condition of type `kind`, if it is there."""
+    """Return the condition of type `kind`, or None."""
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), None)
 
 
 def reason_of(status: Status) -> Reason | None:
-    """The reason that `Ready` carries; None for a channel that was never reported on."""
+    """Return the reason of the `Ready` condition; None if it is missing or unknown."""
     ready = condition(status, "Ready")
     return Reason.__members__.get(ready["reason"]) if ready else None
 
 
 def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:
-    """Whether all was well with this generation and this URL when the channel was looked at last."""
+    """Return whether the last reconcile found this generation configured, with this webhook URL."""
     return (
         reason_of(status) is Reason.Configured
         and status.get("observedGeneration") == generation
         and status.get("webhookUrl") == webhook_url
     )
+
+
+def check_now(annotations: Mapping[str, str]) -> str:
+    """Return the check-now annotation, cut to what `status.lastHandledCheckNow` holds; empty if there is none."""
+    return annotations.get(CHECK_NOW_ANNOTATION, "")[:_LONGEST_CHECK_NOW]
+
+
+def wants_check(annotations: Mapping[str, str], status: Status) -> bool:
+    """Return whether the check-now annotation asks for a check that no reconcile has done yet."""
+    asked = check_now(annotations)
+    return bool(asked) and asked != status.get("lastHandledCheckNow")

@@ -1,0 +1,1 @@
+"""`kubectl sms`: one command-line program."""

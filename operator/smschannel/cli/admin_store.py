@@ -14,10 +14,10 @@ from smschannel.kube_store import KubeStore
 
 
 class AdminStore(KubeStore):
-    """Acts with the rights of whoever runs the command. Raises what `KubeClient` raises."""
+    """A `KubeStore` with the rights of the user who runs the command. Raises what `KubeClient` raises."""
 
     async def read_keyring(self) -> Keyring:
-        """Never creates one. Raises `KeyringLost` if there is none."""
+        """Read the keyring, without creating one. Raises `KeyringLost` if there is none."""
         secret = await self.secret(self.namespace, KEYRING_SECRET)
         if secret is None:
             raise KeyringLost(
@@ -27,7 +27,7 @@ class AdminStore(KubeStore):
         return self._loaded(secret)
 
     async def published_settings(self) -> dict[str, str]:
-        """What the operator published at its start, by environment variable; empty if it never did."""
+        """Return the settings that the operator published, by environment variable; empty if there are none."""
         try:
             published = await self._api.request("GET", core_path(self.namespace, "configmaps", SETTINGS_CONFIGMAP))
         except NotFound:
@@ -40,13 +40,13 @@ class AdminStore(KubeStore):
         self.claims.update_from_list([record async for record in self.records()], before)
 
     async def all_channels(self, namespace: str | None) -> AsyncIterator[Object]:
-        """The channels of one namespace, or of all; none if the CRD is not installed."""
+        """Return the channels of one namespace, or of all; none if the CRD is not installed."""
         with contextlib.suppress(NoKindMatch):
             async for body in self._api.pages(channels_path(namespace or "")):
                 yield body
 
     async def first_with_finalizer(self, uids: Collection[str], namespace: str | None, seconds: int) -> str | None:
-        """The first of these channels that gets its finalizer back within `seconds`: an operator is running."""
+        """Return the first of these channels that gets its finalizer back within `seconds`: an operator is running."""
         with contextlib.suppress(NoKindMatch):  # the CRD was deleted meanwhile
             async for event in self._api.watch(channels_path(namespace or ""), {"timeoutSeconds": str(seconds)}):
                 meta = event["object"]["metadata"]
@@ -55,7 +55,7 @@ class AdminStore(KubeStore):
         return None
 
     async def operators(self) -> list[str]:
-        """What runs as the operator's ServiceAccount, or is about to, as kubectl names it."""
+        """Return the workloads with the operator's ServiceAccount, as kubectl names them."""
         found = []
         async for pod in self._api.pages(core_path(self.namespace, "pods")):
             ended = (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}

@@ -12,11 +12,13 @@ import click
 from pydantic import ValidationError
 
 from smschannel.api.errors import ChannelError, Conflict, KeyringLost, Retryable, Unreadable
+from smschannel.api.reasons import Reason
 from smschannel.api.resource import FINALIZER, SmsChannel
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
 if TYPE_CHECKING:
     from smschannel.cli.admin_store import AdminStore
+    from smschannel.cli.plan_text import Outlook
     from smschannel.core.record import Key, Record
     from smschannel.reconcile import Reconciler
 
@@ -71,9 +73,9 @@ def detach(
       kubectl sms detach --all --restore
     """
     if everything == bool(instances):
-        raise click.UsageError("name the INSTANCEs, or say --all")
+        raise click.UsageError("name the INSTANCEs, or use --all")
     if restore == orphan:
-        raise click.UsageError("say --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
+        raise click.UsageError("use --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
     if instances:
         namespace = namespace or context_namespace(kubeconfig, context)
     selection = _Selection(frozenset(instances), namespace)
@@ -104,7 +106,7 @@ class _Target:
     body: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.key.namespace}/{self.key.name}"
+        return f"{self.key.namespace}/{self.key.name}" if self.key.name else "records without a channel"
 
     @property
     def has_finalizer(self) -> bool:
@@ -113,7 +115,10 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Result:
-    """`text` says what was done. `pending`: something is left; `pause` is after how many seconds a retry may help."""
+    """What was done for one channel (`text`), and whether something is left to do (`pending`).
+
+    `pause` is after how many seconds a retry may help; None if it would not.
+    """
 
     text: str
     pending: bool = False
@@ -134,16 +139,11 @@ async def _detach(
         f" {operator_namespace}; --force skips the check whether the operator is stopped."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
-        from smschannel.api.names import OPERATOR
         from smschannel.cli.admin_store import AdminStore
 
         kube = AdminStore(api, operator_namespace)
-        if not force and (running := await kube.operators()):
-            raise click.ClickException(
-                f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
-                f" {operator_namespace}. First: kubectl -n {operator_namespace} scale deployment {OPERATOR}"
-                " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
-            )
+        if not force:
+            await _refuse_if_running(kube)
         targets = await _find(kube, selection)
         for name in sorted(selection.names - {each.key.name for each in targets}):
             click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
@@ -162,10 +162,22 @@ async def _detach(
     detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
     if pending:
         raise click.ClickException(
-            f"{detached} Not restored: {', '.join(map(str, pending))}. Fix what is said above and repeat the command;"
+            f"{detached} Not restored: {', '.join(map(str, pending))}. Fix the causes above and repeat the command;"
             " or give them up: --orphan"
         )
     click.echo(detached)
+
+
+async def _refuse_if_running(kube: AdminStore) -> None:
+    """Raise an error that names the operator's workloads, if there are any."""
+    from smschannel.api.names import OPERATOR
+
+    if running := await kube.operators():
+        raise click.ClickException(
+            f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
+            f" {kube.namespace}. First: kubectl -n {kube.namespace} scale deployment {OPERATOR}"
+            " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
+        )
 
 
 async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
@@ -183,14 +195,16 @@ async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
 
 def _question(targets: list[_Target], restore: bool) -> str:
     channels = sum(each.body is not None for each in targets)
-    gone = _count(len(targets) - channels, "channel")
-    what = f"{_count(channels, 'channel')}, and the records of {gone} no longer there."
+    deleted = len(targets) - channels
+    what = _count(channels, "channel") + (
+        f" and the records of {_count(deleted, 'deleted channel')}" if deleted else ""
+    )
     consequence = (
         "Their numbers are restored as their deletion policies say."
         if restore
         else "Their numbers are left as they are at Twilio, and what they pointed at before is forgotten."
     )
-    return f"{what} {consequence} Go on?"
+    return f"{what}. {consequence} Go on?"
 
 
 def _count(number: int, what: str) -> str:
@@ -217,7 +231,7 @@ async def _orphan(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
 
 
 async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
-    """What is lost with a record."""
+    """Return the text about what is lost with a record."""
     from smschannel.cli.plan_text import shown
 
     number = f"orphaned {record.phone_number} ({record.number_sid})"
@@ -247,7 +261,15 @@ async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
         raise click.ClickException(
             f"{error}. Without it no record can be opened: restore it from its backup; or --orphan"
         ) from None
-    orphans = Orphans(kube, time.monotonic)
+    invalid = frozenset(each.body["metadata"]["uid"] for each in targets if each.body and not _as_deleted(each.body))
+
+    class Gone(Orphans):
+        """Treats channels that the current rules refuse as gone: their records have all that is needed."""
+
+        async def is_gone(self, record: Record) -> bool:
+            return record.uid in invalid or await super().is_gone(record)
+
+    orphans = Gone(kube, time.monotonic)
     await orphans.look_for_crd()
     if await orphans.look_for_crd():
         click.echo("The CRD is not installed, so all channels are gone.", err=True)
@@ -277,17 +299,20 @@ async def _restore_one(kube: AdminStore, work: Reconciler, key: Key, channel: Sm
     texts = [text for outlook in outlooks for text in _done(outlook, still)]
     if not pending:
         return _Result("; ".join(texts) or "no number was taken")
-    numbers = ", ".join(f"{record.phone_number} ({record.number_sid})" for record in pending)
-    texts.append(f"NOT restored: {numbers}: {outcome.verdict.message}")
+    troubles = [_trouble(record, outlooks) for record in pending]
+    for record, trouble in zip(pending, troubles, strict=True):
+        why = trouble or outcome.verdict.message
+        texts.append(f"NOT restored: {record.phone_number} ({record.number_sid}): {why}")
+    may_succeed = outcome.verdict.reason is not Reason.RestoreFailed
     pause = None
-    if outcome.twilio_failed:
+    if any(isinstance(trouble, Retryable) if trouble else may_succeed for trouble in troubles):
         asked = outcome.requeue.at_least if isinstance(outcome.requeue, RequeueRateLimited) else None
         pause = asked or 1.0
     return _Result("; ".join(texts), pending=True, pause=pause)
 
 
 def _done(outlook: Any, still: set[str]) -> Iterator[str]:
-    """What became of the numbers that are no longer held."""
+    """What was done with the numbers that are free now."""
     from smschannel.core.plan import RestoreWebhook
 
     for change in outlook.plan.changes:
@@ -298,8 +323,16 @@ def _done(outlook: Any, still: set[str]) -> Iterator[str]:
             yield text
 
 
+def _trouble(record: Record, outlooks: list[Outlook]) -> ChannelError | None:
+    """Why a number could not be restored, if that was known before it was tried."""
+    if not record.uid:
+        return Unreadable(f"the metadata of its record is damaged: restore Secret {record.secret_name} from its backup")
+    currents = [outlook.observed.to_restore.get(record.number_sid) for outlook in outlooks]
+    return next((each for each in currents if isinstance(each, ChannelError)), None)
+
+
 def _as_deleted(body: dict[str, Any] | None) -> SmsChannel | None:
-    """None also for a channel that the current rules refuse: its records say all that is needed."""
+    """The channel as if it had just been deleted; None also for one that the current rules refuse."""
     try:
         return SmsChannel.model_validate(body).as_deleted(datetime.now(UTC)) if body else None
     except ValidationError:
@@ -328,22 +361,22 @@ async def _each(
     while True:
         results = list(zip(targets, await asyncio.gather(*map(attempt, targets)), strict=True))
         given_up += [target for target, result in results if result.pending and result.pause is None]
-        again = [(target, result) for target, result in results if result.pause is not None]
-        fruitless = fruitless + 1 if len(again) == len(targets) else 0
-        if not again or fruitless == _PATIENCE:
-            for target, result in again:
+        retries = [(target, result) for target, result in results if result.pause is not None]
+        fruitless = fruitless + 1 if len(retries) == len(targets) else 0
+        if not retries or fruitless == _PATIENCE:
+            for target, result in retries:
                 click.echo(f"{target}: {result.text}")
-            return given_up + [target for target, _ in again]
-        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in again))
-        click.echo(f"{len(again)} not detached yet, retrying in {pause:.0f} s.", err=True)
+            return given_up + [target for target, _ in retries]
+        pause = min(_LONGEST_PAUSE, max(result.pause or 0 for _, result in retries))
+        click.echo(f"{len(retries)} not detached yet, retrying in {pause:.0f} s.", err=True)
         await asyncio.sleep(pause)
-        targets = [target for target, _ in again]
+        targets = [target for target, _ in retries]
 
 
 async def _unless_changed_meanwhile(
     kube: AdminStore, target: _Target, one: Callable[[_Target], Awaitable[_Result]]
 ) -> _Result:
-    """Try once more with what is there now if somebody else wrote the channel or its records."""
+    """Try once more, with current objects, if the channel or its records were changed meanwhile."""
     try:
         return await one(target)
     except Conflict:

@@ -1,29 +1,29 @@
-"""`kubectl sms key`: make, list and revoke API keys.
+"""`kubectl sms key`: create, list and revoke API keys of the REST API.
 
-A key is shown once, on standard output; the cluster gets its SHA-256 only. What is changed here the shim follows
-within seconds.
+A key is printed once, to standard output; the cluster stores only its SHA-256. The shim follows every change within
+seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
-import yaml
-from kubernetes.aio.config import ConfigException
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from smschannel.api.api_keys import ApiKey, Entry, Made, Verb, encode_key, make_key, read_entry, secret_of
-from smschannel.api.errors import ChannelError, Conflict, KubernetesRefused, NotFound
-from smschannel.api.kube_client import MERGE_PATCH, KubeClient, Object
-from smschannel.api.names import API_KEYS_SECRET
+from smschannel.api.api_keys import ApiKey, NewKey, Verb, decode_key, encode_key, make_key, secret_of
+from smschannel.api.errors import Conflict, NotFound
+from smschannel.api.names import API_KEYS_SECRET, core_path
+from smschannel.cli.options import cluster, cluster_options
+
+if TYPE_CHECKING:
+    from smschannel.api.kube_client import KubeClient, Object
 
 _ATTEMPTS = 5
 _ID = re.compile(r"[a-zA-Z0-9][-.a-zA-Z0-9]{0,62}")
@@ -32,47 +32,49 @@ _DURATION = re.compile(r"([1-9][0-9]{0,4})([dh])")
 Result = TypeVar("Result")
 
 
-class Store:
-    """The Secret of hashed keys, as an administrator writes it."""
+class KeyStore:
+    """The Secret of API keys, read and written with the rights of the user who runs the command."""
 
     def __init__(self, api: KubeClient, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
-        self._all = f"/api/v1/namespaces/{namespace}/secrets"
-        self._path = f"{self._all}/{API_KEYS_SECRET}"
+        self._path = core_path(namespace, "secrets", API_KEYS_SECRET)
 
-    async def entries(self) -> dict[str, Entry]:
+    async def entries(self) -> dict[str, str]:
+        """Return the Secret's `data`: one encoded entry per key ID; empty if there is no Secret."""
         secret = await self._read()
-        return {key_id: read_entry(value) for key_id, value in ((secret or {}).get("data") or {}).items()}
+        return (secret or {}).get("data") or {}
 
-    async def add(self, made: Made) -> None:
-        """Never over a key that is there. Raises `click.ClickException`."""
+    async def add(self, new: NewKey) -> None:
+        """Add a key; create the Secret for the first one. Raises `click.ClickException` if the ID is taken."""
         for _ in range(_ATTEMPTS):
-            there = await self._read()
-            if there is not None and made.key_id in (there.get("data") or {}):
+            secret = await self._read()
+            if secret is not None and new.key_id in (secret.get("data") or {}):
                 raise click.ClickException(
-                    f"There is a key {made.key_id} already: choose another --id, or revoke it first"
+                    f"A key with the ID {new.key_id} already exists: choose another --id, or revoke it first"
                 )
             try:
-                if there is None:
-                    await self._api.request("POST", self._all, secret_of(made, self._namespace))
+                if secret is None:
+                    await self._api.request(
+                        "POST", core_path(self._namespace, "secrets"), secret_of(new, self._namespace)
+                    )
                 else:
-                    await self._patch(there, {made.key_id: encode_key(made.entry)})
+                    version = {"resourceVersion": secret["metadata"]["resourceVersion"]}
+                    await self._patch({"metadata": version, "data": {new.key_id: encode_key(new.entry)}})
             except Conflict:
-                continue  # somebody made or revoked another key meanwhile
+                continue  # another client changed the keys since they were read
             return
-        raise click.ClickException("The API keys are being changed by others at the same time. Try again.")
+        raise click.ClickException("Other clients keep changing the API keys. Try again.")
 
     async def remove(self, key_ids: Iterable[str]) -> None:
-        """All of them, or, where one is unknown, none. Raises `click.ClickException`."""
-        there = await self._read()
-        known = (there or {}).get("data") or {}
-        unknown = [each for each in key_ids if each not in known]
-        if there is None or unknown:
+        """Remove all of these keys, or none and raise `click.ClickException` if one does not exist."""
+        existing = await self.entries()
+        unknown = [each for each in key_ids if each not in existing]
+        if unknown:
             raise click.ClickException(
-                f"There is no key {', '.join(unknown)}. The keys are: {', '.join(sorted(known)) or 'none'}"
+                f"No key has the ID {', '.join(unknown)}. The IDs are: {', '.join(sorted(existing)) or 'none'}"
             )
-        await self._patch({"metadata": {}}, dict.fromkeys(key_ids))
+        await self._patch({"data": dict.fromkeys(key_ids)})
 
     async def _read(self) -> Object | None:
         try:
@@ -80,30 +82,33 @@ class Store:
         except NotFound:
             return None
 
-    async def _patch(self, there: Object, content: dict[str, Any]) -> None:
-        version = {"metadata": {"resourceVersion": each}} if (each := there["metadata"].get("resourceVersion")) else {}
-        await self._api.request("PATCH", self._path, {**version, "data": content}, content_type=MERGE_PATCH)
+    async def _patch(self, change: Object) -> None:
+        from smschannel.api.kube_client import MERGE_PATCH
+
+        await self._api.request("PATCH", self._path, change, content_type=MERGE_PATCH)
 
 
-class _Words(click.ParamType[tuple[str, ...]]):
-    """Words with commas between them, each kept to a rule."""
+class _List(click.ParamType[tuple[str, ...]]):
+    """A comma-separated list. `convert_item` raises `ValueError` for an invalid item; the user then gets `message`."""
 
-    def __init__(self, name: str, check: Callable[[str], str], rule: str) -> None:
+    def __init__(self, name: str, convert_item: Callable[[str], str], message: str) -> None:
         self.name = name
-        self._check = check
-        self._rule = rule
+        self._convert_item = convert_item
+        self._message = message
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            words = tuple(dict.fromkeys(self._check(word.strip()) for word in value.split(",")))
+            items = tuple(dict.fromkeys(self._convert_item(item.strip()) for item in value.split(",")))
         except ValueError:
-            self.fail(self._rule, param, ctx)
-        return words
+            self.fail(self._message, param, ctx)
+        return items
 
 
 class _Expiry(click.ParamType[datetime | None]):
+    """A time in the future, given as days, hours or RFC 3339; None means never."""
+
     name = "90d|12h|TIME|never"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | None:
@@ -116,61 +121,45 @@ class _Expiry(click.ParamType[datetime | None]):
             expires: datetime = TypeAdapter(AwareDatetime).validate_python(value)
         except ValidationError:
             self.fail(
-                "write days (90d), hours (12h), a time with its zone (2027-01-31T00:00:00Z), or never", param, ctx
+                "use days (90d), hours (12h), a time with its time zone (2027-01-31T00:00:00Z), or never", param, ctx
             )
         if expires <= now:
-            self.fail("this is over already", param, ctx)
+            self.fail("this time is in the past", param, ctx)
         return expires
 
 
 def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     if value is not None and not _ID.fullmatch(value):
-        raise click.BadParameter("an id has letters, digits, dashes and dots, at most 63, and no underscore")
+        raise click.BadParameter("an ID has at most 63 letters, digits, dashes and dots, and no underscore")
     return value
 
 
-_INSTANCES = _Words(
+_INSTANCES = _List(
     "UUID,...|*",
-    lambda word: word if word == "*" else str(UUID(word)),
-    "write UUIDs with commas between them, or '*' for all instances",
+    lambda item: item if item == "*" else str(UUID(item)),
+    "use comma-separated UUIDs, or '*' for all instances",
 )
-_VERBS = _Words("VERB,...", lambda word: Verb(word).value, "choose from get, post and delete, with commas between them")
-
-
-def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option(
-            "--operator-namespace", default="sms-operator", show_default=True, help="Where the shim reads its keys."
-        ),
-        click.option("--context", help="A context of the kubeconfig; the current one by default."),
-        click.option(
-            "--kubeconfig",
-            type=click.Path(exists=True, dir_okay=False),
-            help="$KUBECONFIG or ~/.kube/config by default.",
-        ),
-    ):
-        command = option(command)
-    return command
+_VERBS = _List("VERB,...", lambda item: Verb(item).value, "use get, post and delete, separated by commas")
 
 
 @click.group()
 def key() -> None:
-    """API keys of the REST API."""
+    """Manage the API keys of the REST API."""
 
 
 @key.command()
-@click.option("--instances", type=_INSTANCES, required=True, help="The instances it may touch; '*' for all.")
-@click.option("--verbs", type=_VERBS, default="get,post,delete", show_default=True, help="What it may do with them.")
+@click.option("--instances", type=_INSTANCES, required=True, help="The instances that the key is for; '*' for all.")
+@click.option("--verbs", type=_VERBS, default="get,post,delete", show_default=True, help="The calls that it allows.")
 @click.option(
     "--expires",
     type=_Expiry(),
     metavar="90d|12h|TIME|never",
     default="never",
     show_default=True,
-    help="When it ends by itself.",
+    help="When the key expires.",
 )
-@click.option("--id", "key_id", callback=_key_id, help="By which logs and 'list' call it; random by default.")
-@_cluster_options
+@click.option("--id", "key_id", callback=_key_id, help="The key's ID in logs and in 'list'. Default: random.")
+@cluster_options
 def create(
     instances: tuple[str, ...],
     verbs: tuple[str, ...],
@@ -180,27 +169,30 @@ def create(
     context: str | None,
     operator_namespace: str,
 ) -> None:
-    """Make a key, and print it: it is shown this once.
+    """Create a key and print it. It cannot be printed again.
 
-    To replace a key, make the new one, hand it over, and only then revoke the old one: both work meanwhile.
+    To replace a key, create a new one, switch the client to it, and then revoke the old one; both work meanwhile.
 
     \b
       kubectl sms key create --instances '*'
       kubectl sms key create --instances 497f6eca-6276-4993-bfeb-53cbbbba6f08 --verbs get --expires 90d
     """
-    made = make_key(instances, verbs, expires=expires, key_id=key_id)
-    _in_cluster(kubeconfig, context, operator_namespace, lambda store: store.add(made))
+    new = make_key(instances, verbs, expires=expires, key_id=key_id)
+    _run(kubeconfig, context, operator_namespace, lambda store: store.add(new))
     until = f"until {expires.isoformat(timespec='seconds')}" if expires else "until it is revoked"
-    click.echo(f"Key {made.key_id} may {', '.join(verbs)} {' '.join(instances)}, {until}. It is shown once.", err=True)
-    click.echo(made.key.get_secret_value())
+    click.echo(
+        f"Key {new.key_id} allows {', '.join(verbs)} for {' '.join(instances)}, {until}. It is printed only once.",
+        err=True,
+    )
+    click.echo(new.key.get_secret_value())
 
 
 @key.command("list")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@_cluster_options
+@cluster_options
 def list_keys(output: str, kubeconfig: str | None, context: str | None, operator_namespace: str) -> None:
-    """Show the keys there are, what they may do, and until when. No key can be shown again."""
-    entries = _in_cluster(kubeconfig, context, operator_namespace, lambda store: store.entries())
+    """List the keys, what they allow, and when they expire. The keys themselves are not stored."""
+    entries = _run(kubeconfig, context, operator_namespace, lambda store: store.entries())
     now = datetime.now(UTC)
     rows = [_row(key_id, entry, now) for key_id, entry in sorted(entries.items())]
     if output == "json":
@@ -217,57 +209,46 @@ def _cell(value: str | list[str] | None) -> str:
     return "never" if value is None else value if isinstance(value, str) else ",".join(value)
 
 
-def _row(key_id: str, entry: Entry, now: datetime) -> dict[str, Any]:
-    if isinstance(entry, ApiKey):
-        return {
-            "id": key_id,
-            "state": "expired" if entry.expired(now) else "live",
-            "verbs": [each.value for each in Verb if each in entry.verbs],
-            "expires": entry.expires.isoformat(timespec="seconds") if entry.expires else None,
-            "instances": [str(each) for each in entry.instances],
-        }
-    return {"id": key_id, "state": f"unusable: {entry}", "verbs": [], "expires": None, "instances": []}
+def _row(key_id: str, encoded: str, now: datetime) -> dict[str, Any]:
+    try:
+        entry: ApiKey = decode_key(encoded)
+    except ValueError as error:
+        return {"id": key_id, "state": f"unusable: {error}", "verbs": [], "expires": None, "instances": []}
+    return {
+        "id": key_id,
+        "state": "expired" if entry.is_expired(now) else "live",
+        "verbs": [each.value for each in Verb if each in entry.verbs],
+        "expires": entry.expires.isoformat(timespec="seconds") if entry.expires else None,
+        "instances": [str(each) for each in entry.instances],
+    }
 
 
 @key.command()
 @click.argument("key_ids", metavar="ID...", nargs=-1, required=True)
-@_cluster_options
+@cluster_options
 def revoke(key_ids: tuple[str, ...], kubeconfig: str | None, context: str | None, operator_namespace: str) -> None:
-    """End keys by their ids, within seconds. The others go on."""
-    _in_cluster(kubeconfig, context, operator_namespace, lambda store: store.remove(key_ids))
+    """Revoke keys by their IDs; they stop working within seconds."""
+    _run(kubeconfig, context, operator_namespace, lambda store: store.remove(key_ids))
     click.echo(f"Revoked: {', '.join(key_ids)}", err=True)
 
 
-def _in_cluster(
-    kubeconfig: str | None, context: str | None, namespace: str, work: Callable[[Store], Awaitable[Result]]
+def _run(
+    kubeconfig: str | None, context: str | None, namespace: str, work: Callable[[KeyStore], Awaitable[Result]]
 ) -> Result:
-    result: Result = asyncio.run(_connected(kubeconfig, context, namespace, work))
-    return result
+    """Connect to the cluster, run `work`, and return its result."""
 
+    async def connected() -> Result:
+        denied = (
+            f"Managing API keys needs the rights to get and patch the Secret {namespace}/{API_KEYS_SECRET}, and to"
+            " create it for the first key."
+        )
+        async with cluster(kubeconfig, context, denied=denied) as api:
+            try:
+                return await work(KeyStore(api, namespace))
+            except NotFound:
+                raise click.ClickException(
+                    f"The cluster at {api.configuration.host} has no namespace {namespace}. If the operator runs in"
+                    " another namespace, name it with --operator-namespace."
+                ) from None
 
-async def _connected(
-    kubeconfig: str | None, context: str | None, namespace: str, work: Callable[[Store], Awaitable[Result]]
-) -> Result:
-    async with contextlib.AsyncExitStack() as open_until_done:
-        try:
-            api = await open_until_done.enter_async_context(await KubeClient.connect(kubeconfig, context))
-        except (ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
-            raise click.ClickException(
-                f"The kubeconfig cannot be used: {error}. Name another with --kubeconfig or --context."
-            ) from None
-        cluster = f"The cluster at {api.configuration.host}"
-        try:
-            return await work(Store(api, namespace))
-        except NotFound:
-            raise click.ClickException(
-                f"{cluster} has no namespace {namespace}. If the operator is in another: --operator-namespace"
-            ) from None
-        except KubernetesRefused as error:
-            raise click.ClickException(
-                f"{cluster} does not know you: log in again, or name another --context."
-                if error.status == 401
-                else f"{cluster} does not let you: {error}. Who makes keys needs get and patch on the Secret"
-                f" {namespace}/{API_KEYS_SECRET}, and create for the first key."
-            ) from None
-        except ChannelError as error:
-            raise click.ClickException(f"{cluster} cannot be reached: {error}. Is this the right --context?") from None
+    return asyncio.run(connected())

@@ -1,4 +1,4 @@
-"""`kubectl sms`: the command line of the product. kubectl finds it as `kubectl-sms`; it works without kubectl, too."""
+"""The command-line program `kubectl sms`. kubectl runs it as the plugin `kubectl-sms`; that name works alone too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smschannel.cli.seal import public_key, seal
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sms-channel-operator", message="%(version)s")
 def cli() -> None:
-    """SMS channels of HydraCore instances on Kubernetes."""
+    """Manage the SMS channels of HydraCore instances on Kubernetes."""
 
 
 for command in (seal, public_key, plan, detach, key):
@@ -21,6 +21,7 @@ for command in (seal, public_key, plan, detach, key):
 
 
 def main() -> None:
+    """Run the program; the entry point of `kubectl-sms`."""
     cli(prog_name="kubectl sms")
 
 

@@ -1,4 +1,8 @@
-"""What the commands of `kubectl sms` share: kinds of arguments, the cluster they speak of, and the way to it."""
+"""What the commands of `kubectl sms` share: argument types, cluster options, and the connection to the cluster.
+
+Every command is imported to print `--help`, so modules of `cli` import what is slow (the Kubernetes client, HTTP,
+cryptography, the operator itself) inside the functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Checked(click.ParamType[str]):
-    """An argument that keeps to a rule of the resource, and is refused in the rule's words."""
+    """An argument that a type of the resource validates; the error message is that type's."""
 
     def __init__(self, name: str, kind: Any) -> None:
         self.name = name
@@ -39,7 +43,7 @@ class _Checked(click.ParamType[str]):
 
 
 class _Instance(_Checked):
-    """An instance's id as people have it: with capitals, without dashes, in braces."""
+    """An instance ID in any form of a UUID: upper case, without dashes, in braces."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         with contextlib.suppress(ValidationError):
@@ -55,6 +59,7 @@ NAMESPACE = _Checked("namespace", Namespace)
 
 
 def cluster_options(command: Command) -> Command:
+    """Add --kubeconfig, --context and --operator-namespace to a command."""
     for option in (
         click.option(
             "--operator-namespace",
@@ -62,7 +67,7 @@ def cluster_options(command: Command) -> Command:
             envvar="SMSCHANNEL_OPERATOR_NAMESPACE",
             default="sms-operator",
             show_default=True,
-            help="Where the operator keeps what it publishes and remembers.",
+            help="The operator's namespace, which has its records, keys and settings.",
         ),
         click.option("--context", help="A context of the kubeconfig; the current one by default."),
         click.option(
@@ -76,19 +81,25 @@ def cluster_options(command: Command) -> Command:
 
 
 def context_namespace(kubeconfig: str | None, context: str | None) -> str | None:
-    """The namespace kubectl would use, if one is named. As kubectl has it, the first file that says something wins."""
+    """Return the namespace of the context that kubectl would use, or None if the context names none.
+
+    `kubeconfig` None means $KUBECONFIG, or else ~/.kube/config; `context` None means the current one. As in kubectl,
+    the first file that sets a value wins. Raises `click.ClickException`.
+    """
     files = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
     try:
         configs = [
             yaml.safe_load(file.read_text()) or {} for file in map(Path, files.split(os.pathsep)) if file.is_file()
         ]
         current = context or next((each["current-context"] for each in configs if each.get("current-context")), None)
-        known = {named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()}
-        found: str | None = known.get(current, {}).get("namespace")
+        contexts = {
+            named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()
+        }
+        found: str | None = contexts.get(current, {}).get("namespace")
     except (AttributeError, KeyError, TypeError, ValueError, OSError, yaml.YAMLError):
-        raise click.ClickException(f"{files} is no kubeconfig: name another with --kubeconfig") from None
-    if context and context not in known:
-        raise click.ClickException(f"There is no context {context} in {files}, but: {', '.join(known) or 'none'}")
+        raise click.ClickException(f"{files} is not a valid kubeconfig: name another with --kubeconfig") from None
+    if context and context not in contexts:
+        raise click.ClickException(f"{files} has no context {context}. Its contexts: {', '.join(contexts) or 'none'}")
     return found
 
 
@@ -96,38 +107,45 @@ def context_namespace(kubeconfig: str | None, context: str | None) -> str | None
 async def cluster(
     kubeconfig: str | None, context: str | None, *, without: str = "", denied: str = ""
 ) -> AsyncIterator[KubeClient]:
-    """The way to the API server, and what to do where it ends: `without` a cluster, or where a right is `denied`."""
-    from kubernetes.aio.config import ConfigException  # a second that --help and offline sealing need not wait for
+    """Connect to the API server, and turn its errors into `click.ClickException`s that say what to do.
 
-    from smschannel.api.errors import KubernetesRefused, NoKindMatch
+    `without` is a sentence about working without a cluster, added where none can be reached; `denied` one about the
+    rights that are needed, added where one is missing.
+    """
+    from smschannel.api.errors import KubeconfigError, KubernetesRefused, NoKindMatch
     from smschannel.api.kube_client import KubeClient
 
     async with contextlib.AsyncExitStack() as stack:
         try:
             api = await stack.enter_async_context(await KubeClient.connect(kubeconfig, context))
-        except (ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
-            raise _told(
+        except KubeconfigError as error:
+            raise _error(
                 f"The kubeconfig cannot be used: {error}. Name another with --kubeconfig or --context.", without
             ) from None
         where = f"The cluster at {api.configuration.host}"
         try:
             yield api
         except KubernetesUnavailable as error:
-            raise _told(
-                f"{where} cannot be reached: {error}. Is it up, and this the right --context?", without
+            raise _error(
+                f"{where} cannot be reached: {error}. Is it running, and is this the right --context?", without
             ) from None
         except NoKindMatch:
-            raise _told(f"{where} knows no SmsChannels: is the CRD installed? kubectl apply -f crds/") from None
+            raise _error(f"{where} has no kind SmsChannel: is the CRD installed? kubectl apply -f crds/") from None
         except KubernetesRefused as error:
             if error.status == 401:
-                raise _told(f"{where} does not know you: log in again, or name another --context.", without) from None
-            raise _told(f"{where} does not let you: {error}.", denied) from None
+                raise _error(
+                    f"{where} does not accept your credentials: log in again, or name another --context.", without
+                ) from None
+            raise _error(f"{where} refuses this: {str(error).rstrip('.')}.", denied) from None
         except ChannelError as error:
-            raise _told(f"{str(error).rstrip('.')}.") from None
+            raise _error(f"{str(error).rstrip('.')}.") from None
 
 
 async def settings_of(kube: AdminStore) -> Settings:
-    """The operator's settings: what the environment says here, else what the operator published."""
+    """Return the operator's settings: from this environment, or else as the operator published them.
+
+    Raises `click.ClickException` if they are incomplete or invalid.
+    """
     from smschannel.api.environment import explain
     from smschannel.settings import Settings
 
@@ -137,10 +155,10 @@ async def settings_of(kube: AdminStore) -> Settings:
     except ValidationError as error:
         hint = (
             f"\nThe operator has published none in namespace {kube.namespace}: has it started once? If it runs in"
-            " another namespace: --operator-namespace. Or set the variables here, as they are set for the operator."
+            " another namespace, name it with --operator-namespace. Or set the same variables here."
         )
         raise click.ClickException(explain(error, Settings) + ("" if content else hint)) from None
 
 
-def _told(*sentences: str) -> click.ClickException:
+def _error(*sentences: str) -> click.ClickException:
     return click.ClickException(" ".join(filter(None, sentences)))

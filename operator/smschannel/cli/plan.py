@@ -30,7 +30,7 @@ Manifest = Mapping[str, Any]
 
 
 class _Plan(click.Command):
-    """Mistakes in the arguments end with 1 here, since 2 says that there are changes."""
+    """A command whose usage errors exit with 1, since 2 means that there are changes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -91,9 +91,9 @@ def plan(
         raise click.ClickException(f"the manifest is for namespace {written}, and not for {namespace}")
     namespace = namespace or written or context_namespace(kubeconfig, context)
     asked = _Asked(name, namespace, manifest, delete)
-    key, outlooks = asyncio.run(_look(asked, kubeconfig, context, operator_namespace))
+    key, outlooks = asyncio.run(_read(asked, kubeconfig, context, operator_namespace))
     click.echo(json.dumps(_document(key, outlooks), indent=2) if output == "json" else "\n".join(_lines(key, outlooks)))
-    stuck, changes = outlooks[-1].stuck, any(outlook.plan.changes for outlook in outlooks)
+    stuck, changes = any(outlook.stuck for outlook in outlooks), any(outlook.plan.changes for outlook in outlooks)
     ctx.exit(1 if stuck else _CHANGES if changes else 0)
 
 
@@ -112,20 +112,20 @@ def _lines(key: Key, outlooks: list[Outlook]) -> Iterator[str]:
     yield f"SmsChannel {key.namespace}/{key.name}: {count}"
     yield from changes
     yield from (f"  {text}" for outlook in outlooks for _, text in outlook.not_restored())
-    last = outlooks[-1]
-    if last.verdict:
-        yield ("Then: " if changes and not last.stuck else "") + last.verdict
+    for outlook in outlooks:
+        if outlook.verdict:
+            yield ("Then: " if changes and not outlook.stuck else "") + outlook.verdict
 
 
 def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:
-    """The verdict is the channel's; what earlier channels of the name left comes first among the changes."""
+    """Return the JSON document. The verdict is the channel's; changes about deleted channels of the name come first."""
     documents = [outlook.document() for outlook in outlooks]
     lists = {name: [each for document in documents for each in document[name]] for name in ("changes", "notRestored")}
     return {"namespace": key.namespace, "name": key.name, **documents[-1], **lists}
 
 
 def _manifest(file: TextIO, instance: str | None) -> Manifest:
-    """The one SmsChannel of the file, or the one that is named."""
+    """Return the only SmsChannel of the file, or the one that is named."""
     try:
         documents = [each for each in yaml.safe_load_all(file) if isinstance(each, dict)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -152,7 +152,7 @@ def _manifest(file: TextIO, instance: str | None) -> Manifest:
     return found[0]
 
 
-async def _look(
+async def _read(
     asked: _Asked, kubeconfig: str | None, context: str | None, operator_namespace: str
 ) -> tuple[Key, list[Outlook]]:
     denied = (
@@ -202,17 +202,17 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
 
 
 async def _channel(asked: _Asked, kube: AdminStore, namespace: str) -> SmsChannel | None:
-    """The channel as it is, or would be with the manifest applied, or deleted."""
+    """Return the channel as it is, as it would be with the manifest applied, or as if deleted."""
     body = await kube.channel(namespace, asked.instance)
     now = datetime.now(UTC)
     if asked.manifest:
-        fresh = {"name": asked.instance, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
-        body = {"metadata": fresh, **(body or {}), "spec": asked.manifest.get("spec")}
+        created = {"name": asked.instance, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
+        body = {"metadata": created, **(body or {}), "spec": asked.manifest.get("spec")}
     if body is None:
         return None
     try:
         channel = SmsChannel.model_validate(body)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise click.ClickException(f"This is no valid {KIND}: {wrong}") from None
+        raise click.ClickException(f"This is not a valid {KIND}: {wrong}") from None
     return channel.as_deleted(now) if asked.delete and not channel.deleting else channel

@@ -1,4 +1,4 @@
-"""A plan in plain words, and as JSON, for people who want to know before the operator acts. No I/O.
+"""A plan as text and as JSON, for people to read before the operator acts. No I/O.
 
 URLs found at Twilio may contain a password or control characters: neither is shown.
 """
@@ -35,7 +35,7 @@ from smschannel.core.record import Record, Webhook
 class Outlook:
     """What one pass observed, and everything that it would do: of a channel, or of records that earlier ones left.
 
-    `policy` is the deletion policy that the channel has now; None means what each record says.
+    `policy` is the deletion policy that the channel has now; None means that of each record.
     """
 
     observed: Observed
@@ -44,13 +44,13 @@ class Outlook:
 
     @property
     def stuck(self) -> bool:
-        """Whether the desired state would not be reached."""
+        """Return whether the desired state would not be reached."""
         reason = self.plan.verdict.reason
         return bool(self._pending()) if reason is Reason.Restoring else reason.ready != "True"
 
     @property
     def verdict(self) -> str:
-        """Reason, message and remedy, and what could not be read; empty if the changes say it all."""
+        """Return reason, message, remedy, and what could not be read; empty if the changes contain it all."""
         verdict = self.plan.verdict
         reason = verdict.reason
         written_off = {change.record.number_sid for change in self.plan.changes if isinstance(change, WriteOff)}
@@ -60,7 +60,7 @@ class Outlook:
         return " ".join(filter(None, (f"{reason.name}.", verdict.message, remedy, verdict.unknown)))
 
     def changes(self) -> Iterator[tuple[Change, str]]:
-        """Each change, and what it does in words that follow "would"."""
+        """Return each change with a text that follows "would"."""
         records = dict(self.observed.records)
         for change in self.plan.changes:
             match change:
@@ -86,7 +86,7 @@ class Outlook:
                     yield change, "remove the finalizer, so that the channel can go"
 
     def moved(self, change: SetWebhook | RestoreWebhook) -> str:
-        """The number, and what its webhook is changed from and to."""
+        """Return the number, and its webhook before and after."""
         number = self._number(change)
         before, after = number.webhook, change.webhook
         moves = [("SmsUrl", shown(before.url), shown(after.url))] if before.url != after.url else []
@@ -95,7 +95,7 @@ class Outlook:
         return f"{_named(number)}: " + ", ".join(f"{name} {was} -> {will}" for name, was, will in moves)
 
     def not_restored(self) -> Iterator[tuple[Record, str]]:
-        """The numbers that are no longer desired and would not be restored either, and why."""
+        """Return the numbers that are no longer desired and would not be restored, and why."""
         restored = {change.record.number_sid for change in self.plan.changes if isinstance(change, RestoreWebhook)}
         for number_sid, current in self.observed.to_restore.items():
             if number_sid not in restored:
@@ -104,7 +104,7 @@ class Outlook:
                 yield record, f"{_named(record)} {_why_not_restored(record, current, policy)}"
 
     def document(self) -> dict[str, Any]:
-        """For programs; the texts are those that people read."""
+        """Return the plan as JSON, with the same texts."""
         verdict = self.plan.verdict
         return {
             "reason": verdict.reason.name,
@@ -120,7 +120,7 @@ class Outlook:
         }
 
     def _pending(self) -> set[str]:
-        """The numbers that could not be read, and so are not restored."""
+        """Return the numbers that could not be read, and therefore would not be restored."""
         current = self.observed.to_restore
         return {number_sid for number_sid in current if isinstance(current[number_sid], ChannelError)}
 
@@ -148,7 +148,7 @@ class Outlook:
 
 
 def shown(url: str) -> str:
-    """The URL without user and password, and without control characters that a terminal would obey."""
+    """Return the URL without user and password, and without control characters, which a terminal would interpret."""
     public = re.sub(r"^((?:[^:/?#@]*:)?/+)?[^/?#]*@", r"\1***@", url)
     return "".join(each if each.isprintable() else "?" for each in public) or "(empty)"
 
@@ -171,7 +171,7 @@ def _previous(record: Record) -> str:
 
 
 def _updates(before: Record, after: Record) -> str:
-    """What a record says after an update that it did not say before."""
+    """Return the text about the fields that an update of a record changes."""
     updates = []
     if before.deletion_policy is not after.deletion_policy:
         updates.append(f"deletion policy {after.deletion_policy}")

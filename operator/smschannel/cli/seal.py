@@ -1,7 +1,7 @@
-"""`kubectl sms seal` and `public-key`: what anybody may do who writes channels.
+"""`kubectl sms seal` and `kubectl sms public-key`: encrypt a Twilio token so that only the operator can read it.
 
-A token comes from a hidden prompt or from standard input, never from an argument or the environment, which others
-may see. Standard output carries the result and nothing else.
+The token is read from a hidden prompt or from standard input, never from an argument or the environment, which other
+users of the machine may see. Standard output carries the result and nothing else.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import yaml
 from pydantic import SecretStr
 
-from smschannel.api.errors import NotFound
+from smschannel.api.errors import KubernetesRefused, NotFound
+from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, core_path
 from smschannel.api.resource import API_VERSION, KIND
-from smschannel.api.sealing import Binding, PublicKey
 from smschannel.cli.options import (
     ACCOUNT_SID,
     INSTANCE,
@@ -30,27 +31,36 @@ from smschannel.cli.options import (
     context_namespace,
 )
 
-_LONGEST_TOKEN = 512
-_OFFLINE = "Without a cluster: --public-key FILE, with what 'kubectl sms public-key' printed."
+if TYPE_CHECKING:
+    from smschannel.api.sealing import PublicKey
+
+_MAX_TOKEN_LENGTH = 512
+_OFFLINE = "Without a cluster: --public-key FILE, with the output of 'kubectl sms public-key'."
 
 
 @click.command()
 @click.argument("instance", type=INSTANCE)
 @click.option("--account-sid", type=ACCOUNT_SID, required=True, help="The Twilio account that owns the number.")
-@click.option("-n", "--namespace", type=NAMESPACE, help="The channel's; the context's, else sms-channels by default.")
-@click.option("--phone-number", type=PHONE_NUMBER, help="Write a whole SmsChannel for this number, +61400111222.")
-@click.option("--login-sid", type=LOGIN_SID, help="Whose token it is, if not the account's: an API key, a parent.")
+@click.option(
+    "-n", "--namespace", type=NAMESPACE, help="The channel's namespace. Default: the context's, or else sms-channels."
+)
+@click.option(
+    "--phone-number", type=PHONE_NUMBER, help="Print a whole SmsChannel for this number, such as +61400111222."
+)
+@click.option(
+    "--login-sid", type=LOGIN_SID, help="The API key or parent account of the token, if it is not the account's."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Choice(["value", "yaml", "json"]),
-    help="The sealed value alone, or an SmsChannel. With --phone-number, yaml by default.",
+    help="The sealed value alone, or an SmsChannel. Default: value; yaml with --phone-number.",
 )
 @click.option(
     "--public-key",
     "key_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Seal offline, with the key that 'kubectl sms public-key' printed into this file.",
+    help="Seal offline with this file, the output of 'kubectl sms public-key'.",
 )
 @cluster_options
 def seal(
@@ -67,29 +77,31 @@ def seal(
 ) -> None:
     """Seal the Twilio token of INSTANCE, so that it is safe in Git.
 
-    The result opens only for this instance, namespace and account, and only for the operator. The token is asked
-    for, or read from standard input; it cannot be given as an argument, where others would see it.
+    Only the operator can open the result, and only for this instance, namespace and account. The command prompts for
+    the token, or reads it from standard input; an argument would be visible to other users of this machine.
 
     \b
-    Ask for the token and write a manifest:
+    Enter the token at the prompt, and write a manifest:
       kubectl sms seal 497f6eca-6276-4993-bfeb-53cbbbba6f08 --account-sid AC... \\
         --phone-number +61400111222 > channel.yaml
       kubectl apply -f channel.yaml
 
     \b
-    The value for spec.credentials.sealed alone, the token from a password manager:
+    Print only the value for spec.credentials.sealed, with the token from a password manager:
       pass twilio/token | kubectl sms seal 497f6eca-... --account-sid AC... -n sms-channels
 
     \b
-    Where there is no cluster, as in CI:
+    Seal without a cluster, as in CI:
       kubectl sms public-key > sealing.key
       kubectl sms seal 497f6eca-... --account-sid AC... -n sms-channels --public-key sealing.key < token
     """
+    from smschannel.api.sealing import Binding
+
     output = output or ("yaml" if phone_number else "value")
     if output != "value" and not phone_number:
-        raise click.UsageError(f"-o {output} writes a whole SmsChannel: give --phone-number, too")
+        raise click.UsageError(f"-o {output} prints a whole SmsChannel: add --phone-number")
     if login_sid and output == "value":
-        raise click.UsageError("--login-sid is written into an SmsChannel: give --phone-number and -o yaml, too")
+        raise click.UsageError("--login-sid is a field of an SmsChannel: add --phone-number and -o yaml")
     namespace = namespace or context_namespace(kubeconfig, context) or "sms-channels"
     key = _public_key(key_file) if key_file else _published_key(kubeconfig, context, operator_namespace)
     binding = Binding(namespace, instance, account_sid)
@@ -97,7 +109,7 @@ def seal(
     try:
         sealed = key.seal(token, binding)
     except ValueError as error:
-        raise click.ClickException(f"The public key is damaged: {error}. Fetch it again.") from None
+        raise click.ClickException(f"The public key is damaged: {error}. Run 'kubectl sms public-key' again.") from None
     if output == "value":
         click.echo(f"Sealed for namespace {namespace}, instance {instance}, account {account_sid} only.", err=True)
         click.echo(sealed)
@@ -121,7 +133,7 @@ def seal(
 def public_key(kubeconfig: str | None, context: str | None, operator_namespace: str) -> None:
     """Print the operator's public key, for sealing offline.
 
-    It is no secret. What it sealed can be opened as long as the operator keeps the key's private half.
+    The public key may be published. Values sealed with it stay readable as long as the operator has the private key.
 
     \b
       kubectl sms public-key > sealing.key
@@ -131,7 +143,10 @@ def public_key(kubeconfig: str | None, context: str | None, operator_namespace: 
 
 
 def _read_token(login: str) -> SecretStr:
-    """Once is enough, even where nobody sees it: the operator tries it at Twilio before it counts."""
+    """Read and validate the token of `login`. It is not asked for twice: the operator verifies it with Twilio.
+
+    Raises `click.ClickException`; the message never contains the token.
+    """
     if sys.stdin is not None and sys.stdin.isatty():
         given: str = click.prompt(
             f"Token of {login} (not shown)", hide_input=True, err=True, default="", show_default=False
@@ -141,21 +156,22 @@ def _read_token(login: str) -> SecretStr:
     token = given.strip()
     if not token:
         raise click.ClickException(
-            "There is no token. Type it at the prompt, or give it on standard input: kubectl sms seal ... < FILE"
+            "The token is empty. Type it at the prompt, or give it on standard input: kubectl sms seal ... < FILE"
         )
-    if len(token) > _LONGEST_TOKEN:
+    if len(token) > _MAX_TOKEN_LENGTH:
         raise click.ClickException(
-            f"This is no token: it has {len(token)} characters or more, where Twilio's have 32. Is it sealed already?"
+            f"This is not a token: it has at least {len(token)} characters, and Twilio's tokens have 32. Is it already"
+            " sealed?"
         )
     if not re.fullmatch("[!-~]+", token):
         raise click.ClickException(
-            "This is no token: there are spaces, line ends or letters in it that no token has. Give the token alone,"
-            " as the Twilio console shows it."
+            "This is not a token: it contains spaces, line breaks or non-ASCII characters. Give the token alone, as the"
+            " Twilio console shows it."
         )
     if re.fullmatch("(AC|SK)[0-9a-f]{32}", token):
         raise click.ClickException(
-            "This is a SID, not a token. The token stands below it in the Twilio console: 'Auth Token', or an API"
-            " key's 'Secret'."
+            "This is a SID, not a token. The Twilio console shows the token below it: 'Auth Token', or 'Secret' for an"
+            " API key."
         )
     return SecretStr(token)
 
@@ -164,17 +180,19 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         return ""
     try:
-        return sys.stdin.buffer.read(16 * _LONGEST_TOKEN).decode("utf-8-sig")
+        return sys.stdin.buffer.read(16 * _MAX_TOKEN_LENGTH).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise click.ClickException("This is no token: it is not text. Give the token alone.") from None
+        raise click.ClickException("This is not a token: it is not UTF-8 text. Give the token alone.") from None
 
 
 def _public_key(file: Path) -> PublicKey:
+    from smschannel.api.sealing import PublicKey
+
     try:
         return PublicKey.decode(file.read_text("utf-8-sig").strip())
     except ValueError as error:
         raise click.ClickException(
-            f"{file} holds no public key: {error}. Make it with: kubectl sms public-key > {file}"
+            f"{file} is not a public key: {error}. Create it with: kubectl sms public-key > {file}"
         ) from None
 
 
@@ -183,30 +201,30 @@ def _published_key(kubeconfig: str | None, context: str | None, operator_namespa
 
 
 async def _fetch_key(kubeconfig: str | None, context: str | None, operator_namespace: str) -> PublicKey:
-    async with cluster(kubeconfig, context, without=_OFFLINE) as api:
-        from smschannel.api.errors import KubernetesRefused
-        from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP
+    from smschannel.api.sealing import PublicKey
 
-        what = f"ConfigMap {operator_namespace}/{PUBLIC_KEY_CONFIGMAP}"
+    async with cluster(kubeconfig, context, without=_OFFLINE) as api:
+        where, what = (
+            f"The cluster at {api.configuration.host}",
+            f"ConfigMap {operator_namespace}/{PUBLIC_KEY_CONFIGMAP}",
+        )
         try:
-            published = await api.request(
-                "GET", f"/api/v1/namespaces/{operator_namespace}/configmaps/{PUBLIC_KEY_CONFIGMAP}"
-            )
+            published = await api.request("GET", core_path(operator_namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
         except NotFound:
             raise click.ClickException(
-                f"The cluster at {api.configuration.host} has no {what}. Is the operator installed there, and has it"
-                " started once? If it runs in another namespace: --operator-namespace"
+                f"{where} has no {what}. Is the operator installed there, and has it started once? If it runs in"
+                " another namespace, name it with --operator-namespace."
             ) from None
         except KubernetesRefused as error:
             if error.status == 401:
                 raise
             raise click.ClickException(
-                f"The cluster at {api.configuration.host} does not let you read {what}: {error}. The Role"
-                f" sms-sealing-key-reader allows it to all who are logged in: is it installed? {_OFFLINE}"
+                f"{where} does not let you read {what}: {error}. The Role sms-sealing-key-reader allows it to all"
+                f" authenticated users: is it installed? {_OFFLINE}"
             ) from None
     try:
         return PublicKey.decode(published["data"][PUBLIC_KEY])
     except (KeyError, TypeError, ValueError):
         raise click.ClickException(
-            f"{what} holds no public key. The operator writes it anew when it is restarted."
+            f"{what} has no valid public key. Restart the operator: it publishes the key again."
         ) from None

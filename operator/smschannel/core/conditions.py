@@ -41,9 +41,9 @@ _LONGEST_MESSAGE = 32768
 def next_status(
     before: Status, verdict: Verdict, *, generation: int, webhook_url: str, check_now: str = "", now: datetime
 ) -> dict[str, Any]:
-    """The whole status after a reconcile; equal to `before` if nothing changed.
+    """Return the whole status after a reconcile; equal to `before` if nothing changed.
 
-    `check_now` is the value of the check-now annotation that this reconcile took care of, empty if there is none.
+    `check_now` is the value of the check-now annotation that this reconcile handled; empty if there is none.
     """
     reason = verdict.reason
     remedy = "" if reason.ready == "True" and reason is not Reason.TokenRejected else f" {reason.remedy}"
@@ -69,7 +69,7 @@ def next_status(
 
 
 def status_while_unavailable(before: Status, message: str, *, generation: int, now: datetime) -> dict[str, Any] | None:
-    """The status of a channel that worked before, while Twilio is unavailable; None if it did not work before.
+    """Return the status of a channel that worked before, while Twilio is unavailable; None if it did not work before.
 
     Ready is left as it is. A newer generation gets Reconciling, and keeps the old `observedGeneration`.
     """
@@ -141,7 +141,7 @@ def _transition(
 
 
 def violations(before: Status, after: Status) -> list[str]:
-    """The rules above that the step from `before` to `after` breaks."""
+    """Return the rules above that the step from `before` to `after` breaks."""
     kinds = {each["type"]: each for each in after.get("conditions", ())}
     broken = []
     if "Ready" not in kinds:

@@ -1,6 +1,6 @@
 """Decides what to do: desired state and observation in, changes and a verdict out. No I/O; the clock is an argument.
 
-`plan` is asked again with what its changes brought about, until it asks for none. One table, mirrored by
+`plan` is called again after its changes are applied, until it returns none. One table, mirrored by
 tests/unit/test_plan.py:
 
     channel                       number at Twilio               changes, in the safe order
@@ -13,7 +13,7 @@ tests/unit/test_plan.py:
     being deleted                 points at us                   restore
     being deleted                 points elsewhere, or is gone   delete the record; finally remove the finalizer
     being deleted                 cannot be read                 wait; after the grace period remove the finalizer only
-    gone for long                 cannot be read                 write the record off, and keep it for people to read
+    gone for long                 cannot be read                 write the record off, which keeps a copy of it
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, Tak
 from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
 
 CONTESTED_AFTER = 3
-"""After this many checks in a row that found our webhook overwritten, somebody keeps doing it."""
+"""After this many checks in a row that found our webhook overwritten, the webhook counts as contested."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Number:
 class Routing:
     """The Messaging Service that receives a number's messages instead of its webhook, if there is one.
 
-    `unknown` says why that could not be read.
+    `unknown` is the reason why that could not be read; empty if it was.
     """
 
     service_sid: str = ""
@@ -76,15 +76,15 @@ Current = Number | ChannelError | None
 
 @dataclass(frozen=True)
 class Observed:
-    """What was read.
+    """What was read in this reconcile.
 
     `records` are those of this channel (or of one that is gone), by number SID; `to_restore` are the numbers among them
     that are no longer desired. `number` is the desired number, or why it cannot be used. `login` found it, read from
-    `source`; `rejected` is Twilio's refusal of newer credentials, if an older login stands in for them.
+    `source`; `rejected` is Twilio's refusal of newer credentials, if an older login is used instead.
 
-    `was_configured` says that by its status this number pointed at this URL, `was_named` only that the status is about
-    this number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
-    channel that is gone: then nobody waits for it.
+    `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
+    number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
+    channel that is gone: then no deletion waits for the restore.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class RestoreWebhook:
 
 @dataclass(frozen=True)
 class DeleteRecord:
-    """Free the number. `orphaned`: it keeps our webhook, since what it pointed at before is not known."""
+    """Free the number. `orphaned`: it keeps our webhook, since its previous webhook is not recorded."""
 
     record: Record
     orphaned: bool = False
@@ -177,8 +177,9 @@ Change = (
 class Verdict:
     """What to report.
 
-    `effective` is what keeps Twilio from using the webhook, if anything does; `unknown` says why that cannot be read;
-    `rejected` says why the channel's newer token is not used.
+    `number_sid` is the number that the verdict is about, empty if none was found. `effective` is what keeps Twilio from
+    using the webhook, None if nothing does; `unknown` is why that cannot be read; `rejected` is why the channel's newer
+    token is not used.
     """
 
     reason: Reason
@@ -191,12 +192,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Plan:
+    """The next changes, in order, and what to report once they are applied."""
+
     changes: tuple[Change, ...]
     verdict: Verdict
 
 
 def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
-    """None while the channel is being deleted: then everything is restored."""
+    """Return the desired state; None while the channel is being deleted: then everything is restored."""
     if channel.deleting:
         return None
     spec, meta = channel.spec, channel.metadata
@@ -215,14 +218,14 @@ def desired(channel: SmsChannel, template: WebhookTemplate) -> Desired | None:
 
 
 def plan(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
-    """The next changes, and what to report if they succeed. Asked again until there are no changes."""
+    """Return the next changes, and what to report if they succeed. Call it again until there are no changes."""
     if desired is None:
         return _plan_restore(observed, rules, now)
     return _plan_configure(desired, observed, rules.template)
 
 
 def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
-    """All changes that `plan` would ask for, one after the other, if each succeeded. For `kubectl sms plan`."""
+    """Return all changes that `plan` would return, one after the other, if each succeeded. For `kubectl sms plan`."""
     changes: list[Change] = []
     while (step := plan(desired, observed, rules, now)).changes:
         for change in step.changes:
@@ -232,7 +235,7 @@ def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: date
 
 
 def _after(change: Change, observed: Observed) -> Observed:
-    """What would be observed after a change that succeeds."""
+    """Return what would be observed after a change that succeeds."""
     match change:
         case AddFinalizer() | RemoveFinalizer():
             return replace(observed, finalizer=isinstance(change, AddFinalizer))
@@ -250,19 +253,22 @@ def _after(change: Change, observed: Observed) -> Observed:
 
 
 def with_record(observed: Observed, record: Record) -> Observed:
+    """Return what is observed once a record was created or updated."""
     return replace(observed, records={**observed.records, record.number_sid: record})
 
 
 def without_record(observed: Observed, record: Record) -> Observed:
+    """Return what is observed once a record was deleted."""
     sid = record.number_sid
     return replace(
         observed,
-        records={each: kept for each, kept in observed.records.items() if each != sid},
+        records={each: other for each, other in observed.records.items() if each != sid},
         to_restore={each: current for each, current in observed.to_restore.items() if each != sid},
     )
 
 
 def with_current(observed: Observed, record: Record, current: Current) -> Observed:
+    """Return what is observed once the restore of a record's number was tried."""
     return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
 
 
@@ -303,7 +309,7 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
 
 
 def _refusal(desired: Desired, observed: Observed, number: Number, template: WebhookTemplate) -> Verdict | None:
-    """Why the webhook of a number that the channel could have, or has, is left as it is."""
+    """Return why the webhook of the desired number is left as it is; None if it may be set."""
     record = observed.records.get(number.sid)
     if record and record.contents is None:
         message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened."
@@ -323,18 +329,18 @@ def _refusal(desired: Desired, observed: Observed, number: Number, template: Web
 
 
 def _changed_since(contents: Contents, webhook: Webhook, template: WebhookTemplate) -> bool:
-    """Whether a webhook is neither the previous one nor any of ours. The status only knows the current URL."""
+    """Return whether a webhook is neither the previous one nor any of ours. The status has only the current URL."""
     return webhook != contents.previous and not contents.points_at_us(webhook) and not template.made(webhook.url)
 
 
-def _mismatch(found: Webhook, wanted: Webhook) -> Effective:
+def _mismatch(found: Webhook, desired: Webhook) -> Effective:
     if not found.url:
         return Effective.NOT_SET
-    return Effective.METHOD_MISMATCH if found.url == wanted.url else Effective.URL_MISMATCH
+    return Effective.METHOD_MISMATCH if found.url == desired.url else Effective.URL_MISMATCH
 
 
 def _used(url: str, template: WebhookTemplate) -> bool:
-    """Whether the messages go to somebody else: not to this operator, nor to the demo that Twilio gives new numbers."""
+    """Return whether a webhook is in use: neither empty, nor this operator's, nor the demo URL of new numbers."""
     try:
         host = urlsplit(url).hostname
     except ValueError:
@@ -372,9 +378,9 @@ def _with_previous(record: Record, number: Number, template: WebhookTemplate) ->
 
 
 def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
-    """A record of this channel as it should be.
+    """Return a record of this channel as it should be.
 
-    A newly accepted login is kept for all numbers of its account: the login before may be revoked at any time.
+    A newly accepted login is recorded for all numbers of its account: the one before may be revoked at any time.
     """
     record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
     contents = record.contents
@@ -394,7 +400,7 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
 
 def _update_policies(desired: Desired, observed: Observed) -> tuple[Change, ...]:
-    """A policy that is edited while nothing else can be done must count if the channel is deleted next."""
+    """Return updates of the deletion policy alone, so that it applies even if the channel cannot be configured."""
     return tuple(
         UpdateRecord(replace(record, deletion_policy=desired.deletion_policy))
         for record in observed.records.values()
@@ -403,7 +409,7 @@ def _update_policies(desired: Desired, observed: Observed) -> tuple[Change, ...]
 
 
 def _configured(number: Number, observed: Observed) -> Verdict:
-    """What is true once nothing is left to do."""
+    """Return the verdict once nothing is left to do."""
     if number.application_sid:
         message = f"The TwiML application {number.application_sid} receives this number's messages."
         return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_APPLICATION)
@@ -432,9 +438,9 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
-    trouble = next(iter(pending.values()))
-    reason = Reason.RestoreFailed if isinstance(trouble, Refused | Unreadable) else Reason.Restoring
-    verdict = Verdict(reason, f"The number is not restored yet: {trouble}")
+    refused = [why for why in pending.values() if isinstance(why, Refused | Unreadable)]
+    reason = Reason.RestoreFailed if refused else Reason.Restoring
+    verdict = Verdict(reason, f"The number is not restored yet: {[*refused, *pending.values()][0]}")
     if observed.deleted_at is not None and now - observed.deleted_at < rules.deletion_grace:
         return Plan((), verdict)
     late: list[Change] = []
@@ -448,7 +454,7 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
 
 
 def _pending(observed: Observed) -> dict[str, ChannelError]:
-    """The numbers that are not restored, and why. One whose record cannot be opened is not, whatever it points at."""
+    """Return the numbers that are not restored yet, and why. Those whose record cannot be opened never are."""
     pending: dict[str, ChannelError] = {}
     for number_sid, current in observed.to_restore.items():
         if isinstance(current, ChannelError):
@@ -459,7 +465,7 @@ def _pending(observed: Observed) -> dict[str, ChannelError]:
 
 
 def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change, ...]:
-    """Restore what still points at us, and free what is restored. `policy` None: what each record says."""
+    """Restore what still points at us, and free what is restored. `policy` None means that of each record."""
     changes: list[Change] = []
     for number_sid, current in observed.to_restore.items():
         record = observed.records[number_sid]
@@ -471,13 +477,13 @@ def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change,
         if webhook and current and points_at_us and webhook != current.webhook:
             changes.append(RestoreWebhook(record, webhook))
         else:
-            wanted_back = (policy or record.deletion_policy) is DeletionPolicy.RESTORE
-            changes.append(DeleteRecord(record, orphaned=wanted_back and webhook is None and points_at_us))
+            policy_is_restore = (policy or record.deletion_policy) is DeletionPolicy.RESTORE
+            changes.append(DeleteRecord(record, orphaned=policy_is_restore and webhook is None and points_at_us))
     return tuple(changes)
 
 
 def _restored(record: Record, contents: Contents, policy: DeletionPolicy) -> Webhook | None:
-    """The webhook that a number gets back; None if it is left as it is."""
+    """Return the webhook to restore; None if the number is left as it is."""
     match policy:
         case DeletionPolicy.RETAIN:
             return None

@@ -4,8 +4,8 @@ A record is a Secret in the operator's namespace, named after the number's SID. 
 server lets only one channel have it. It is written before Twilio is, and deleted only after the number was restored,
 so that a crash at any moment loses nothing.
 
-Plain metadata says who holds which number. `Contents` are sealed: the last verified login, what the number pointed at
-before, and the URLs that the operator wrote.
+Plain metadata names the number and the channel that holds it. `Contents` are sealed: the last verified login, the
+previous webhook, and the URLs that the operator wrote.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Value(BaseModel):
 
 
 class Login(_Value):
-    """Who logs in to Twilio: `sid` is the account itself, an API key or a parent account."""
+    """A login at Twilio: `sid` is the account itself, an API key or a parent account."""
 
     sid: str
     token: SecretStr
@@ -70,8 +70,8 @@ class Webhook(_Value):
 class Contents(_Value):
     """The sealed part of a record.
 
-    `login` was accepted by Twilio last; `previous` is what the number pointed at before the channel claimed it, None if
-    that is not known; `wrote` are all URLs that the operator wrote for this channel.
+    `login` was accepted by Twilio last; `previous` is the webhook before the channel claimed the number, None if it was
+    already one of ours; `wrote` are all URLs that the operator wrote for this channel.
     """
 
     login: Login
@@ -82,7 +82,7 @@ class Contents(_Value):
         return webhook.url in self.wrote
 
     def encode(self) -> bytes:
-        """JSON with the token in it: for sealing only."""
+        """Return JSON that contains the token: for sealing only."""
         return self.model_dump_json(context=_REVEAL).encode()
 
     @classmethod
@@ -95,8 +95,8 @@ class Record:
     """One number, and the channel (namespace, name, uid) that holds it.
 
     `source` names the credentials that `contents.login` was read from (see `secret_source`); `restore_since` is set
-    when the channel is let go although the number was not restored; `version` is the Secret's resourceVersion, empty if
-    it is not known; `contents` is None if the record was not opened, or cannot be.
+    when the finalizer is removed although the number was not restored; `version` is the Secret's resourceVersion, empty
+    if it was not read; `contents` is None if the record was not opened, or cannot be.
     """
 
     number_sid: str
@@ -121,7 +121,7 @@ class Record:
 
     @property
     def binding(self) -> str:
-        """The only place where the sealed contents open: this number, held by this channel."""
+        """Return what the contents are sealed for: they open only as this number's, held by this channel."""
         return f"{self.number_sid}/{self.uid}"
 
     def with_contents(self, **changes: object) -> Record:
@@ -132,7 +132,7 @@ class Record:
         return {"app.kubernetes.io/managed-by": OPERATOR, RECORD_LABEL: "true"}
 
     def annotations(self) -> dict[str, str | None]:
-        """As merge patch: None removes an annotation."""
+        """Return the annotations as a merge patch: None removes one."""
         return {
             _CHANNEL: f"{self.namespace}/{self.name}",
             _UID: self.uid,
@@ -171,7 +171,7 @@ class Record:
 
 
 def secret_source(name: str, resource_version: str) -> str:
-    """How a record names the version of the Secret that its login was read from."""
+    """Return the `source` of a login that was read from this version of a Secret."""
     return f"secret/{name}@{resource_version}"
 
 
@@ -190,7 +190,7 @@ class WebhookTemplate:
         return self.template.replace("{namespace}", namespace).replace("{instance_id}", instance_id)
 
     def made(self, url: str) -> bool:
-        """Whether `url` is the webhook of any instance, by this template or a former one."""
+        """Return whether `url` is the webhook of any instance, by this template or a former one."""
         return any(_pattern(template).fullmatch(url) for template in (self.template, *self.former))
 
 

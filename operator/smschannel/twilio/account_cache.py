@@ -76,7 +76,7 @@ class AccountCache:
         account.requested[phone_number] = now
         if now - account.numbers_at > self._max_age:
             # `max_age` is half the interval of drift checks: in 3 * max_age each channel requests its number once or
-            # twice. What was not requested for so long belongs to no channel any more and pays for no pages.
+            # twice. What was not requested for that long belongs to no channel any more, and is not read in pages.
             account.requested = {each: at for each, at in account.requested.items() if now - at < 3 * self._max_age}
             if len(account.requested) < account.pages:
                 return None
@@ -103,7 +103,7 @@ class AccountCache:
     def _account(self, login: Login, account_sid: str) -> _Account:
         """Return the entry of one login at one account, a new one if need be.
 
-        Entries that nobody requests expire: their token was rotated, or the account's last channel deleted.
+        Entries that are not requested expire: their token was rotated, or the account's last channel deleted.
         """
         key = (login, account_sid)
         account = self._accounts[key] = self._accounts.get(key) or _Account()

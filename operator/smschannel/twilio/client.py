@@ -41,7 +41,7 @@ _NO_ENVIRONMENT = {"": ""}
 
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
-_PAGE = 1000
+_PAGE_SIZE = 1000
 _LACKS_SMS = {21407}
 
 
@@ -79,7 +79,7 @@ class TwilioClient:
         numbers = self._account(login, account_sid).incoming_phone_numbers
         try:
             async with self._limiter.call(login, account_sid):
-                with _understood():
+                with _parsing():
                     found = await numbers.list_async(phone_number=phone_number)  # Twilio matches parts of numbers too
                     return next((_number(each) for each in found if each.phone_number == phone_number), None)
         except NotFound:
@@ -90,7 +90,7 @@ class TwilioClient:
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
         try:
             async with self._limiter.call(login, account_sid):
-                with _understood():
+                with _parsing():
                     return _number(await number.fetch_async())
         except NotFound:
             return None
@@ -99,7 +99,7 @@ class TwilioClient:
         """Set the number's webhook. Return the number as Twilio's answer shows it; also raises `NotFound`."""
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
         async with self._limiter.call(login, account_sid):
-            with _understood():
+            with _parsing():
                 return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
 
     async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
@@ -107,7 +107,7 @@ class TwilioClient:
         numbers = self._account(login, account_sid).incoming_phone_numbers
         try:
             async for page in self._pages(login, account_sid, "api", numbers):
-                with _understood():
+                with _parsing():
                     here = [_number(each) for each in page]
                 yield here
         except NotFound:
@@ -134,11 +134,12 @@ class TwilioClient:
     async def _pages(self, login: Login, account_sid: str, origin: Origin, resource: Any) -> AsyncIterator[list[Any]]:
         """Iterate over the pages of one of twilio-python's lists, as a call of the limiter each."""
         page: Any = None
-        while page is None or page.next_page_url:
+        is_last = False
+        while not is_last:
             async with self._limiter.call(login, account_sid, origin=origin):
-                with _understood():
-                    page = await (page.next_page_async() if page else resource.page_async(page_size=_PAGE))
-                    here = list(page)
+                with _parsing():
+                    page = await (page.next_page_async() if page else resource.page_async(page_size=_PAGE_SIZE))
+                    here, is_last = list(page), not page.next_page_url
             yield here
 
     def _client(self, login: Login, account_sid: str) -> Any:
@@ -167,8 +168,8 @@ def _check_sendable(token: str) -> None:
 
 
 @contextmanager
-def _understood() -> Iterator[None]:
-    """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the fault is the answer's, not ours."""
+def _parsing() -> Iterator[None]:
+    """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the answer is wrong, not our code."""
     try:
         yield
     except (TwilioException, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,15 +1,15 @@
 """Limits on calls to Twilio: how many at a time, and which fail immediately because their result is known already.
 
 Limits, pauses (429) and refusals are kept per credential key: the digest of login SID, token, account and API. So
-whoever knows an account SID and uses a wrong token has limits of their own, and neither slows down nor blocks the
+a client that knows an account SID and uses a wrong token has limits of its own, and neither slows down nor blocks the
 owner. A credential that Twilio has not accepted yet is unverified: all such share a small pool, and have one call at
 a time per account, so that guesses cost the others little.
 
-Two circuit breakers keep callers from waiting for a timeout each, which deletions above all could not afford:
+Two circuit breakers keep callers from waiting for a timeout each. Deletions in particular must end in time:
 
 - per credential key: after two consecutive timeouts, calls with that credential fail immediately, for as long as the
   last one hung;
-- per API (`_OriginBreaker`): when Twilio hangs for everybody, it is enough that three credentials find out.
+- per API (`_OriginBreaker`): when Twilio hangs for all accounts, timeouts of three credentials are enough.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Limiter:
     async def call(self, login: Login, account_sid: str, *, origin: Origin = "api") -> AsyncIterator[None]:
         """Wait until one call may be made, and learn from how the block, which makes it, ends.
 
-        Raises without a call what is known already: `Refused` for a while after Twilio refused the credential,
+        Raises without a call: `Refused` for a while after Twilio refused the credential,
         `TwilioThrottled` during a pause that Twilio asked for, and `TwilioTimeout` while a circuit breaker is open.
         The message is that of the call that failed, so that a status that repeats it does not change.
         """
@@ -87,7 +87,7 @@ class Limiter:
             self._refused.pop(_credential_key(login, account_sid, origin), None)
 
     def _raise_known(self, key: bytes) -> None:
-        """Raise what a call with this credential is known to end with."""
+        """Raise the error that a call with this credential would end with, if it is known."""
         now = self._clock()
         until, reason, message = self._refused.get(key, (_NEVER, Reason.AuthenticationFailed, ""))
         if now < until:
@@ -109,7 +109,7 @@ class Limiter:
 
         async def enter(semaphore: asyncio.Semaphore) -> None:
             if is_probe and semaphore.locked():
-                raise breaker.error()  # nobody waits while the breaker is open: the calls that hold the slots may hang
+                raise breaker.error()  # do not wait for a slot while the breaker is open: the calls in flight may hang
             await slots.enter_async_context(semaphore)
             if not is_probe and breaker.is_hanging_since(began):
                 raise breaker.error()
@@ -152,7 +152,7 @@ class Limiter:
 
     @contextmanager
     def _timeouts_counted(self, key: bytes, breaker: _OriginBreaker) -> Iterator[None]:
-        """Count consecutive timeouts. Every other answer resets the count; a cancelled call says nothing."""
+        """Count consecutive timeouts. Every other answer resets the count; a cancelled call does not count."""
         started = self._clock()
         try:
             yield
@@ -176,7 +176,7 @@ class Limiter:
 class _OriginBreaker:
     """Circuit breaker of one API.
 
-    It opens when calls with three different credentials in a row have timed out and nobody had an answer since these
+    It opens when calls with three different credentials in a row have timed out without any answer since these
     calls began: hanging accounts cannot open it while others are answered. Open, calls fail immediately, but for one
     probe at a time; any answer closes it. After a timeout the next probe waits as long as that call hung, unless
     its credential is verified and has not timed out itself: then the others may be the ones that hang.
@@ -221,7 +221,7 @@ class _OriginBreaker:
             self._probing_since = None
 
     def answered(self) -> None:
-        """Close the breaker: the API answers, whatever it says."""
+        """Close the breaker: the API answers, whatever the answer is."""
         self._answered_at = self._clock()
         self._timed_out.clear()
 
@@ -243,6 +243,6 @@ class _OriginBreaker:
 
 
 def _credential_key(login: Login, account_sid: str, origin: Origin) -> bytes:
-    """Return a digest, so that no token is kept here."""
+    """Return a digest, so that no token is stored here."""
     content = "\0".join((login.sid, login.token.get_secret_value(), account_sid, origin))
     return hashlib.sha256(content.encode(errors="surrogatepass")).digest()

@@ -1,0 +1,376 @@
+"""Observing: what a reconcile reads before it plans. Records, credentials, and numbers at Twilio; writes nothing."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+from cachetools import TTLCache
+from pydantic import SecretStr
+
+from smschannel.api.errors import ChannelError, Refused, Unreadable
+from smschannel.api.reasons import Effective, Reason
+from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
+from smschannel.api.sealing import Binding, Keyring
+from smschannel.api.status import condition, reason_of, wants_check, was_well
+from smschannel.channel_cache import ChannelCache
+from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing
+from smschannel.core.record import Key, Login, Record, Webhook, secret_source
+from smschannel.kube_store import KubeStore
+
+_MOST_WAITING_LOGINS = 65_536
+_CONFIGURED_BUT_NOT_EFFECTIVE = {
+    Effective.NOT_SET,
+    Effective.URL_MISMATCH,
+    Effective.METHOD_MISMATCH,
+    Effective.OVERRIDDEN_BY_APPLICATION,
+    Effective.OVERRIDDEN_BY_MESSAGING_SERVICE,
+    Effective.MESSAGING_SERVICES_UNREADABLE,
+}
+
+
+class Twilio(Protocol):
+    """The calls of `twilio.client.TwilioClient` that a reconcile makes. All of them are idempotent."""
+
+    def forget_refusal(self, login: Login, account_sid: str) -> None: ...
+    async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
+    async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None: ...
+    async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number: ...
+
+
+class Accounts(Protocol):
+    """The reads of `twilio.account_cache.AccountCache`: whole accounts, in pages."""
+
+    async def number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
+    async def routing(
+        self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
+    ) -> Routing: ...
+
+
+class _Found(NamedTuple):
+    """The desired number, the login that found it, and the credentials (`source`) with that login.
+
+    `rejected` is Twilio's refusal of newer credentials, if the recorded login was used instead.
+    """
+
+    number: Number
+    login: Login
+    source: str
+    rejected: Refused | None = None
+
+
+class Observer:
+    """Reads what a reconcile needs. `slow_interval`: channels are reconciled at least this often, in seconds."""
+
+    def __init__(
+        self,
+        kube: KubeStore,
+        twilio: Twilio,
+        accounts: Accounts,
+        channels: ChannelCache,
+        *,
+        keyring: Keyring,
+        slow_interval: float,
+    ) -> None:
+        self._kube = kube
+        self._twilio = twilio
+        self._accounts = accounts
+        self._channels = channels
+        self._keyring = keyring
+        # Verified logins of channels that wait for a number, by account and number.
+        self._waiting_logins: TTLCache[tuple[str, str], Login] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
+        self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
+
+    async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
+        """Observe a channel, its records and its number; `desired` is None while the channel is being deleted.
+
+        Raises `TwilioUnavailable`, and Kubernetes' errors. A `Refused` becomes `Observed.number`.
+        """
+        meta = channel.metadata
+        own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
+        records, unreadable = await self._open(own, bypass_cache=_bypass_cache(channel))
+        if desired is None:
+            return await self._deleted(channel, records, unreadable)
+        observed = Observed(records=records, finalizer=channel.has_finalizer)
+        if desired.suspend:
+            return observed
+        try:
+            found = await self._find(channel, desired, records, unreadable)
+        except Refused as refused:
+            # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
+            swap = records.values() if self._channels.is_swap(Key(meta.namespace, meta.name)) else ()
+            return replace(observed, number=refused, to_restore=await self._read_all(swap, desired.deletion_policy))
+        number = found.number
+        others = [record for record in records.values() if record.number_sid != number.sid]
+        was_named = channel.status.get("phoneNumberSid") == number.sid
+        was_configured = was_named and _was_configured(channel.status, desired)
+        return replace(
+            observed,
+            login=found.login,
+            source=found.source,
+            number=number,
+            rejected=found.rejected,
+            routing=await self._routing(channel, found),
+            was_configured=was_configured,
+            was_named=was_named,
+            corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
+            to_restore={**await self._read_all(others, desired.deletion_policy), **unreadable},
+        )
+
+    async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
+        """Observe records whose channel is gone; `successor` is the current channel of its name, if there is one."""
+        opened, unreadable = await self._open(records, bypass_cache=False)
+        return await self._to_restore(opened, unreadable, successor)
+
+    async def login(self, channel: SmsChannel) -> tuple[Login, str]:
+        """Return the channel's login and its source (see `secret_source`).
+
+        Raises `Refused` if the credentials are missing or cannot be read, and Kubernetes' errors.
+        """
+        spec, meta = channel.spec, channel.metadata
+        sid = spec.credentials.sid or spec.account_sid
+        if spec.credentials.sealed:
+            binding = Binding(meta.namespace, meta.name, spec.account_sid)
+            try:
+                return Login(sid=sid, token=self._keyring.unseal(spec.credentials.sealed, binding)), "sealed"
+            except Unreadable as error:
+                raise Refused(Reason.TokenUnreadable, f"{str(error).capitalize()}.") from None
+        ref = spec.credentials.secret_key_ref
+        assert ref, "the model allows exactly one source"
+        secret = await self._kube.secret(meta.namespace, ref.name)
+        if secret is None:
+            raise Refused(Reason.SecretNotFound, f"Secret {ref.name} does not exist in namespace {meta.namespace}.")
+        if (secret["metadata"].get("labels") or {}).get(CREDENTIALS_LABEL) != "true":
+            raise Refused(Reason.SecretNotLabelled, f'Secret {ref.name} lacks the label {CREDENTIALS_LABEL}: "true".')
+        try:
+            token = base64.b64decode((secret.get("data") or {})[ref.key]).decode().strip()
+        except (KeyError, ValueError):
+            token = ""
+        if not token:
+            raise Refused(Reason.SecretKeyMissing, f"Secret {ref.name} has no token under the key {ref.key}.")
+        return Login(sid=sid, token=SecretStr(token)), secret_source(ref.name, secret["metadata"]["resourceVersion"])
+
+    def in_use(self, desired: Desired, number: Number, login: Login) -> Refused:
+        """Let the channel wait for the number, and return the refusal to report.
+
+        The message names no holder, which may belong to another tenant.
+        """
+        key = Key(desired.namespace, desired.name)
+        self._waiting_logins[desired.account_sid, number.sid] = login
+        self._channels.set_awaited(key, number.sid)
+        holder = self._kube.claims.holder(number.sid)
+        if holder and holder.key == key:
+            message = f"{number.phone_number} is still held by an earlier channel of this name until it is restored."
+        else:
+            message = f"{number.phone_number} already serves another channel."
+        return Refused(Reason.NumberInUse, message)
+
+    def corrected(self, uid: str, corrections: int) -> None:
+        """Remember how many checks in a row corrected a channel's webhook; 0 once the channel is gone."""
+        self._corrections[uid] = corrections
+        if not corrections:
+            del self._corrections[uid]
+
+    # Records
+
+    async def _open(
+        self, records: Iterable[Record], *, bypass_cache: bool
+    ) -> tuple[dict[str, Record], dict[str, Unreadable]]:
+        """Return the current records by number SID, and for those that cannot be opened the error."""
+        opened: dict[str, Record] = {}
+        unreadable: dict[str, Unreadable] = {}
+        for record in records:
+            error = None
+            try:
+                found = await self._kube.open_record(record)
+            except Unreadable as reason:
+                error = reason
+                found = self._kube.claims.holder(record.number_sid)  # its plain metadata as it is now
+            if found is None or found.uid != record.uid:
+                continue
+            opened[record.number_sid] = found
+            if error:
+                unreadable[record.number_sid] = error
+            elif bypass_cache and found.contents:
+                self._twilio.forget_refusal(found.contents.login, found.account_sid)
+        return opened, unreadable
+
+    async def _deleted(
+        self, channel: SmsChannel, records: dict[str, Record], unreadable: dict[str, Unreadable]
+    ) -> Observed:
+        """Observe a channel that is being deleted. Its current deletion policy replaces that of the records."""
+        policy = channel.spec.deletion_policy
+        records = {number_sid: replace(record, deletion_policy=policy) for number_sid, record in records.items()}
+        observed = await self._to_restore(records, unreadable, channel)
+        return replace(observed, finalizer=channel.has_finalizer, deleted_at=channel.metadata.deletion_timestamp)
+
+    async def _to_restore(
+        self, records: dict[str, Record], unreadable: dict[str, Unreadable], channel: SmsChannel | None
+    ) -> Observed:
+        """Read all numbers of the records, which are all to be restored."""
+        to_restore: dict[str, Current] = dict(unreadable)
+        for number_sid, record in list(records.items()):
+            if number_sid not in unreadable:
+                records[number_sid], to_restore[number_sid] = await self._read_with_fallback(record, channel)
+        return Observed(records=records, to_restore=to_restore)
+
+    # Numbers to restore
+
+    async def _read_with_fallback(self, record: Record, channel: SmsChannel | None) -> tuple[Record, Current]:
+        """Read a number to restore, with fallback logins. Return its record with the login that was accepted."""
+        current = await self._read(record, record.deletion_policy)
+        if _is_login_refused(current):
+            for login in await self._fallback_logins(record, channel):
+                tried = record.with_contents(login=login)
+                answer = await self._read(tried, record.deletion_policy)
+                if not _is_login_refused(answer):
+                    return tried, answer
+        return record, current
+
+    async def _fallback_logins(self, record: Record, channel: SmsChannel | None) -> list[Login]:
+        """Return the logins to try if Twilio refuses the recorded one, whose token may have been rotated since.
+
+        They are those of the current channel of the name, and of a channel that waits for this number.
+        """
+        logins = []
+        if channel and channel.spec.account_sid == record.account_sid:
+            # While a namespace is being deleted, the right to read its Secrets may be gone already.
+            with contextlib.suppress(ChannelError):
+                login, _ = await self.login(channel)
+                logins.append(login)
+        if waiting := self._waiting_logins.get((record.account_sid, record.number_sid)):
+            logins.append(waiting)
+        return logins
+
+    async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
+        return {each.number_sid: await self._read(each, policy) for each in records if each.contents}
+
+    async def _read(self, record: Record, policy: DeletionPolicy) -> Current:
+        """Read a number, or why it cannot be read; None if it is gone. With policy Retain, None without a call."""
+        if policy is DeletionPolicy.RETAIN:
+            return None
+        assert record.contents, "unopened records are not read"
+        try:
+            return await self._twilio.fetch_number(record.contents.login, record.account_sid, record.number_sid)
+        except ChannelError as error:
+            return error
+
+    # The desired number
+
+    async def _find(
+        self,
+        channel: SmsChannel,
+        desired: Desired,
+        records: Mapping[str, Record],
+        unreadable: Mapping[str, Unreadable],
+    ) -> _Found:
+        """Find the desired number. Raises `Refused`, with NumberInUse if another channel holds it."""
+        for number_sid, error in unreadable.items():
+            if records[number_sid].phone_number == desired.phone_number:
+                raise record_unreadable(records[number_sid], error)
+        found = await self._look_up(channel, desired, records)
+        number = found.number
+        if number.sid in unreadable:
+            raise record_unreadable(records[number.sid], unreadable[number.sid])
+        if number.receives_sms and number.sid not in records and await self._is_held(desired, number):
+            raise self.in_use(desired, number, found.login)
+        return found
+
+    async def _look_up(self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record]) -> _Found:
+        """Find the desired number, from the account cache if nothing changed since the last reconcile.
+
+        If Twilio refuses the channel's login, the recorded one is tried, but only for the number of that record.
+        """
+        login, source = await self.login(channel)
+        place = desired.account_sid, desired.phone_number
+        record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
+        if _bypass_cache(channel):
+            self._twilio.forget_refusal(login, desired.account_sid)
+        elif record and record.source == source and _was_well(channel, desired):
+            number = await self._confirmed(desired, login)
+            if number and number.sid == record.number_sid:
+                return _Found(number, login, source)
+        try:
+            number = await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
+        except Refused as refused:
+            recorded = record.contents.login if record and record.contents else None
+            if refused.reason is not Reason.AuthenticationFailed or recorded is None or recorded == login:
+                raise
+            number = await self._find_with(recorded, desired)
+            if number is None or record is None or number.sid != record.number_sid:
+                raise
+            rejected = Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
+            return _Found(number, recorded, record.source, rejected)
+        if number is None:
+            message = f"Account {desired.account_sid} has no number {desired.phone_number}."
+            raise Refused(Reason.NumberNotFound, message)
+        return _Found(number, login, source)
+
+    async def _find_with(self, login: Login, desired: Desired) -> Number | None:
+        """Find the desired number with another login; None if that login is refused, too, or the number is missing."""
+        try:
+            return await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
+        except Refused:
+            return None
+
+    async def _confirmed(self, desired: Desired, login: Login) -> Number | None:
+        """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
+        try:
+            number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
+        except Refused:
+            return None
+        fine = number and number.webhook == desired.webhook and number.receives_sms and not number.application_sid
+        return number if fine else None
+
+    async def _is_held(self, desired: Desired, number: Number) -> bool:
+        """Return whether another channel holds the number. The index may be out of date, so the record is read."""
+        holder = self._kube.claims.holder(number.sid)
+        if holder is None or holder.uid == desired.uid:
+            return False
+        holder = await self._kube.holder(number.sid)
+        return holder is not None and holder.uid != desired.uid
+
+    async def _routing(self, channel: SmsChannel, found: _Found) -> Routing:
+        max_age = 0.0 if _bypass_cache(channel) else None
+        return await self._accounts.routing(found.login, channel.spec.account_sid, found.number.sid, max_age=max_age)
+
+    def _count_correction(self, channel: SmsChannel, overwritten: bool) -> int:
+        """Return how many checks in a row found the webhook overwritten, this one included."""
+        uid = channel.metadata.uid
+        if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
+            self._corrections.pop(uid, None)
+            return 0
+        contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
+        return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
+
+
+def record_unreadable(record: Record, error: Unreadable) -> Refused:
+    """Return the refusal to report for a record that cannot be opened."""
+    message = f"The operator's record of {record.phone_number}, Secret {record.secret_name}, cannot be opened: {error}."
+    return Refused(Reason.RecordUnreadable, message)
+
+
+def _bypass_cache(channel: SmsChannel) -> bool:
+    """Return whether the check-now annotation asks for a check that bypasses all caches."""
+    return wants_check(channel.metadata.annotations, channel.status)
+
+
+def _is_login_refused(current: Current) -> bool:
+    return isinstance(current, Refused) and current.reason is Reason.AuthenticationFailed
+
+
+def _was_well(channel: SmsChannel, desired: Desired) -> bool:
+    return was_well(channel.status, generation=channel.metadata.generation, webhook_url=desired.webhook.url)
+
+
+def _was_configured(status: Mapping[str, Any], desired: Desired) -> bool:
+    """Return whether the number of the status was set to this URL, so that another URL now is drift."""
+    effective = condition(status, "WebhookEffective")  # unlike Ready, it is not changed by unrelated trouble
+    return (
+        effective is not None
+        and (effective["status"] == "True" or effective["reason"] in _CONFIGURED_BUT_NOT_EFFECTIVE)
+        and status.get("webhookUrl") == desired.webhook.url
+    )
