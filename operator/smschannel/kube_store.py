@@ -218,14 +218,18 @@ class KubeStore:
     async def holder(self, number_sid: str) -> Record | None:
         """Read the record of a number, without its contents; None if no channel holds it."""
         path = core_path(self.namespace, "secrets", number_sid.lower())
-        try:
-            secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
-        except NotFound:
-            self.claims.remove(number_sid)
-            return None
-        record = Record.from_metadata(secret["metadata"])
-        self.claims.observe(record)
-        return record
+        while True:
+            known = self.claims.holder(number_sid)
+            try:
+                secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
+            except NotFound:
+                self.claims.remove(number_sid)
+                return None
+            if self.claims.holder(number_sid) == known:
+                record = Record.from_metadata(secret["metadata"])
+                self.claims.observe(record)
+                return record
+            # The record was written or deleted here during the call: its answer may be the older one.
 
     async def update_record(self, record: Record) -> Record:
         """Update a record; unopened contents stay as they are. Raises `Conflict` if it changed since it was read."""

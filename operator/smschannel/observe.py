@@ -100,9 +100,12 @@ class Observer:
         try:
             found = await self._find(channel, desired, records, unreadable)
         except Refused as refused:
-            # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
-            swap = records.values() if self._channels.is_swap(Key(meta.namespace, meta.name)) else ()
-            return replace(observed, number=refused, to_restore=await self._read_all(swap, desired.deletion_policy))
+            # Channels that wait for each other's numbers would wait forever: one of them restores its own first, and
+            # finishes that (`restore_since` says that it has begun) whatever the others want by then.
+            is_swap = self._channels.is_swap(Key(meta.namespace, meta.name))
+            others = [record for record in records.values() if record.phone_number != desired.phone_number]
+            freed = [record for record in others if is_swap or record.restore_since]
+            return replace(observed, number=refused, to_restore=await self._read_all(freed, desired.deletion_policy))
         number = found.number
         others = [record for record in records.values() if record.number_sid != number.sid]
         was_named = channel.status.get("phoneNumberSid") == number.sid
@@ -119,6 +122,13 @@ class Observer:
             corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
             to_restore={**await self._read_all(others, desired.deletion_policy), **unreadable},
         )
+
+    def unread(self, channel: SmsChannel) -> Observed:
+        """Return what is known of a deleted channel without a call: its deletion has waited long enough."""
+        meta, policy = channel.metadata, channel.spec.deletion_policy
+        own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
+        records = {each.number_sid: replace(each, deletion_policy=policy) for each in own}
+        return Observed(records=records, finalizer=channel.has_finalizer, deleted_at=meta.deletion_timestamp)
 
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
         """Observe records whose channel is gone; `successor` is the current channel of its name, if there is one."""

@@ -75,6 +75,10 @@ class Orphans:
         """Make `is_gone` check these uids twice, `SECOND_LOOK_SECONDS` apart: only the list at start lacks them."""
         self._suspects.update(dict.fromkeys(uids))
 
+    def forget_others(self, uids: Collection[str]) -> None:
+        """Forget the channels that have no record any more; `uids` are those that have."""
+        self._suspects = {uid: first for uid, first in self._suspects.items() if uid in uids}
+
     def confirm(self, missing: Collection[Key], known: int) -> frozenset[Key]:
         """Return which of the `missing` keys may be reconciled now: none that only one list lacks, if they are many.
 

@@ -21,6 +21,7 @@ import structlog
 
 from smschannel.api.errors import (
     ChannelError,
+    Conflict,
     NotFound,
     Refused,
     Retryable,
@@ -29,7 +30,7 @@ from smschannel.api.errors import (
     Unreadable,
 )
 from smschannel.api.reasons import Reason, Recheck
-from smschannel.api.resource import SmsChannel
+from smschannel.api.resource import SmsChannel, TakeoverPolicy
 from smschannel.core.plan import (
     AddFinalizer,
     Change,
@@ -48,13 +49,15 @@ from smschannel.core.plan import (
     Verdict,
     WriteOff,
     foresee,
+    is_used,
     plan,
+    webhook_to_restore,
     with_current,
     with_record,
     without_record,
 )
 from smschannel.core.plan import desired as desired_of
-from smschannel.core.record import Key, Record, Webhook
+from smschannel.core.record import Key, Login, Record, Webhook
 from smschannel.kube_store import KubeStore
 from smschannel.metrics import WRITTEN_OFF
 from smschannel.observe import Observer, Twilio, record_unreadable
@@ -166,6 +169,8 @@ class Reconciler:
         """Restore the numbers that deleted channels of this name held."""
         outcome = Outcome(Verdict(Reason.Restoring, "Nothing is left to restore."))
         if records := await self._former(key, channel):
+            for record in records:
+                self._observe.corrected(record.uid, 0)
             observed = await self._observe.records(records, channel)
             try:
                 observed, verdict = await self._converge(None, None, observed)
@@ -188,7 +193,10 @@ class Reconciler:
         desired = desired_of(channel, self._rules.template)
         first = observed = Observed()
         try:
-            first = await self._observe.channel(channel, desired)
+            if channel.has_finalizer and self._grace_left(channel) == 0:
+                first = self._observe.unread(channel)  # Twilio may hang: the numbers are restored from the records
+            else:
+                first = await self._observe.channel(channel, desired)
             observed, verdict = await self._converge(channel, desired, first)
         except TwilioUnavailable as error:
             outcome = self._unavailable(channel, error)
@@ -252,6 +260,7 @@ class Reconciler:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
                 except NotFound:
                     raise TwilioUnavailable("The number vanished while it was being configured.") from None
+                await self._undo_if_freed(observed.records[number_sid], login)
                 if observed.corrections:
                     self._observe.corrected(desired.uid, observed.corrections)
                 return replace(observed, number=number)
@@ -272,9 +281,30 @@ class Reconciler:
         if record.contents and record.contents.previous is None:
             # When it was read, the number pointed at one of our webhooks: perhaps its last holder was just restored.
             # It is ours now, so the webhook that it has now is the previous one.
-            current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid)
-            observed = replace(observed, number=current or number)
+            current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid) or number
+            observed = replace(observed, number=current)
+            unused_only = desired.takeover_policy is TakeoverPolicy.IF_UNUSED
+            if unused_only and is_used(current.webhook.url, self._rules.template):
+                await self._kube.delete_record(record)
+                return observed
         return with_record(observed, record)
+
+    async def _undo_if_freed(self, record: Record, login: Login) -> None:
+        """Undo the webhook just set if the number no longer belongs to the channel. Raise `Conflict` then.
+
+        Another operator, which knows a newer spec, may have restored and freed the number since it was read here.
+        """
+        holder = await self._kube.holder(record.number_sid)
+        if holder is not None and holder.uid == record.uid:
+            return
+        if holder is not None:
+            webhook: Webhook | None = Webhook(url=self._rules.template.url(*holder.key), method="POST")
+        else:
+            webhook = webhook_to_restore(record.contents, record.deletion_policy) if record.contents else None
+        log.warning("number was freed while it was configured, undoing", **_about(record))
+        if webhook is not None:
+            await self._twilio.set_webhook(login, record.account_sid, record.number_sid, webhook)
+        raise Conflict("the number was freed while it was being configured")
 
     async def _restore(self, record: Record, webhook: Webhook) -> Current:
         """Set a number's webhook back. Return the number after that, or why it failed; None if it is gone."""
@@ -302,7 +332,7 @@ class Reconciler:
         throttled = any(isinstance(error, TwilioThrottled) for error in retryable)
         requeue: Requeue = None
         if errors:
-            requeue = RequeueRateLimited(asked, self._grace_left(channel))
+            requeue = RequeueRateLimited(asked, self._grace_left(channel) if observed.finalizer else None)
         elif channel and not channel.deleting:
             seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
             requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
@@ -314,7 +344,9 @@ class Reconciler:
         throttled = isinstance(error, TwilioThrottled)
         return Outcome(
             Verdict(Reason.TwilioUnavailable, str(error)),
-            requeue=RequeueRateLimited(error.retry_after, self._grace_left(channel)),
+            requeue=RequeueRateLimited(
+                error.retry_after, self._grace_left(channel) if channel and channel.has_finalizer else None
+            ),
             twilio_failed=not throttled,
             pause=error.retry_after if throttled else None,
         )

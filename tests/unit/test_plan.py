@@ -819,7 +819,19 @@ SWAPPED = (
         "a holder that waits for our number cannot free the desired one before, so ours is restored first",
         DESIRED,
         replace(CONFIGURED, number=IN_USE, to_restore={"PN1": at(OURS)}),
-        (RestoreWebhook(RECORD, BEFORE),),
+        (UpdateRecord(replace(RECORD, restore_since=NOW)),),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "once that is written down, so that it is finished even if the swap falls through, the number is restored",
+        DESIRED,
+        replace(
+            CONFIGURED,
+            number=IN_USE,
+            records={"PN1": replace(RECORD, restore_since=NOW)},
+            to_restore={"PN1": at(OURS)},
+        ),
+        (RestoreWebhook(replace(RECORD, restore_since=NOW), BEFORE),),
         Reason.NumberInUse,
     ),
     Row(

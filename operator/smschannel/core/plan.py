@@ -84,7 +84,8 @@ class Observed:
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
     number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
-    channel that is gone: then no deletion waits for the restore.
+    channel that is gone: then no deletion waits for the restore. Records of a deleted channel that are not in
+    `to_restore` were not read, since its deletion has waited long enough.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -221,7 +222,7 @@ def plan(desired: Desired | None, observed: Observed, rules: Rules, now: datetim
     """Return the next changes, and what to report if they succeed. Call it again until there are no changes."""
     if desired is None:
         return _plan_restore(observed, rules, now)
-    return _plan_configure(desired, observed, rules.template)
+    return _plan_configure(desired, observed, rules.template, now)
 
 
 def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
@@ -272,14 +273,14 @@ def with_current(observed: Observed, record: Record, current: Current) -> Observ
     return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
 
 
-def _plan_configure(desired: Desired, observed: Observed, template: WebhookTemplate) -> Plan:
+def _plan_configure(desired: Desired, observed: Observed, template: WebhookTemplate, now: datetime) -> Plan:
     policies = _update_policies(desired, observed)
     if desired.suspend:
         return Plan(policies, Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true."))
     number, login = observed.number, observed.login
     if isinstance(number, Refused):
         # What is to be restored here is what the holder of the desired number waits for.
-        changes = policies or _restore(observed, desired.deletion_policy)
+        changes = policies or _mark_first(_restore(observed, desired.deletion_policy), now)
         return Plan(changes, Verdict(number.reason, str(number)))
     if number is None or login is None:
         return Plan((), Verdict(Reason.Pending, "The number has not been read yet."))
@@ -316,7 +317,7 @@ def _refusal(desired: Desired, observed: Observed, number: Number, template: Web
         return Verdict(Reason.RecordUnreadable, message, number.sid)
     if not number.receives_sms:
         return Verdict(Reason.NumberLacksSms, f"{number.phone_number} cannot receive SMS.", number.sid)
-    if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
+    if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and is_used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
         return Verdict(Reason.WebhookForeign, message, number.sid, Effective.FOREIGN_URL)
     if record is None or record.contents is None or desired.drift_policy is DriftPolicy.CORRECT:
@@ -339,7 +340,7 @@ def _mismatch(found: Webhook, desired: Webhook) -> Effective:
     return Effective.METHOD_MISMATCH if found.url == desired.url else Effective.URL_MISMATCH
 
 
-def _used(url: str, template: WebhookTemplate) -> bool:
+def is_used(url: str, template: WebhookTemplate) -> bool:
     """Return whether a webhook is in use: neither empty, nor this operator's, nor the demo URL of new numbers."""
     try:
         host = urlsplit(url).hostname
@@ -435,6 +436,10 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     if changes:
         return Plan(changes, Verdict(Reason.Restoring, "The number is being restored."))
     finish: tuple[Change, ...] = (RemoveFinalizer(),) if observed.finalizer else ()
+    unread = [record for number_sid, record in observed.records.items() if number_sid not in observed.to_restore]
+    if unread:
+        marks = tuple(_marked(record, now) for record in unread if record.restore_since is None)
+        return Plan((*marks, *finish), Verdict(Reason.Restoring, "The number is restored when the channel is gone."))
     pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
@@ -447,10 +452,23 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     for number_sid, why in pending.items():
         record = observed.records[number_sid]
         if record.restore_since is None:
-            late.append(UpdateRecord(replace(record, restore_since=now.replace(microsecond=0))))
+            late.append(_marked(record, now))
         elif now - record.restore_since >= rules.restore_deadline:
             late.append(WriteOff(record, str(why)))
     return Plan((*late, *finish), verdict)
+
+
+def _mark_first(changes: tuple[Change, ...], now: datetime) -> tuple[Change, ...]:
+    """Return updates that write down what is to be restored, as long as they are missing, and then the changes.
+
+    Once a number is restored it must be freed, even if the channel that waited for it no longer does.
+    """
+    records = [change.record for change in changes if isinstance(change, RestoreWebhook)]
+    return tuple(_marked(record, now) for record in records if record.restore_since is None) or changes
+
+
+def _marked(record: Record, now: datetime) -> UpdateRecord:
+    return UpdateRecord(replace(record, restore_since=now.replace(microsecond=0)))
 
 
 def _pending(observed: Observed) -> dict[str, ChannelError]:
@@ -472,7 +490,7 @@ def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change,
         contents = record.contents
         if isinstance(current, ChannelError) or contents is None:
             continue
-        webhook = _restored(record, contents, policy or record.deletion_policy)
+        webhook = webhook_to_restore(contents, policy or record.deletion_policy)
         points_at_us = current is not None and contents.points_at_us(current.webhook)
         if webhook and current and points_at_us and webhook != current.webhook:
             changes.append(RestoreWebhook(record, webhook))
@@ -482,7 +500,7 @@ def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change,
     return tuple(changes)
 
 
-def _restored(record: Record, contents: Contents, policy: DeletionPolicy) -> Webhook | None:
+def webhook_to_restore(contents: Contents, policy: DeletionPolicy) -> Webhook | None:
     """Return the webhook to restore; None if the number is left as it is."""
     match policy:
         case DeletionPolicy.RETAIN:
