@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from cachetools import TTLCache
 from pydantic import SecretStr
 
-from smschannel.api.errors import ChannelError, Refused, Unreadable
+from smschannel.api.errors import ChannelError, Refused, SuspectedRefusal, Unreadable
 from smschannel.api.reasons import Effective, Reason
 from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.api.sealing import Binding, Keyring
@@ -35,7 +35,8 @@ _CONFIGURED_BUT_NOT_EFFECTIVE = {
 class Twilio(Protocol):
     """The calls of `twilio.client.TwilioClient` that a reconcile makes. All of them are idempotent."""
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None: ...
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None: ...
+    def trust(self, login: Login, account_sid: str) -> None: ...
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
     async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None: ...
     async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number: ...
@@ -194,8 +195,10 @@ class Observer:
             opened[record.number_sid] = found
             if error:
                 unreadable[record.number_sid] = error
-            elif bypass_cache and found.contents:
-                self._twilio.forget_refusal(found.contents.login, found.account_sid)
+            elif found.contents:
+                self._twilio.trust(found.contents.login, found.account_sid)
+                if bypass_cache:
+                    self._twilio.forget_refusal(found.contents.login, found.account_sid)
         return opened, unreadable
 
     async def _deleted(
@@ -320,7 +323,7 @@ class Observer:
         """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
         try:
             number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
-        except Refused:
+        except (Refused, SuspectedRefusal):  # callers share this read: each asks for its own number before it is judged
             return None
         fine = number and number.webhook == desired.webhook and number.receives_sms and not number.application_sid
         return number if fine else None
@@ -359,6 +362,9 @@ def _bypass_cache(channel: SmsChannel) -> bool:
 
 
 def _is_login_refused(current: Current) -> bool:
+    """Return whether another login should be tried, also because of a refusal that is only suspected."""
+    if isinstance(current, SuspectedRefusal):
+        return True
     return isinstance(current, Refused) and current.reason is Reason.AuthenticationFailed
 
 

@@ -24,6 +24,7 @@ from smschannel.api.errors import (
     NotFound,
     Refused,
     Retryable,
+    SuspectedRefusal,
     TwilioThrottled,
     TwilioUnavailable,
     Unreadable,
@@ -187,8 +188,11 @@ class Reconciler:
             observed, verdict = await self._converge(channel, desired, first)
         except TwilioUnavailable as error:
             outcome = self._unavailable(channel, error)
-            report = self._report.report_unavailable if desired else self._report.report
-            return replace(outcome, ready=await report(channel, outcome.verdict))
+            if desired is None:
+                return replace(outcome, ready=await self._report.report(channel, outcome.verdict))
+            suspected = isinstance(error, SuspectedRefusal)
+            ready = await self._report.report_unavailable(channel, outcome.verdict, suspected=suspected)
+            return replace(outcome, ready=ready)
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
         outcome = self._outcome(channel, observed, verdict)
@@ -303,7 +307,7 @@ class Reconciler:
         elif channel and not channel.deleting:
             seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
             requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
-        failed = any(not isinstance(error, TwilioThrottled) for error in retryable)
+        failed = any(not isinstance(error, TwilioThrottled | SuspectedRefusal) for error in retryable)
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)
 
     def _unavailable(self, channel: SmsChannel | None, error: TwilioUnavailable) -> Outcome:
@@ -312,7 +316,7 @@ class Reconciler:
         return Outcome(
             Verdict(Reason.TwilioUnavailable, str(error)),
             requeue=RequeueRateLimited(error.retry_after, self._grace_left(channel)),
-            twilio_failed=not throttled,
+            twilio_failed=not isinstance(error, TwilioThrottled | SuspectedRefusal),
             pause=error.retry_after if throttled else None,
         )
 

@@ -55,11 +55,15 @@ class Reporter:
             await self._post_event(channel, warning=warning, reason=verdict.reason.name, note=note)
         return verdict.reason
 
-    async def report_unavailable(self, channel: SmsChannel, verdict: Verdict) -> Reason:
+    async def report_unavailable(self, channel: SmsChannel, verdict: Verdict, *, suspected: bool = False) -> Reason:
         """Report that Twilio is unavailable and return the reason that Ready has now.
 
-        A channel that worked before is not reported as broken.
+        A channel that worked before is not reported as broken. `suspected`: Twilio answers, and a refusal is to be
+        confirmed, so that nothing is reported of a generation that has a status already.
         """
+        reported = reason_of(channel.status)
+        if suspected and reported and channel.status.get("observedGeneration") == channel.metadata.generation:
+            return reported
         status = status_while_unavailable(
             channel.status, verdict.message, generation=channel.metadata.generation, now=self._clock()
         )

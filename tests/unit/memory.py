@@ -258,8 +258,11 @@ class MemoryTwilio:
     def webhook(self, phone: str) -> str:
         return self.numbers[sid_of(phone)][1].webhook.url
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None:
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
         """Do nothing: no refusal is cached."""
+
+    def trust(self, login: Login, account_sid: str) -> None:
+        """Do nothing: no credential is limited."""
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         await self._call("find", phone_number)

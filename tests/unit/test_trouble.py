@@ -1,0 +1,214 @@
+"""Passing trouble is not a verdict: wrong answers of Twilio, a Secret that goes, what Kubernetes refuses.
+
+Controller, reconciler and the real limiter run together, in virtual time, with Twilio and an API server in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from smschannel.api.errors import Refused
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION
+from smschannel.core.plan import Number
+from smschannel.core.record import Login, Webhook
+from smschannel.twilio.limits import Limiter
+from tests.unit.memory import NAMESPACE, MemoryApi, MemoryTwilio, running, url_of
+from tests.unit.virtual_time import now, virtually
+
+PHONES = [f"+6140000{n:04d}" for n in range(5)]
+N, M = PHONES[:2]
+CONFIRM = 60.0
+SLOW = 1800 * 1.2
+"""The longest wait for a slow check."""
+REFUSAL = "Twilio refuses the credentials (Twilio answers HTTP 401, code 20003)."
+SUSPENDED = "The Twilio account is suspended or closed (Twilio answers HTTP 401, code 20005)."
+
+
+class LimitedTwilio(MemoryTwilio):
+    """A Twilio behind the real limiter. It accepts `tokens`; the next `wrong` answers are refusals all the same."""
+
+    def __init__(self, *phones: str) -> None:
+        super().__init__(*phones)
+        self.tokens = {"token"}
+        self.wrong = 0
+        self.suspended = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what the operator's process remembers."""
+        self.limiter = Limiter(concurrency=4, refusal_memory=450, confirm_after=CONFIRM, clock=now)
+
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
+        self.limiter.forget_refusal(login, account_sid, older_than=older_than)
+
+    def trust(self, login: Login, account_sid: str) -> None:
+        self.limiter.trust(login, account_sid)
+
+    async def _limited(self, login: Login, account_sid: str, call: Callable[[], Any]) -> Any:
+        async with self.limiter.call(login, account_sid):
+            if self.wrong:
+                self.wrong -= 1
+                self.calls += 1
+                raise Refused(Reason.AuthenticationFailed, REFUSAL)
+            if self.suspended:
+                self.calls += 1
+                raise Refused(Reason.AccountSuspended, SUSPENDED)
+            if login.token.get_secret_value() not in self.tokens:
+                self.calls += 1
+                raise Refused(Reason.AuthenticationFailed, REFUSAL)
+            return await call()
+
+    async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
+        find = super().find_number
+        found: Number | None = await self._limited(login, account_sid, lambda: find(login, account_sid, phone_number))
+        return found
+
+    async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None:
+        fetch = super().fetch_number
+        found: Number | None = await self._limited(login, account_sid, lambda: fetch(login, account_sid, number_sid))
+        return found
+
+    async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number:
+        write = super().set_webhook
+        after: Number = await self._limited(login, account_sid, lambda: write(login, account_sid, number_sid, webhook))
+        return after
+
+
+def rotate(api: MemoryApi, token: str, *, name: str = "twilio") -> None:
+    """Write the token into the Secret, as a user does."""
+    place = "secrets", NAMESPACE, name
+    api._store("secrets", {**api.objects[place], "data": {"auth_token": base64.b64encode(token.encode()).decode()}})
+    for controller in api.watchers:
+        controller.on_secret("MODIFIED", api.objects[place])
+
+
+def reasons(api: MemoryApi) -> list[str]:
+    return [api.reason(n) for n in range(len(PHONES)) if api.channel(n)]
+
+
+def statuses(api: MemoryApi) -> list[Any]:
+    return [(api.channel(n) or {})["status"] for n in range(len(PHONES))]
+
+
+def check_all(api: MemoryApi, word: str) -> None:
+    for n in range(len(PHONES)):
+        api.annotate(n, **{CHECK_NOW_ANNOTATION: word})
+
+
+# One wrong answer
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["it ran before", "after a restart"])
+def test_one_wrong_refusal_changes_no_channel(restarted: bool) -> None:
+    """It costs one channel one retry, not its account half an hour."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            for n, phone in enumerate(PHONES):
+                api.apply(n, phone)
+            await asyncio.sleep(10)
+            before = statuses(api)
+        if restarted:
+            twilio.restart()
+        twilio.wrong = 1
+        async with running(api, twilio):
+            check_all(api, "now")
+            await asyncio.sleep(5)
+            assert reasons(api) == ["Configured"] * 5
+            handled = [each.get("lastHandledCheckNow") for each in statuses(api)]
+            assert sorted(map(str, handled)) == ["None", "now", "now", "now", "now"], "four asked Twilio, one waits"
+            await asyncio.sleep(CONFIRM + 5)
+            assert statuses(api) == [{**each, "lastHandledCheckNow": "now"} for each in before]
+
+    story()
+
+
+@virtually
+async def test_wrong_refusals_for_half_a_minute_change_no_channel() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        for n, phone in enumerate(PHONES):
+            api.apply(n, phone)
+        await asyncio.sleep(10)
+        before = statuses(api)
+        twilio.wrong = 1000
+        check_all(api, "1")
+        await asyncio.sleep(CONFIRM / 2)
+        assert reasons(api) == ["Configured"] * 5
+        twilio.wrong = 0
+        await asyncio.sleep(2 * CONFIRM)
+        assert statuses(api) == [{**each, "lastHandledCheckNow": "1"} for each in before]
+
+
+@pytest.mark.parametrize("suspended", [False, True], ids=["token revoked", "account suspended"])
+def test_lasting_refusal_is_reported_within_two_minutes(suspended: bool) -> None:
+    """Once it is confirmed, the account's other channels are judged from memory."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            for n, phone in enumerate(PHONES):
+                api.apply(n, phone)
+            await asyncio.sleep(10)
+            twilio.tokens, twilio.suspended = set() if not suspended else twilio.tokens, suspended
+            check_all(api, "1")
+            await asyncio.sleep(2 * CONFIRM)
+            assert reasons(api) == ["AccountSuspended" if suspended else "AuthenticationFailed"] * 5
+            twilio.calls = 0
+            await asyncio.sleep(200)
+            assert twilio.calls == 0, "the refusal is remembered"
+
+    story()
+
+
+@virtually
+async def test_new_channel_is_not_refused_by_one_wrong_answer_about_a_login_that_works() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.wrong = 1
+        api.apply(1, M)
+        await asyncio.sleep(5)
+        assert api.reason(1) == "TwilioUnavailable"
+        await asyncio.sleep(CONFIRM + 5)
+        assert reasons(api) == ["Configured"] * 2
+
+
+@virtually
+async def test_wrong_refusal_does_not_make_a_stalled_channel_pending() -> None:
+    """What its conditions say is still the last thing that was seen."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        before = (api.channel(1) or {})["status"]
+        twilio.wrong = 1
+        api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"})
+        await asyncio.sleep(5)
+        assert (api.reason(1), (api.channel(1) or {})["status"]) == ("NumberInUse", before)
+
+
+@virtually
+async def test_deletion_after_one_wrong_refusal_restores_in_time() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.wrong = 1
+        api.delete(0)
+        await asyncio.sleep(CONFIRM + 5)
+        assert api.channel(0) is None
+    assert (twilio.webhook(N), api.records()) == ("https://before.example.com/", {})
+    assert url_of(0) not in twilio.webhook(N)
