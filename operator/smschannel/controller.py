@@ -168,6 +168,7 @@ class Controller:
         """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
         meta = body["metadata"]
         secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
+        written = kind is not None and self._secret_versions.get(secret) != version
         if kind == "DELETED":
             self._secret_versions.pop(secret, None)
         else:
@@ -175,6 +176,8 @@ class Controller:
         for key in self._channels.users_of(secret):
             sources = {record.source for record in self._claims.of(key)}
             if kind == "DELETED" or secret_source(meta["name"], version) not in sources:
+                if written and (cached := self._channels.get(key)):
+                    cached.secret_changed = True
                 self._queue.add(key)
 
     def _wake_waiters(self, number_sid: str) -> None:

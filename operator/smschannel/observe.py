@@ -22,6 +22,8 @@ from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
 
 _MOST_WAITING_LOGINS = 65_536
+_FRESH_SECONDS = 5.0
+"""An answer of Twilio's that is younger counts as one to a change: many channels may be applied at once."""
 _CONFIGURED_BUT_NOT_EFFECTIVE = {
     Effective.NOT_SET,
     Effective.URL_MISMATCH,
@@ -92,14 +94,15 @@ class Observer:
         """
         meta = channel.metadata
         own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
-        records, unreadable = await self._open(own, bypass_cache=_bypass_cache(channel))
+        forget = self._refusals_to_forget(channel)
+        records, unreadable = await self._open(own, forget)
         if desired is None:
             return await self._deleted(channel, records, unreadable)
         observed = Observed(records=records, finalizer=channel.has_finalizer)
         if desired.suspend:
             return observed
         try:
-            found = await self._find(channel, desired, records, unreadable)
+            found = await self._find(channel, desired, records, unreadable, forget)
         except Refused as refused:
             # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
             swap = records.values() if self._channels.is_swap(Key(meta.namespace, meta.name)) else ()
@@ -123,7 +126,7 @@ class Observer:
 
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
         """Observe records whose channel is gone; `successor` is the current channel of its name, if there is one."""
-        opened, unreadable = await self._open(records, bypass_cache=False)
+        opened, unreadable = await self._open(records, forget=None)
         return await self._to_restore(opened, unreadable, successor)
 
     async def login(self, channel: SmsChannel) -> tuple[Login, str]:
@@ -177,10 +180,24 @@ class Observer:
 
     # Records
 
+    def _refusals_to_forget(self, channel: SmsChannel) -> float | None:
+        """Return how many seconds ago Twilio must have refused the channel's logins for them to be tried again.
+
+        None if nobody asked for that: no new generation, no changed Secret, no check-now annotation.
+        """
+        if _bypass_cache(channel):
+            return 0
+        meta = channel.metadata
+        secret_changed = self._channels.take_secret_changed(Key(meta.namespace, meta.name))
+        return _FRESH_SECONDS if secret_changed or channel.status.get("observedGeneration") != meta.generation else None
+
     async def _open(
-        self, records: Iterable[Record], *, bypass_cache: bool
+        self, records: Iterable[Record], forget: float | None
     ) -> tuple[dict[str, Record], dict[str, Unreadable]]:
-        """Return the current records by number SID, and for those that cannot be opened the error."""
+        """Return the current records by number SID, and for those that cannot be opened the error.
+
+        `forget`: see `_refusals_to_forget`.
+        """
         opened: dict[str, Record] = {}
         unreadable: dict[str, Unreadable] = {}
         for record in records:
@@ -197,8 +214,8 @@ class Observer:
                 unreadable[record.number_sid] = error
             elif found.contents:
                 self._twilio.trust(found.contents.login, found.account_sid)
-                if bypass_cache:
-                    self._twilio.forget_refusal(found.contents.login, found.account_sid)
+                if forget is not None:
+                    self._twilio.forget_refusal(found.contents.login, found.account_sid, older_than=forget)
         return opened, unreadable
 
     async def _deleted(
@@ -269,12 +286,13 @@ class Observer:
         desired: Desired,
         records: Mapping[str, Record],
         unreadable: Mapping[str, Unreadable],
+        forget: float | None,
     ) -> _Found:
         """Find the desired number. Raises `Refused`, with NumberInUse if another channel holds it."""
         for number_sid, error in unreadable.items():
             if records[number_sid].phone_number == desired.phone_number:
                 raise record_unreadable(records[number_sid], error)
-        found = await self._look_up(channel, desired, records)
+        found = await self._look_up(channel, desired, records, forget)
         number = found.number
         if number.sid in unreadable:
             raise record_unreadable(records[number.sid], unreadable[number.sid])
@@ -282,7 +300,9 @@ class Observer:
             raise self.in_use(desired, number, found.login)
         return found
 
-    async def _look_up(self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record]) -> _Found:
+    async def _look_up(
+        self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record], forget: float | None
+    ) -> _Found:
         """Find the desired number, from the account cache if nothing changed since the last reconcile.
 
         If Twilio refuses the channel's login, the recorded one is tried, but only for the number of that record.
@@ -290,9 +310,9 @@ class Observer:
         login, source = await self.login(channel)
         place = desired.account_sid, desired.phone_number
         record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
-        if _bypass_cache(channel):
-            self._twilio.forget_refusal(login, desired.account_sid)
-        elif record and record.source == source and _was_well(channel, desired):
+        if forget is not None:
+            self._twilio.forget_refusal(login, desired.account_sid, older_than=forget)
+        if not _bypass_cache(channel) and record and record.source == source and _was_well(channel, desired):
             number = await self._confirmed(desired, login)
             if number and number.sid == record.number_sid:
                 return _Found(number, login, source)

@@ -18,7 +18,7 @@ from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.twilio.limits import Limiter
-from tests.unit.memory import NAMESPACE, MemoryApi, MemoryTwilio, running, url_of
+from tests.unit.memory import NAMESPACE, MemoryApi, MemoryTwilio, running, sid_of, url_of
 from tests.unit.virtual_time import now, virtually
 
 PHONES = [f"+6140000{n:04d}" for n in range(5)]
@@ -212,3 +212,109 @@ async def test_deletion_after_one_wrong_refusal_restores_in_time() -> None:
         assert api.channel(0) is None
     assert (twilio.webhook(N), api.records()) == ("https://before.example.com/", {})
     assert url_of(0) not in twilio.webhook(N)
+
+
+# What a person changes is asked anew
+
+
+def _edit(api: MemoryApi) -> None:
+    api.apply(0, N, driftPolicy="Report")
+
+
+def _check_now(api: MemoryApi) -> None:
+    api.annotate(0, **{CHECK_NOW_ANNOTATION: "1"})
+
+
+def _write_the_secret_again(api: MemoryApi) -> None:
+    rotate(api, "token")
+
+
+def _create_it_again(api: MemoryApi) -> None:
+    api.delete(0)
+    api.apply(0, N)
+
+
+CHANGES = [_edit, _check_now, _write_the_secret_again, _create_it_again]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: str(change.__name__).strip("_"))
+@pytest.mark.parametrize("suspended", [False, True], ids=["token refused", "account suspended"])
+def test_refused_channel_asks_twilio_after_a_change(change: Callable[[MemoryApi], None], suspended: bool) -> None:
+    """The account was put right at Twilio, where nobody tells the operator; the person then sends the same again."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            twilio.tokens, twilio.suspended = set(), suspended
+            api.apply(0, N)
+            await asyncio.sleep(20)
+            assert api.reason(0) == "AccountSuspended" if suspended else "AuthenticationFailed"
+            twilio.tokens, twilio.suspended = {"token"}, False
+            change(api)
+            await asyncio.sleep(1)
+            assert api.reason(0) == "Configured"
+
+    story()
+
+
+@virtually
+async def test_channel_that_worked_asks_twilio_after_a_change() -> None:
+    """The recorded login is asked anew, too."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.tokens = set()
+        _check_now(api)
+        await asyncio.sleep(2 * CONFIRM)
+        assert api.reason(0) == "AuthenticationFailed"
+        twilio.tokens = {"token"}
+        rotate(api, "wrong")
+        await asyncio.sleep(1)
+        assert api.reason(0) == "TokenRejected"
+
+
+@virtually
+async def test_many_channels_with_one_refused_token_cost_one_call() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    twilio.tokens = set()
+    async with running(api, twilio):
+        for n in range(50):
+            api.apply(n, N)
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(5)
+    assert {api.reason(n) for n in range(50)} == {"AuthenticationFailed"}
+    assert twilio.calls == 1
+
+
+@virtually
+async def test_resync_and_restart_ask_nothing_anew() -> None:
+    """A list of Secrets is no change of them."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    twilio.tokens = set()
+    api.apply(0, N)
+    async with running(api, twilio, resync=20) as operator:
+        await asyncio.sleep(10)
+        calls = twilio.calls
+        operator.controller.on_secret(None, api.objects["secrets", NAMESPACE, "twilio"])
+        await asyncio.sleep(200)
+        assert twilio.calls == calls
+
+
+@virtually
+async def test_missing_number_that_is_bought_is_found_when_it_is_asked_for() -> None:
+    """Otherwise at the next slow check: Twilio tells nobody."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    sold = twilio.numbers.pop(sid_of(N))
+    async with running(api, twilio):
+        api.apply(0, N)
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        assert reasons(api) == ["NumberNotFound"] * 2
+        twilio.numbers[sid_of(N)] = sold
+        _check_now(api)
+        await asyncio.sleep(1)
+        assert reasons(api) == ["Configured", "NumberNotFound"]
+        await asyncio.sleep(SLOW)
+        assert reasons(api) == ["Configured", "NumberInUse"]
