@@ -12,10 +12,10 @@ from cachetools import TTLCache
 from pydantic import SecretStr
 
 from smschannel.api.errors import ChannelError, Refused, SuspectedRefusal, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.reasons import Reason
 from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.api.sealing import Binding, Keyring
-from smschannel.api.status import condition, reason_of, wants_check, was_well
+from smschannel.api.status import reason_of, wants_check, was_effective, was_well
 from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
@@ -24,13 +24,12 @@ from smschannel.kube_store import KubeStore
 _MOST_WAITING_LOGINS = 65_536
 _FRESH_SECONDS = 5.0
 """An answer of Twilio's that is younger counts as one to a change: many channels may be applied at once."""
-_CONFIGURED_BUT_NOT_EFFECTIVE = {
-    Effective.NOT_SET,
-    Effective.URL_MISMATCH,
-    Effective.METHOD_MISMATCH,
-    Effective.OVERRIDDEN_BY_APPLICATION,
-    Effective.OVERRIDDEN_BY_MESSAGING_SERVICE,
-    Effective.MESSAGING_SERVICES_UNREADABLE,
+_CREDENTIALS_UNUSABLE = {
+    Reason.SecretNotFound,
+    Reason.SecretKeyMissing,
+    Reason.SecretNotLabelled,
+    Reason.TokenUnreadable,
+    Reason.AuthenticationFailed,
 }
 
 
@@ -56,7 +55,7 @@ class Accounts(Protocol):
 class _Found(NamedTuple):
     """The desired number, the login that found it, and the credentials (`source`) with that login.
 
-    `rejected` is Twilio's refusal of newer credentials, if the recorded login was used instead.
+    `rejected` is why newer credentials cannot be used, if the recorded login was used instead.
     """
 
     number: Number
@@ -305,32 +304,61 @@ class Observer:
     ) -> _Found:
         """Find the desired number, from the account cache if nothing changed since the last reconcile.
 
-        If Twilio refuses the channel's login, the recorded one is tried, but only for the number of that record.
+        If the channel's credentials are missing, or Twilio refuses them, the recorded login is tried, but only for the
+        number of that record.
         """
-        login, source = await self.login(channel)
         place = desired.account_sid, desired.phone_number
         record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
+        login = None
+        try:
+            login, source = await self.login(channel)
+            number = await self._look_up_with(login, source, channel, desired, record, forget)
+        except Refused as refused:
+            if record and record.contents and record.contents.login == login:
+                raise
+            found = await self._find_with_recorded(desired, record, refused)
+            if found is None:
+                raise
+            return found
+        if number is None:
+            message = f"Account {desired.account_sid} has no number {desired.phone_number}."
+            raise Refused(Reason.NumberNotFound, message)
+        return _Found(number, login, source)
+
+    async def _look_up_with(
+        self,
+        login: Login,
+        source: str,
+        channel: SmsChannel,
+        desired: Desired,
+        record: Record | None,
+        forget: float | None,
+    ) -> Number | None:
+        """Find the desired number with the channel's login. Raises `Refused` if Twilio refuses that."""
         if forget is not None:
             self._twilio.forget_refusal(login, desired.account_sid, older_than=forget)
         if not _bypass_cache(channel) and record and record.source == source and _was_well(channel, desired):
             number = await self._confirmed(desired, login)
             if number and number.sid == record.number_sid:
-                return _Found(number, login, source)
-        try:
-            number = await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
-        except Refused as refused:
-            recorded = record.contents.login if record and record.contents else None
-            if refused.reason is not Reason.AuthenticationFailed or recorded is None or recorded == login:
-                raise
-            number = await self._find_with(recorded, desired)
-            if number is None or record is None or number.sid != record.number_sid:
-                raise
+                return number
+        return await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
+
+    async def _find_with_recorded(self, desired: Desired, record: Record | None, refused: Refused) -> _Found | None:
+        """Find the number of a record with its login, if the channel's credentials are missing or refused.
+
+        None if that does not help either: the refusal stands.
+        """
+        if refused.reason not in _CREDENTIALS_UNUSABLE or record is None or record.contents is None:
+            return None
+        recorded = record.contents.login
+        number = await self._find_with(recorded, desired)
+        if number is None or number.sid != record.number_sid:
+            return None
+        if refused.reason is Reason.AuthenticationFailed:
             rejected = Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
-            return _Found(number, recorded, record.source, rejected)
-        if number is None:
-            message = f"Account {desired.account_sid} has no number {desired.phone_number}."
-            raise Refused(Reason.NumberNotFound, message)
-        return _Found(number, login, source)
+        else:
+            rejected = Refused(refused.reason, f"{refused} The channel still works with the credentials before.")
+        return _Found(number, recorded, record.source, rejected)
 
     async def _find_with(self, login: Login, desired: Desired) -> Number | None:
         """Find the desired number with another login; None if that login is refused, too, or the number is missing."""
@@ -394,9 +422,4 @@ def _was_well(channel: SmsChannel, desired: Desired) -> bool:
 
 def _was_configured(status: Mapping[str, Any], desired: Desired) -> bool:
     """Return whether the number of the status was set to this URL, so that another URL now is drift."""
-    effective = condition(status, "WebhookEffective")  # unlike Ready, it is not changed by unrelated trouble
-    return (
-        effective is not None
-        and (effective["status"] == "True" or effective["reason"] in _CONFIGURED_BUT_NOT_EFFECTIVE)
-        and status.get("webhookUrl") == desired.webhook.url
-    )
+    return was_effective(status) and status.get("webhookUrl") == desired.webhook.url

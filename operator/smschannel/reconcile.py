@@ -305,7 +305,7 @@ class Reconciler:
         if errors:
             requeue = RequeueRateLimited(asked, self._grace_left(channel))
         elif channel and not channel.deleting:
-            seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
+            seconds = self._intervals.drift if verdict.recheck is Recheck.DRIFT else self._intervals.slow
             requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
         failed = any(not isinstance(error, TwilioThrottled | SuspectedRefusal) for error in retryable)
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)

@@ -46,10 +46,11 @@ class Reporter:
         )
         await self._write_status(channel, after)
         await self._report_drift(channel, verdict, corrected)
-        reported = reason_of(before)
-        if verdict.reason is not reported and not (reported is None and verdict.reason is Reason.Configured):
-            warning = verdict.reason.ready == "False" and verdict.reason is not Reason.Restoring
-            warning = warning or verdict.reason is Reason.TokenRejected
+        reported, ready_before = reason_of(before), condition(before, "Ready")
+        changed = verdict.reason is not reported or (ready_before and ready_before["status"] != verdict.ready)
+        if changed and not (reported is None and verdict.reason is Reason.Configured):
+            warning = verdict.ready == "False" and verdict.reason is not Reason.Restoring
+            warning = warning or verdict.progress == "Stalled"
             ready = condition(after, "Ready")
             note = ready["message"] if ready else verdict.message
             await self._post_event(channel, warning=warning, reason=verdict.reason.name, note=note)

@@ -243,7 +243,12 @@ def test_changes_of_the_secret_are_followed(stack: Stack, number: str) -> None:
 
     # The Secret is deleted first, as with "kubectl delete -f dir/": the deletion of the channel must not depend on it.
     client.CoreV1Api(stack.api.client).delete_namespaced_secret(secret, CHANNELS)
-    wait_reason(stack, name, "SecretNotFound")
+    degraded = wait_reason(stack, name, "SecretNotFound")
+    assert ready_reason(degraded)[0] == "True", "the recorded login works"
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
+    with expect_event(stack, name, "DriftCorrected"):
+        check_now(stack, manifest)
+    assert webhook(stack, number) == degraded["status"]["webhookUrl"]
     delete(stack, name)
     assert webhook(stack, number) == before(number)
 

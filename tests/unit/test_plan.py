@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from smschannel.api.errors import ChannelError, Refused, TwilioUnavailable, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.reasons import Effective, Reason, Recheck
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
 from smschannel.core.plan import (
     AddFinalizer,
@@ -108,6 +108,7 @@ OLD_UNREADABLE = replace(OLD_RECORD, contents=None)
 DOWN = TwilioUnavailable("Twilio answers HTTP 503.")
 IN_USE = Refused(Reason.NumberInUse, "+61400111222 already serves another channel.")
 DENIED = Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
+NO_SECRET = Refused(Reason.SecretNotFound, "Secret twilio does not exist.")
 DAMAGED = Unreadable("the record cannot be opened")
 NO_RECORD = Refused(Reason.RecordUnreadable, "The operator's record of the number cannot be opened.")
 
@@ -539,6 +540,13 @@ CHANGED = (
         replace(CONFIGURED, source="secret/twilio@2", rejected=DENIED, number=at(ELSEWHERE), was_configured=True),
         (SET_WEBHOOK,),
         Reason.TokenRejected,
+    ),
+    Row(
+        "drift is corrected with the recorded token while the Secret is gone",
+        DESIRED,
+        replace(CONFIGURED, rejected=NO_SECRET, number=at(ELSEWHERE), was_configured=True),
+        (SET_WEBHOOK,),
+        Reason.SecretNotFound,
     ),
     Row(
         "suspend leaves Twilio as it is: neither drift is corrected nor a former number restored",
@@ -1143,7 +1151,7 @@ def test_table(row: Row) -> None:
     is_suspended = row.desired is not None and row.desired.suspend
     assert planned.verdict.number_sid == ("PN1" if is_found and not is_suspended else ""), "the number that it is about"
     if row.observed.rejected is None:
-        assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
+        assert planned.verdict.rejected is None, "conditions would report credentials as rejected"
 
 
 def test_grace_period_is_judged_when_the_plan_is_made() -> None:
@@ -1189,7 +1197,24 @@ def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdic
 )
 def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, reason: Reason) -> None:
     verdict = plan(REPORT, replace(observed, rejected=DENIED), RULES, NOW).verdict
-    assert (verdict.reason, verdict.rejected) == (reason, str(DENIED))
+    assert (verdict.reason, verdict.rejected) == (reason, DENIED)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "reason", "recheck"),
+    [
+        (None, Reason.Configured, Recheck.DRIFT),
+        (DENIED, Reason.TokenRejected, Recheck.SLOW),
+        (NO_SECRET, Reason.SecretNotFound, Recheck.DRIFT),
+        (Refused(Reason.TokenUnreadable, "It was cut."), Reason.TokenUnreadable, Recheck.DRIFT),
+    ],
+)
+def test_channel_that_works_is_ready_whatever_its_newer_credentials(
+    rejected: Refused | None, reason: Reason, recheck: Recheck
+) -> None:
+    verdict = plan(DESIRED, replace(CONFIGURED, rejected=rejected), RULES, NOW).verdict
+    assert (verdict.reason, verdict.ready, verdict.progress) == (reason, "True", "Stalled" if rejected else None)
+    assert verdict.recheck is recheck
 
 
 @pytest.mark.parametrize("rejected", [None, DENIED])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ import pytest
 from smschannel.api.errors import Refused
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION
+from smschannel.api.status import condition, rest_status
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.twilio.limits import Limiter
-from tests.unit.memory import NAMESPACE, MemoryApi, MemoryTwilio, running, sid_of, url_of
+from tests.unit.memory import ACCOUNT, BEFORE, NAMESPACE, MemoryApi, MemoryTwilio, running, sid_of, url_of
 from tests.unit.virtual_time import now, virtually
 
 PHONES = [f"+6140000{n:04d}" for n in range(5)]
@@ -27,6 +29,7 @@ CONFIRM = 60.0
 SLOW = 1800 * 1.2
 """The longest wait for a slow check."""
 REFUSAL = "Twilio refuses the credentials (Twilio answers HTTP 401, code 20003)."
+ELSEWHERE = Webhook(url="https://elsewhere.example.com/", method="POST")
 SUSPENDED = "The Twilio account is suspended or closed (Twilio answers HTTP 401, code 20005)."
 
 
@@ -210,7 +213,7 @@ async def test_deletion_after_one_wrong_refusal_restores_in_time() -> None:
         api.delete(0)
         await asyncio.sleep(CONFIRM + 5)
         assert api.channel(0) is None
-    assert (twilio.webhook(N), api.records()) == ("https://before.example.com/", {})
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
     assert url_of(0) not in twilio.webhook(N)
 
 
@@ -318,3 +321,161 @@ async def test_missing_number_that_is_bought_is_found_when_it_is_asked_for() -> 
         assert reasons(api) == ["Configured", "NumberNotFound"]
         await asyncio.sleep(SLOW)
         assert reasons(api) == ["Configured", "NumberInUse"]
+
+
+# The Secret goes
+
+
+def _delete_the_secret(api: MemoryApi) -> None:
+    _remove(api, api.objects.pop(("secrets", NAMESPACE, "twilio")))
+
+
+def _take_its_label(api: MemoryApi) -> None:
+    place = "secrets", NAMESPACE, "twilio"
+    before = api.objects[place]
+    api._store("secrets", {**before, "metadata": {**before["metadata"], "labels": {}}})
+    _remove(api, before)  # so the watch of labelled Secrets shows it
+
+
+def _remove(api: MemoryApi, secret: Any) -> None:
+    for controller in api.watchers:
+        controller.on_secret("DELETED", secret)
+
+
+def _rename_its_key(api: MemoryApi) -> None:
+    place = "secrets", NAMESPACE, "twilio"
+    api._store("secrets", {**api.objects[place], "data": {"token": "dG9rZW4="}})
+    for controller in api.watchers:
+        controller.on_secret("MODIFIED", api.objects[place])
+
+
+def _cut_the_sealed_token(api: MemoryApi) -> None:
+    api.apply(0, N, credentials={"sealed": "A" * 1528})
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (_delete_the_secret, "SecretNotFound"),
+        (_take_its_label, "SecretNotLabelled"),
+        (_rename_its_key, "SecretKeyMissing"),
+        (_cut_the_sealed_token, "TokenUnreadable"),
+    ],
+)
+@pytest.mark.parametrize("restarted", [False, True], ids=["it ran before", "after a restart"])
+def test_channel_goes_on_with_the_recorded_login_when_its_credentials_go(
+    how: Callable[[MemoryApi], None], reason: str, restarted: bool
+) -> None:
+    """It is looked after as before: drift is corrected, and the deletion restores its number."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N)
+            await asyncio.sleep(1)
+            if not restarted:
+                how(api)
+            await asyncio.sleep(5)
+        if restarted:
+            how(api)
+        async with running(api, twilio):
+            await asyncio.sleep(750)
+            status = (api.channel(0) or {})["status"]
+            found = {each["type"]: each["status"] for each in status["conditions"]}
+            assert (api.reason(0), rest_status(status)) == (reason, "degraded")
+            assert found == {
+                "Ready": "True",
+                "Stalled": "True",
+                "CredentialsValid": "False",
+                "WebhookEffective": "True",
+            }
+            twilio.numbers[sid_of(N)] = ACCOUNT, replace(twilio.numbers[sid_of(N)][1], webhook=ELSEWHERE)
+            await asyncio.sleep(750)
+            assert twilio.webhook(N) == url_of(0), "drift is corrected"
+            assert (api.channel(0) or {})["status"] == status
+            api.delete(0)
+            await asyncio.sleep(5)
+        assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+    story()
+
+
+@virtually
+async def test_nothing_is_asserted_once_the_recorded_login_is_refused_too() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        _delete_the_secret(api)
+        await asyncio.sleep(1)
+        twilio.tokens = set()
+        await asyncio.sleep(900)
+        status = (api.channel(0) or {})["status"]
+        found = {each["type"]: each["status"] for each in status["conditions"]}
+        assert (api.reason(0), rest_status(status)) == ("SecretNotFound", "pending")
+        assert found == {
+            "Ready": "False",
+            "Reconciling": "True",
+            "CredentialsValid": "False",
+            "WebhookEffective": "Unknown",
+        }
+
+
+@virtually
+async def test_channel_without_a_record_waits_for_its_secret() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        secret = api.objects["secrets", NAMESPACE, "twilio"]
+        _delete_the_secret(api)
+        api.apply(0, N)
+        await asyncio.sleep(5)
+        assert rest_status((api.channel(0) or {})["status"]) == "pending"
+        api._store("secrets", secret)
+        for controller in api.watchers:
+            controller.on_secret("ADDED", secret)
+        await asyncio.sleep(1)
+        assert api.reason(0) == "Configured"
+
+
+@virtually
+async def test_missing_secret_does_not_give_another_number_to_the_recorded_login() -> None:
+    """The recorded login stands in only for the number that the channel holds."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        _delete_the_secret(api)
+        api.apply(0, M)
+        await asyncio.sleep(5)
+        assert api.reason(0) == "SecretNotFound"
+    assert (twilio.webhook(M), twilio.webhook(N)) == (BEFORE, url_of(0))
+
+
+@pytest.mark.parametrize("how", [_delete_the_secret, lambda api: api.apply(0, N, suspend=True)])
+def test_drift_during_a_time_without_checks_is_reported_afterwards(how: Callable[[MemoryApi], None]) -> None:
+    """The status still knows that the webhook had been set, although it asserts nothing about it."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N, driftPolicy="Report")
+            await asyncio.sleep(1)
+            twilio.tokens = set()
+            how(api)
+            await asyncio.sleep(900)
+            effective = condition((api.channel(0) or {})["status"], "WebhookEffective")
+            assert (effective or {})["status"] == "Unknown"
+            twilio.numbers[sid_of(N)] = (
+                ACCOUNT,
+                replace(twilio.numbers[sid_of(N)][1], webhook=Webhook(url=BEFORE, method="POST")),
+            )
+            twilio.tokens = {"token"}
+            api.apply(0, N, driftPolicy="Report", deletionPolicy="Clear")
+            await asyncio.sleep(5)
+            assert twilio.webhook(N) == BEFORE
+            effective = condition((api.channel(0) or {})["status"], "WebhookEffective")
+            assert (effective or {})["reason"] == "UrlMismatch"
+
+    story()

@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from smschannel.api.errors import ChannelError, Refused, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.reasons import Effective, Reason, Recheck
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
 from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
 
@@ -80,7 +80,7 @@ class Observed:
 
     `records` are those of this channel (or of one that is gone), by number SID; `to_restore` are the numbers among them
     that are no longer desired. `number` is the desired number, or why it cannot be used. `login` found it, read from
-    `source`; `rejected` is Twilio's refusal of newer credentials, if an older login is used instead.
+    `source`; `rejected` is why newer credentials cannot be used, if the recorded login is used instead.
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
     number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
@@ -179,7 +179,7 @@ class Verdict:
 
     `number_sid` is the number that the verdict is about, empty if none was found. `effective` is what keeps Twilio from
     using the webhook, None if nothing does; `unknown` is why that cannot be read; `rejected` is why the channel's newer
-    token is not used.
+    credentials are not used. `degraded`: the channel works with the recorded ones, so that Ready stays True.
     """
 
     reason: Reason
@@ -187,7 +187,23 @@ class Verdict:
     number_sid: str = ""
     effective: Effective | None = None
     unknown: str = ""
-    rejected: str = ""
+    rejected: Refused | None = None
+    degraded: bool = False
+
+    @property
+    def ready(self) -> str:
+        """Return the status of Ready."""
+        return "True" if self.degraded else self.reason.ready
+
+    @property
+    def progress(self) -> str | None:
+        """Return the condition that is True beside Ready: Reconciling, Stalled or none."""
+        return "Stalled" if self.degraded else self.reason.progress
+
+    @property
+    def recheck(self) -> Recheck:
+        """Return when the channel is reconciled again although nothing changed."""
+        return Recheck.DRIFT if self.degraded and self.reason.ready != "True" else self.reason.recheck
 
 
 @dataclass(frozen=True)
@@ -285,7 +301,7 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
         return Plan((), Verdict(Reason.Pending, "The number has not been read yet."))
 
     record = observed.records.get(number.sid)
-    rejected = str(observed.rejected or "")
+    rejected = observed.rejected
     refusal = _refusal(desired, observed, number, template)
     if record is None and refusal:
         return Plan(policies, replace(refusal, rejected=rejected))
@@ -405,7 +421,9 @@ def _configured(number: Number, observed: Observed) -> Verdict:
         return Verdict(Reason.WebhookContested, message, number.sid, Effective.URL_MISMATCH)
     unknown = observed.routing.unknown
     if observed.rejected:
-        return Verdict(Reason.TokenRejected, str(observed.rejected), number.sid, unknown=unknown)
+        refused = observed.rejected.reason is Reason.AuthenticationFailed
+        reason = Reason.TokenRejected if refused else observed.rejected.reason
+        return Verdict(reason, str(observed.rejected), number.sid, unknown=unknown, degraded=True)
     message = "The number points at the instance's webhook."
     for number_sid, current in observed.to_restore.items():
         if isinstance(current, Refused | Unreadable):
