@@ -286,7 +286,7 @@ class Controller:
             return
         if outcome.ready:
             if outcome.ready is not verdict.reason:
-                log.warning("twilio unavailable, channel left as it is", **_named(key), error=verdict.message)
+                log.warning("cannot check channel, left as it is", **_named(key), error=verdict.message)
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)

@@ -21,6 +21,8 @@ import structlog
 
 from smschannel.api.errors import (
     ChannelError,
+    KubernetesRefused,
+    NoKindMatch,
     NotFound,
     Refused,
     Retryable,
@@ -132,11 +134,19 @@ class Reconciler:
         self._clock = clock
 
     async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
-        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors."""
-        former = await self._restore_former(key, channel)
+        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors.
+
+        What Kubernetes refuses is reported on the channel, if there is one.
+        """
         if channel is None:
-            return former
-        outcome = await self._reconcile_channel(channel)
+            return await self._restore_former(key, None)
+        try:
+            former = await self._restore_former(key, channel)
+            outcome = await self._reconcile_channel(channel)
+        except NoKindMatch:
+            raise
+        except KubernetesRefused as error:
+            return await self._refused_by_kubernetes(channel, error)
         if former.requeue and not isinstance(outcome.requeue, RequeueRateLimited):
             failed = outcome.twilio_failed or former.twilio_failed
             outcome = replace(outcome, requeue=former.requeue, twilio_failed=failed)
@@ -319,6 +329,14 @@ class Reconciler:
             twilio_failed=not isinstance(error, TwilioThrottled | SuspectedRefusal),
             pause=error.retry_after if throttled else None,
         )
+
+    async def _refused_by_kubernetes(self, channel: SmsChannel, error: KubernetesRefused) -> Outcome:
+        """Report that Kubernetes refused a call, in its own words, and return the outcome: a later retry may help."""
+        verdict = Verdict(Reason.KubernetesRefused, f"Kubernetes refuses what the operator has to do: {error}")
+        if not verdict.message.endswith("."):
+            verdict = replace(verdict, message=f"{verdict.message}.")
+        requeue = RequeueRateLimited(at_most=self._grace_left(channel) or None)
+        return Outcome(verdict, ready=await self._report.report_refused(channel, verdict), requeue=requeue)
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
         """Return the seconds until a deletion no longer waits for the restore; None if the channel is not deleted."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import structlog
 
-from smschannel.api.errors import ChannelError
+from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import SmsChannel
 from smschannel.api.status import check_now, condition, reason_of
-from smschannel.core.conditions import next_status, status_while_unavailable
+from smschannel.core.conditions import next_status, status_while_refused, status_while_unavailable
 from smschannel.core.plan import Verdict
 from smschannel.core.record import WebhookTemplate
 from smschannel.kube_store import KubeStore
@@ -35,7 +35,7 @@ class Reporter:
         Raises `NotFound` or `Conflict` if the channel is gone.
         """
         before, meta = channel.status, channel.metadata
-        checked = verdict.reason is not Reason.TwilioUnavailable
+        checked = verdict.reason not in {Reason.TwilioUnavailable, Reason.KubernetesRefused}
         after = next_status(
             before,
             verdict,
@@ -71,6 +71,26 @@ class Reporter:
         if status is None:
             return await self.report(channel, verdict)
         await self._write_status(channel, status)
+        return reason_of(status) or verdict.reason
+
+    async def report_refused(self, channel: SmsChannel, verdict: Verdict) -> Reason:
+        """Report what Kubernetes refuses and return the reason that Ready has now, or should have.
+
+        A channel that worked before is not reported as broken for the first minute. If the status is refused, too, an
+        Event and the log say so.
+        """
+        meta = channel.metadata
+        status = status_while_refused(channel.status, verdict.message, generation=meta.generation, now=self._clock())
+        try:
+            if status is None:
+                return await self.report(channel, verdict)
+            await self._write_status(channel, status)
+        except NoKindMatch:
+            raise
+        except KubernetesRefused as error:
+            log.warning("cannot write status", namespace=meta.namespace, name=meta.name, error=str(error))
+            await self._post_event(channel, warning=True, reason=verdict.reason.name, note=verdict.message)
+            return verdict.reason
         return reason_of(status) or verdict.reason
 
     async def previous_unknown(self, channel: SmsChannel, phone_number: str) -> None:

@@ -18,6 +18,7 @@ from tests.cluster.steps import (
     check_now,
     configured,
     delete,
+    expect_event,
     name_of,
     remove_finalizers,
     rotate_token,

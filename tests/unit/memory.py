@@ -75,6 +75,7 @@ class MemoryApi:
         self.latency = 0.005
         self.on_call: OnCall = at_once
         self.calls: list[tuple[str, str]] = []
+        self.events: list[Object] = []
         self._version = 100
         self._uids = 0
         secret = {"metadata": {"name": KEYRING_SECRET, "namespace": OPERATOR_NAMESPACE}}
@@ -174,6 +175,7 @@ class MemoryApi:
             return {"kind": "APIResourceList", "resources": [{"kind": KIND}]}
         plural, namespace, name, subresource = _parse(path)
         if plural == "events":
+            self.events += [body] if method == "POST" else []
             return body
         if method == "POST":
             if (plural, namespace, body["metadata"]["name"]) in self.objects:

@@ -11,7 +11,7 @@ import pytest
 from smschannel.api.errors import Refused
 from smschannel.api.reasons import Effective, Reason
 from smschannel.api.status import condition, reason_of, rest_status, was_effective
-from smschannel.core.conditions import next_status, status_while_unavailable, violations
+from smschannel.core.conditions import next_status, status_while_refused, status_while_unavailable, violations
 from smschannel.core.plan import Verdict
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -263,6 +263,7 @@ def test_former_conditions_stay_while_twilio_is_unavailable() -> None:
         (of(Reason.Restoring), "Unknown", "a channel that is being deleted is not checked"),
         (of(Reason.RestoreFailed), "Unknown", "a channel that is being deleted is not checked"),
         (of(Reason.RecordUnreadable), "Unknown", "Twilio is not asked without the record"),
+        (of(Reason.KubernetesRefused), "Unknown", "the operator does not get that far"),
         (of(Reason.AuthenticationFailed), "False", "no login reads the number"),
         (of(Reason.AccountSuspended), "False", "no login reads the number"),
         (of(Reason.SecretNotFound), "False", "no login reads the number"),
@@ -432,3 +433,33 @@ def test_success_ends_reconciling() -> None:
     assert violations(trying, after) == []
     assert "Reconciling" not in kinds(after)
     assert after["observedGeneration"] == 2
+
+
+# While Kubernetes refuses
+
+
+@pytest.mark.parametrize("before", [FRESH, report(of(Reason.NumberNotFound)), report(of(Reason.Pending))])
+def test_channel_that_does_not_work_has_no_ready_to_keep_while_kubernetes_refuses(before: Status) -> None:
+    assert status_while_refused(before, "forbidden", generation=1, now=LATER) is None
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize("before", [CONFIGURED, report(MISSING), report(of(Reason.Suspended))])
+def test_channel_that_works_stays_ready_for_the_first_minute_of_a_refusal(before: Status, generation: int) -> None:
+    """An API server that has just started refuses everything for some seconds."""
+    first = status_while_refused(before, "forbidden", generation=generation, now=LATER)
+    assert first is not None
+    assert violations(before, first) == []
+    assert part(first, "Ready") == part(before, "Ready")
+    trying = part(first, "Reconciling")
+    assert (trying["reason"], trying["message"], trying["lastTransitionTime"]) == (
+        "KubernetesRefused",
+        "forbidden",
+        LATER_STAMP,
+    )
+    almost = LATER + timedelta(seconds=59)
+    assert status_while_refused(first, "forbidden", generation=generation, now=almost) == first, "nothing is written"
+    assert status_while_refused(first, "forbidden", generation=generation, now=LATER + timedelta(minutes=1)) is None
+    after = report(of(Reason.KubernetesRefused), first, generation=generation, now=LATER + timedelta(minutes=1))
+    assert violations(first, after) == []
+    assert kinds(after)["Ready"] == "False"

@@ -13,14 +13,28 @@ from typing import Any
 
 import pytest
 
-from smschannel.api.errors import Refused
+from smschannel.api.errors import KubernetesRefused, Refused
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from smschannel.api.status import condition, rest_status
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.twilio.limits import Limiter
-from tests.unit.memory import ACCOUNT, BEFORE, NAMESPACE, MemoryApi, MemoryTwilio, running, sid_of, url_of
+from tests.unit.memory import (
+    ACCOUNT,
+    BEFORE,
+    NAMESPACE,
+    OPERATOR_NAMESPACE,
+    MemoryApi,
+    MemoryTwilio,
+    Operator,
+    at_once,
+    instance,
+    raising,
+    running,
+    sid_of,
+    url_of,
+)
 from tests.unit.virtual_time import now, virtually
 
 PHONES = [f"+6140000{n:04d}" for n in range(5)]
@@ -479,3 +493,158 @@ def test_drift_during_a_time_without_checks_is_reported_afterwards(how: Callable
             assert (effective or {})["reason"] == "UrlMismatch"
 
     story()
+
+
+# What Kubernetes refuses
+
+
+FORBIDDEN = KubernetesRefused(403, 'admission webhook "policy.example.com" denied the request: no')
+QUOTA = KubernetesRefused(403, 'secrets "pn" is forbidden: exceeded quota: compute, requested: count/secrets=1')
+NO_RIGHT = KubernetesRefused(403, 'secrets "twilio" is forbidden: User "operator" cannot get resource "secrets"')
+_FINALIZER = {"method": "PATCH", "path": f"{instance(0)}"}
+_RECORD = {"method": "POST", "path": f"{OPERATOR_NAMESPACE}/secrets"}
+_SECRET = {"method": "GET", "path": f"{NAMESPACE}/secrets/twilio"}
+
+
+def _refusing(error: KubernetesRefused, *, method: str, path: str) -> Any:
+    """Refuse a call, but for status and Events."""
+
+    async def on_call(its_method: str, its_path: str) -> None:
+        if its_method == method and path in its_path and not its_path.endswith(("/status", "/events")):
+            raise error
+
+    return on_call
+
+
+def _count(api: MemoryApi, operator: Operator) -> dict[str, int]:
+    return {reason.name: count for reason, count in operator.channels.reasons.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        pytest.param(FORBIDDEN, _FINALIZER, id="a policy refuses the finalizer"),
+        pytest.param(QUOTA, _RECORD, id="a quota refuses the record"),
+        pytest.param(NO_RIGHT, _SECRET, id="a RoleBinding is missing"),
+    ],
+)
+def test_what_kubernetes_refuses_is_the_reason_in_its_words(error: KubernetesRefused, call: dict[str, str]) -> None:
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio) as operator:
+            api.on_call = _refusing(error, **call)
+            api.apply(0, N)
+            await asyncio.sleep(10)
+            status = (api.channel(0) or {})["status"]
+            ready = condition(status, "Ready")
+            assert ready
+            assert (ready["status"], ready["reason"]) == ("False", "KubernetesRefused")
+            assert str(error) in ready["message"]
+            assert condition(status, "Reconciling")
+            assert (rest_status(status), _count(api, operator)) == ("pending", {"KubernetesRefused": 1})
+            assert events(api)[0] == "KubernetesRefused"
+            api.calls.clear()
+            await asyncio.sleep(60)
+            assert {method for method, path in api.calls if path.endswith(("/status", "/events"))} == set()
+            api.on_call = at_once
+            await asyncio.sleep(300)
+            assert api.reason(0) == "Configured"
+            assert _count(api, operator) == {"Configured": 1}
+
+    story()
+
+
+def events(api: MemoryApi) -> list[str]:
+    """Return the reasons of the Events that were posted."""
+    return [body["reason"] for body in api.events]
+
+
+@virtually
+async def test_kubernetes_that_refuses_for_some_seconds_changes_no_ready() -> None:
+    """An API server that has just started does not know the operator's rights yet."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        before = (api.channel(0) or {})["status"]
+        api.on_call = _refusing(NO_RIGHT, **_SECRET)
+        rotate(api, "token")
+        await asyncio.sleep(20)
+        assert api.reason(0) == "Configured"
+        assert (condition((api.channel(0) or {})["status"], "Reconciling") or {})["reason"] == "KubernetesRefused"
+        api.on_call = at_once
+        await asyncio.sleep(60)
+        assert (api.channel(0) or {})["status"] == before
+        api.on_call = _refusing(NO_RIGHT, **_SECRET)
+        rotate(api, "token")
+        await asyncio.sleep(400)
+        assert api.reason(0) == "KubernetesRefused"
+
+
+@virtually
+async def test_refused_status_is_counted_and_posted_as_an_event() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio) as operator:
+        api.on_call = raising(FORBIDDEN, method="PATCH", path="/status")
+        api.apply(0, N)
+        await asyncio.sleep(5)
+        assert api.reason(0) == ""
+        assert _count(api, operator) == {"KubernetesRefused": 1}
+        assert set(events(api)) == {"KubernetesRefused"}
+        api.on_call = at_once
+        await asyncio.sleep(300)
+        assert api.reason(0) == "Configured"
+
+
+@virtually
+async def test_refused_deletion_says_so_and_is_retried_with_backoff() -> None:
+    """After the grace period, too: nothing may be called every second for good."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.on_call = _refusing(FORBIDDEN, method="DELETE", path="secrets")
+        api.delete(0)
+        await asyncio.sleep(900)
+        assert api.reason(0) == "KubernetesRefused"
+        api.calls.clear()
+        await asyncio.sleep(600)
+        assert 0 < len([method for method, _ in api.calls if method == "DELETE"]) < 20
+        api.on_call = at_once
+        await asyncio.sleep(301)
+        assert api.channel(0) is None
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_refusal_about_a_predecessor_is_reported_on_its_successor() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.on_call = _refusing(FORBIDDEN, method="DELETE", path="secrets")
+        api.delete(0, force=True)
+        api.apply(0, N)
+        await asyncio.sleep(20)
+        assert api.reason(0) == "KubernetesRefused"
+        api.on_call = at_once
+        await asyncio.sleep(300)
+        assert api.reason(0) == "Configured"
+
+
+@virtually
+async def test_lost_right_on_all_channels_is_logged_and_survived() -> None:
+    """The operator's own token expired, for example: nothing can be reported, and nothing ends."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio) as operator:
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.on_call = raising(KubernetesRefused(401, "Unauthorized"))
+        api.apply(1, M)
+        api.annotate(0, **{CHECK_NOW_ANNOTATION: "1"})
+        await asyncio.sleep(400)
+        assert _count(api, operator) == {"KubernetesRefused": 2}
+        api.on_call = at_once
+        await asyncio.sleep(400)
+        assert reasons(api) == ["Configured"] * 2

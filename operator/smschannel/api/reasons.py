@@ -151,6 +151,13 @@ class Reason(Row, Enum):
         Recheck.SLOW,
         "Restore the Secret that the message names, or the keyring, in the operator's namespace from a backup.",
     )
+    KubernetesRefused = Row(
+        "False",
+        "Reconciling",
+        "pending",
+        Recheck.BACKOFF,
+        "Give the operator the right, or change the policy or quota, that the message names. The operator retries.",
+    )
 
 
 class Effective(StrEnum):

@@ -12,7 +12,7 @@ Every status keeps these rules (`violations` checks them after each reconcile of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smschannel.api.reasons import Effective, Reason
@@ -35,7 +35,10 @@ _NO_LONGER_CHECKED = {
     Reason.RecordUnreadable,
     Reason.Restoring,
     Reason.RestoreFailed,
+    Reason.KubernetesRefused,
 }
+_REFUSED_FOR = timedelta(minutes=1)
+"""An API server that has just started refuses calls for some seconds, until it knows the operator's rights."""
 _LONGEST_MESSAGE = 32768
 
 
@@ -74,17 +77,38 @@ def status_while_unavailable(before: Status, message: str, *, generation: int, n
 
     Ready is left as it is. A newer generation gets Reconciling, and keeps the old `observedGeneration`.
     """
-    ready = condition(before, "Ready")
-    if ready is None or ready["status"] != "True":
+    if not _is_ready(before):
         return None
     if before.get("observedGeneration") == generation:
         return dict(before)
+    return _reconciling(before, Reason.TwilioUnavailable, message, generation, now)
+
+
+def status_while_refused(before: Status, message: str, *, generation: int, now: datetime) -> dict[str, Any] | None:
+    """Return the status of a channel that worked before, in the first minute that Kubernetes refuses a call.
+
+    None if it did not work before, or that minute is over. Ready is left as it is, and Reconciling says why.
+    """
+    if not _is_ready(before):
+        return None
+    trying = condition(before, "Reconciling")
+    if trying and trying["reason"] == Reason.KubernetesRefused.name:
+        if now - datetime.fromisoformat(trying["lastTransitionTime"]) >= _REFUSED_FOR:
+            return None
+        if trying["message"] == message and trying["observedGeneration"] == generation:
+            return dict(before)
+    return _reconciling(before, Reason.KubernetesRefused, message, generation, now)
+
+
+def _is_ready(status: Status) -> bool:
+    ready = condition(status, "Ready")
+    return ready is not None and ready["status"] == "True"
+
+
+def _reconciling(before: Status, reason: Reason, message: str, generation: int, now: datetime) -> dict[str, Any]:
+    """Return `before` with Reconciling in place of Stalled."""
     retrying = _transition(
-        condition(before, "Reconciling"),
-        "Reconciling",
-        ("True", Reason.TwilioUnavailable.name, message),
-        generation,
-        _stamp(now),
+        condition(before, "Reconciling"), "Reconciling", ("True", reason.name, message), generation, _stamp(now)
     )
     others = [each for each in before["conditions"] if each["type"] not in {"Reconciling", "Stalled"}]
     return {**before, "conditions": [others[0], retrying, *others[1:]]}
