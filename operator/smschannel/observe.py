@@ -17,7 +17,7 @@ from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPoli
 from smschannel.api.sealing import Binding, Keyring
 from smschannel.api.status import reason_of, wants_check, was_effective, was_well
 from smschannel.channel_cache import ChannelCache
-from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing
+from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
 
@@ -64,6 +64,14 @@ class _Found(NamedTuple):
     rejected: Refused | None = None
 
 
+class _Waiting(NamedTuple):
+    """A channel that waits for a number, with the login that found it."""
+
+    key: Key
+    account_sid: str
+    login: Login
+
+
 class Observer:
     """Reads what a reconcile needs. `slow_interval`: channels are reconciled at least this often, in seconds."""
 
@@ -82,8 +90,8 @@ class Observer:
         self._accounts = accounts
         self._channels = channels
         self._keyring = keyring
-        # Verified logins of channels that wait for a number, by account and number.
-        self._waiting_logins: TTLCache[tuple[str, str], Login] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
+        # Of the channels that wait for a number the last one that found it, by the number's SID.
+        self._waiting: TTLCache[str, _Waiting] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
         self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
 
     async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
@@ -105,9 +113,16 @@ class Observer:
         except Refused as refused:
             # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
             swap = records.values() if self._channels.is_swap(Key(meta.namespace, meta.name)) else ()
-            return replace(observed, number=refused, to_restore=await self._read_all(swap, desired.deletion_policy))
+            former = await self._read_all(swap, desired.deletion_policy)
+            observed = replace(observed, number=refused, to_restore=former)
+            return await self._observe_unseen(channel, observed, refused)
         number = found.number
-        others = [record for record in records.values() if record.number_sid != number.sid]
+        to_restore: dict[str, Current] = dict(unreadable)
+        for each in list(records.values()):
+            if each.number_sid != number.sid and each.contents:
+                other = replace(each, deletion_policy=desired.deletion_policy)
+                other, to_restore[each.number_sid] = await self._read_with_fallback(other, channel)
+                records[each.number_sid] = replace(each, contents=other.contents)
         was_named = channel.status.get("phoneNumberSid") == number.sid
         was_configured = was_named and _was_configured(channel.status, desired)
         return replace(
@@ -120,7 +135,7 @@ class Observer:
             was_configured=was_configured,
             was_named=was_named,
             corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
-            to_restore={**await self._read_all(others, desired.deletion_policy), **unreadable},
+            to_restore=to_restore,
         )
 
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
@@ -162,7 +177,7 @@ class Observer:
         The message names no holder, which may belong to another tenant.
         """
         key = Key(desired.namespace, desired.name)
-        self._waiting_logins[desired.account_sid, number.sid] = login
+        self._waiting[number.sid] = _Waiting(key, desired.account_sid, login)
         self._channels.set_awaited(key, number.sid)
         holder = self._kube.claims.holder(number.sid)
         if holder and holder.key == key:
@@ -260,9 +275,69 @@ class Observer:
             with contextlib.suppress(ChannelError):
                 login, _ = await self.login(channel)
                 logins.append(login)
-        if waiting := self._waiting_logins.get((record.account_sid, record.number_sid)):
-            logins.append(waiting)
+        waiting = self._waiting.get(record.number_sid)
+        if waiting and waiting.account_sid == record.account_sid:
+            logins.append(waiting.login)
         return logins
+
+    # Numbers that the channel holds and cannot see
+
+    async def _observe_unseen(self, channel: SmsChannel, observed: Observed, refused: Refused) -> Observed:
+        """Observe which numbers of the channel none of its own logins sees, and who waits for them."""
+        unseen: dict[str, bool] = {}
+        waiters: dict[str, Waiter] = {}
+        for number_sid, record in observed.records.items():
+            seen = None
+            if refused.reason is Reason.AccountSuspended:
+                seen = True  # Twilio knows the login, and the number is still the account's
+            elif record.contents:
+                seen = await self._is_seen(channel, record)
+            if seen is not None:
+                unseen[number_sid] = not seen
+            if seen is False and (waiter := await self._waiter(record)):
+                waiters[number_sid] = waiter
+        named = str(channel.status.get("phoneNumberSid", ""))
+        holder = self._kube.claims.holder(named)
+        lost = holder is not None and holder.uid != channel.metadata.uid
+        return replace(observed, unseen=unseen, waiters=waiters, lost=lost)
+
+    async def _is_seen(self, channel: SmsChannel, record: Record) -> bool | None:
+        """Return whether one of the channel's own logins sees the number of a record.
+
+        None if that is not known: only Twilio's answers count, that it refuses a login or that the number is not there.
+        """
+        assert record.contents, "unopened records have no login"
+        logins = [record.contents.login]
+        if channel.spec.account_sid == record.account_sid:
+            try:
+                login, _ = await self.login(channel)
+                logins.append(login)
+            except Refused as refused:
+                if refused.reason is Reason.TokenUnreadable:  # there is a login, which may be right
+                    return None
+        if record.unseen_since and self._channels.waiters(record.number_sid):  # not from memory, since it may be lost
+            for login in logins:
+                self._twilio.forget_refusal(login, record.account_sid, older_than=_FRESH_SECONDS)
+        known: bool | None = False
+        for login in dict.fromkeys(logins):
+            answer = await self._read(record.with_contents(login=login), DeletionPolicy.RESTORE)
+            if isinstance(answer, Number):
+                return True
+            if answer is not None and not (isinstance(answer, Refused) and _is_login_refused(answer)):
+                known = None
+        return known
+
+    async def _waiter(self, record: Record) -> Waiter | None:
+        """Return a channel that waits for the number of a record, if its login sees the number now."""
+        waiting = self._waiting.get(record.number_sid)
+        if waiting is None or waiting.key not in self._channels.waiters(record.number_sid):
+            return None
+        cached = self._channels.get(waiting.key)
+        tried = replace(record.with_contents(login=waiting.login), account_sid=waiting.account_sid)
+        number = await self._read(tried, DeletionPolicy.RESTORE)
+        if cached is None or not isinstance(number, Number):
+            return None
+        return Waiter(waiting.key, cached.uid, waiting.account_sid, waiting.login, number)
 
     async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
         return {each.number_sid: await self._read(each, policy) for each in records if each.contents}

@@ -244,7 +244,10 @@ class Reconciler:
                 return await self._claim(record, desired, observed)
             case UpdateRecord(record):
                 return with_record(observed, await self._kube.update_record(record))
-            case DeleteRecord(record, orphaned):
+            case DeleteRecord(record, orphaned, yielded_to):
+                if yielded_to and channel:  # Events first: once the record is deleted, no reconcile would post them
+                    log.warning("number lost to another channel", **_about(record), to=str(yielded_to.key))
+                    await self._report.yielded(channel, record, yielded_to)
                 if orphaned:
                     log.warning("number left as it is, previous webhook unknown", **_about(record))
                     if channel:
@@ -316,9 +319,18 @@ class Reconciler:
             requeue = RequeueRateLimited(asked, self._grace_left(channel))
         elif channel and not channel.deleting:
             seconds = self._intervals.drift if verdict.recheck is Recheck.DRIFT else self._intervals.slow
-            requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
+            seconds *= random.uniform(0.8, 1.2)  # noqa: S311  (not a secret)
+            requeue = RequeueAfter(min([seconds, *self._patience_left(observed)]))
         failed = any(not isinstance(error, TwilioThrottled | SuspectedRefusal) for error in retryable)
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)
+
+    def _patience_left(self, observed: Observed) -> list[float]:
+        """Return the seconds until each number that none of the channel's own logins sees may be lost to a waiter."""
+        now = self._clock()
+        due = [
+            each.unseen_since + self._rules.holder_patience for each in observed.records.values() if each.unseen_since
+        ]
+        return [(at - now).total_seconds() + 1 for at in due if at > now]
 
     def _unavailable(self, channel: SmsChannel | None, error: TwilioUnavailable) -> Outcome:
         """Return the outcome of a reconcile that Twilio's outage or throttling ended."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -13,8 +14,8 @@ from smschannel.api.reasons import Reason
 from smschannel.api.resource import SmsChannel
 from smschannel.api.status import check_now, condition, reason_of
 from smschannel.core.conditions import next_status, status_while_refused, status_while_unavailable
-from smschannel.core.plan import Verdict
-from smschannel.core.record import WebhookTemplate
+from smschannel.core.plan import Verdict, Waiter
+from smschannel.core.record import Record, WebhookTemplate
 from smschannel.kube_store import KubeStore
 from smschannel.metrics import DRIFT
 
@@ -99,6 +100,24 @@ class Reporter:
         note = f"{unknown}, so it keeps pointing at the instance's webhook."
         await self._post_event(channel, warning=True, reason="PreviousUnknown", note=note)
 
+    async def yielded(self, channel: SmsChannel, record: Record, waiter: Waiter) -> None:
+        """Report that a channel loses a number: on both channels, neither of which learns the other's name, and for
+        the administrators in the operator's namespace.
+        """
+        why = "for an hour Twilio has refused this channel's credentials, or not shown them the number"
+        note = f"{record.phone_number} goes to another channel, whose credentials Twilio accepts: {why}."
+        await self._post_event(channel, warning=True, reason="ClaimLost", note=note)
+        about = {"namespace": waiter.key.namespace, "name": waiter.key.name, "reason": "ClaimFreed"}
+        note = f"{record.phone_number} is free: its former holder has had no access to it at Twilio for an hour."
+        with self._logged(about):
+            await self._kube.post_event_about(waiter.key, waiter.uid, reason="ClaimFreed", note=note)
+        note = (
+            f"{record.phone_number} ({record.number_sid}) goes from {'/'.join(record.key)} to {'/'.join(waiter.key)}:"
+            " for an hour Twilio has refused the former's credentials, or not shown them the number."
+        )
+        with self._logged({**about, "reason": "ClaimMoved"}):
+            await self._kube.post_event_about_record(record, reason="ClaimMoved", note=note)
+
     async def _report_drift(self, channel: SmsChannel, verdict: Verdict, corrected: bool) -> None:
         if corrected:
             DRIFT.labels("corrected").inc()
@@ -114,9 +133,13 @@ class Reporter:
 
     async def _post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         """Post an Event. A failure is only logged: the conditions contain the same."""
-        try:
+        with self._logged({"namespace": channel.metadata.namespace, "name": channel.metadata.name, "reason": reason}):
             await self._kube.post_event(channel, warning=warning, reason=reason, note=note)
+
+    @contextmanager
+    def _logged(self, about: Mapping[str, str]) -> Iterator[None]:
+        """Log errors of the block, which posts an Event, instead of raising them."""
+        try:
+            yield
         except ChannelError as error:
-            meta = channel.metadata
-            about = {"namespace": meta.namespace, "name": meta.name, "reason": reason}
             log.warning("cannot post event", **about, error=str(error))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from smschannel.api.errors import KubernetesRefused, Refused
+from smschannel.api.errors import KubernetesRefused, Refused, TwilioUnavailable
 from smschannel.api.reasons import Reason
-from smschannel.api.resource import CHECK_NOW_ANNOTATION
+from smschannel.api.resource import CHECK_NOW_ANNOTATION, CREDENTIALS_LABEL
 from smschannel.api.status import condition, rest_status
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
@@ -648,3 +648,207 @@ async def test_lost_right_on_all_channels_is_logged_and_survived() -> None:
         api.on_call = at_once
         await asyncio.sleep(400)
         assert reasons(api) == ["Configured"] * 2
+
+
+# A holder that Twilio refuses
+
+
+HOUR = 3600.0
+
+
+def _waiting(api: MemoryApi, word: str = "newer") -> None:
+    """Create channel 1, whose token is `word`, for the number of channel 0."""
+    meta = {"name": "newer", "namespace": NAMESPACE, "labels": {CREDENTIALS_LABEL: "true"}}
+    data = {"auth_token": base64.b64encode(word.encode()).decode()}
+    api._store("secrets", {"metadata": meta, "data": data})
+    api.apply(1, N, credentials={"secretKeyRef": {"name": "newer", "key": "auth_token"}})
+
+
+def _message(api: MemoryApi, n: int) -> str:
+    return str((condition((api.channel(n) or {})["status"], "Ready") or {})["message"])
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["it runs on", "with a restart every 20 minutes"])
+@pytest.mark.parametrize("policy", ["Restore", "Retain"])
+def test_holder_that_twilio_refuses_for_an_hour_yields_to_a_verified_waiter(restarted: bool, policy: str) -> None:
+    """Its token was rotated away; the account's owner made a new channel. It is told to all who need to know."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N, deletionPolicy=policy)
+            await asyncio.sleep(1)
+            twilio.tokens = {"newer"}
+            _waiting(api)
+            _check_now(api)
+            await asyncio.sleep(CONFIRM * 2)
+            assert reasons(api) == ["AuthenticationFailed", "NumberInUse"]
+            assert api.records()[N].unseen_since
+        for _ in range(5):  # 100 minutes
+            if restarted:
+                twilio.restart()
+            async with running(api, twilio):
+                await asyncio.sleep(HOUR / 3)
+            held = api.records()[N].name
+            elapsed = now()
+            if elapsed < HOUR:
+                assert (held, twilio.webhook(N)) == (instance(0), url_of(0)), elapsed
+        assert reasons(api) == ["AuthenticationFailed", "Configured"]
+        assert (api.records()[N].name, twilio.webhook(N)) == (instance(1), url_of(1))
+        assert "serves another channel now" in _message(api, 0)
+        about = {(body["reason"], body["regarding"]["namespace"], body["regarding"]["name"]) for body in api.events}
+        assert {
+            ("ClaimLost", NAMESPACE, instance(0)),
+            ("ClaimFreed", NAMESPACE, instance(1)),
+            ("ClaimMoved", OPERATOR_NAMESPACE, sid_of(N).lower()),
+        } <= about
+        notes = {body["reason"]: body["note"] for body in api.events}
+        assert instance(1) not in notes["ClaimLost"], "another tenant's name"
+        assert instance(0) not in notes["ClaimFreed"], "another tenant's name"
+        assert instance(0) in notes["ClaimMoved"]
+        assert instance(1) in notes["ClaimMoved"]
+        async with running(api, twilio):
+            status = (api.channel(0) or {})["status"]
+            await asyncio.sleep(HOUR)
+            assert (api.channel(0) or {})["status"] == status, "it is reported once"
+            api.delete(0)
+            api.delete(1)
+            await asyncio.sleep(10)
+        assert api.records() == {}
+        assert twilio.webhook(N) == (BEFORE if policy == "Restore" else url_of(1))
+
+    story()
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        pytest.param(lambda api, twilio: rotate(api, "another"), "Configured", id="a token that works is given to it"),
+        pytest.param(lambda api, twilio: twilio.tokens.add("token"), "", id="its token works again"),
+        pytest.param(lambda api, twilio: setattr(twilio, "on_call", _down), "", id="Twilio is down"),
+    ],
+)
+def test_holder_whose_login_works_within_the_hour_keeps_its_number(how: Any, reason: str) -> None:
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N)
+            await asyncio.sleep(1)
+            twilio.tokens = {"newer", "another"}
+            _waiting(api)
+            _check_now(api)
+            await asyncio.sleep(HOUR - 200)
+            assert reasons(api) == ["AuthenticationFailed", "NumberInUse"]
+            how(api, twilio)
+            await asyncio.sleep(HOUR)
+            assert api.records()[N].name == instance(0)
+            assert twilio.webhook(N) == url_of(0)
+            assert reason in {"", api.reason(0)}
+
+    story()
+
+
+async def _down(*_: str) -> None:
+    raise TwilioUnavailable("Twilio answers HTTP 503, code 20503.")
+
+
+@pytest.mark.parametrize("token", ["wrong", "token"])
+def test_waiter_that_twilio_refuses_takes_nothing(token: str) -> None:
+    """A wrong token, or one that stopped to work while the channel waits."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N)
+            await asyncio.sleep(1)
+            _waiting(api, token)
+            await asyncio.sleep(1)
+            twilio.tokens = set()
+            check_now = {CHECK_NOW_ANNOTATION: "1"}
+            api.annotate(0, **check_now)
+            api.annotate(1, **check_now)
+            await asyncio.sleep(4 * HOUR)
+            assert api.records()[N].name == instance(0)
+            assert twilio.webhook(N) == url_of(0)
+
+    story()
+
+
+@virtually
+async def test_suspended_account_keeps_its_number() -> None:
+    """Twilio knows the login: only credentials that it does not accept at all lose a number."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        _waiting(api, "token")
+        await asyncio.sleep(1)
+        twilio.suspended = True
+        check = {CHECK_NOW_ANNOTATION: "1"}
+        api.annotate(0, **check)
+        await asyncio.sleep(4 * HOUR)
+        assert (api.reason(0), api.records()[N].name) == ("AccountSuspended", instance(0))
+        assert api.records()[N].unseen_since is None
+
+
+@virtually
+async def test_holder_that_waits_for_another_number_yields_its_former_one() -> None:
+    """Its login works, but at another account; it would keep the number until it gets the one that it waits for."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    another = "AC" + "1" * 32
+    twilio.numbers[sid_of(M)] = another, twilio.numbers[sid_of(M)][1]
+    async with running(api, twilio):
+        api.apply(0, N)
+        api.apply(2, M, accountSid=another)
+        await asyncio.sleep(1)
+        twilio.tokens = {"newer", "theirs"}
+        rotate(api, "theirs")
+        api.apply(0, M, accountSid=another)
+        _waiting(api)
+        await asyncio.sleep(600)
+        assert reasons(api) == ["NumberInUse", "NumberInUse", "Configured"]
+        await asyncio.sleep(HOUR + SLOW)
+        assert reasons(api) == ["NumberInUse", "Configured", "Configured"]
+        assert twilio.webhook(N) == url_of(1)
+
+
+@virtually
+async def test_number_that_left_the_account_goes_to_a_waiter_of_its_new_account() -> None:
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    another = "AC" + "1" * 32
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.numbers[sid_of(N)] = another, twilio.numbers[sid_of(N)][1]
+        api.apply(1, N, accountSid=another)
+        _check_now(api)
+        await asyncio.sleep(10)
+        assert reasons(api) == ["NumberNotFound", "NumberInUse"]
+        await asyncio.sleep(HOUR + SLOW)
+        assert reasons(api) == ["NumberNotFound", "Configured"]
+        assert twilio.webhook(N) == url_of(1)
+        api.delete(1)
+        await asyncio.sleep(10)
+    assert twilio.webhook(N) == BEFORE
+
+
+@virtually
+async def test_holder_that_moved_on_keeps_nobody_waiting_for_its_former_number() -> None:
+    """The former number's token was rotated away: the waiter's login restores it at once."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    another = "AC" + "1" * 32
+    twilio.numbers[sid_of(M)] = another, twilio.numbers[sid_of(M)][1]
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.tokens = {"newer", "theirs"}
+        rotate(api, "theirs")
+        api.apply(0, M, accountSid=another)
+        _waiting(api)
+        await asyncio.sleep(CONFIRM * 2)
+        await asyncio.sleep(600)
+        assert reasons(api) == ["Configured", "Configured"]
+        assert (twilio.webhook(N), twilio.webhook(M)) == (url_of(1), url_of(0))

@@ -10,6 +10,7 @@ tests/unit/test_plan.py:
     desired, record               points at us                   none
     desired, number was changed   the new one points at us       restore the old one; then delete its record
     desired, number was changed   its holder waits for ours      restore the old one first; then delete its record
+    desired, refused for an hour  a waiter's login sees it       restore with that login; then delete the record
     being deleted                 points at us                   restore
     being deleted                 points elsewhere, or is gone   delete the record; finally remove the finalizer
     being deleted                 cannot be read                 wait; after the grace period remove the finalizer only
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 from smschannel.api.errors import ChannelError, Refused, Unreadable
 from smschannel.api.reasons import Effective, Reason, Recheck
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
-from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
+from smschannel.core.record import Contents, Key, Login, Record, Webhook, WebhookTemplate
 
 CONTESTED_AFTER = 3
 """After this many checks in a row that found our webhook overwritten, the webhook counts as contested."""
@@ -70,6 +71,17 @@ class Routing:
     unknown: str = ""
 
 
+@dataclass(frozen=True)
+class Waiter:
+    """A channel that waits for a number, and its login, which Twilio accepts: it sees `number` as it is now."""
+
+    key: Key
+    uid: str
+    account_sid: str
+    login: Login
+    number: Number
+
+
 Current = Number | ChannelError | None
 """A number to be restored: as it is at Twilio, why it could not be read, or None if the account no longer has it."""
 
@@ -85,6 +97,10 @@ class Observed:
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
     number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
     channel that is gone: then no deletion waits for the restore.
+
+    `unseen`, by number SID: whether Twilio shows a number that the channel holds to none of its own logins, because it
+    refuses them or the account has lost it; numbers of which that is not known are missing. `waiters` are channels that
+    wait for such numbers. `lost`: the number that the status names serves another channel.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -98,18 +114,23 @@ class Observed:
     routing: Routing = Routing()
     was_configured: bool = False
     was_named: bool = False
+    unseen: Mapping[str, bool] = field(default_factory=dict)
+    waiters: Mapping[str, Waiter] = field(default_factory=dict)
+    lost: bool = False
     corrections: int = 0
 
 
 @dataclass(frozen=True)
 class Rules:
     """The settings that decisions depend on: `deletion_grace` is how long a deletion waits for the restore,
-    `restore_deadline` how long a restore is tried after that before it is written off.
+    `restore_deadline` how long a restore is tried after that before it is written off, `holder_patience` how long a
+    number that none of its holder's logins sees is kept from a channel that waits for it.
     """
 
     template: WebhookTemplate
     deletion_grace: timedelta
     restore_deadline: timedelta
+    holder_patience: timedelta = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +170,14 @@ class RestoreWebhook:
 
 @dataclass(frozen=True)
 class DeleteRecord:
-    """Free the number. `orphaned`: it keeps our webhook, since its previous webhook is not recorded."""
+    """Free the number. `orphaned`: it keeps our webhook, since its previous webhook is not recorded.
+
+    `yielded_to` is the channel that waits for it, if the holder loses it to that.
+    """
 
     record: Record
     orphaned: bool = False
+    yielded_to: Waiter | None = None
 
 
 @dataclass(frozen=True)
@@ -237,7 +262,7 @@ def plan(desired: Desired | None, observed: Observed, rules: Rules, now: datetim
     """Return the next changes, and what to report if they succeed. Call it again until there are no changes."""
     if desired is None:
         return _plan_restore(observed, rules, now)
-    return _plan_configure(desired, observed, rules.template)
+    return _plan_configure(desired, observed, rules, now)
 
 
 def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
@@ -263,7 +288,8 @@ def _after(change: Change, observed: Observed) -> Observed:
             assert isinstance(observed.number, Number)
             return replace(observed, number=replace(observed.number, webhook=webhook))
         case RestoreWebhook(record, webhook):
-            current = observed.to_restore[record.number_sid]
+            waiter = observed.waiters.get(record.number_sid)
+            current = observed.to_restore.get(record.number_sid, waiter.number if waiter else None)
             assert isinstance(current, Number)
             return with_current(observed, record, replace(current, webhook=webhook))
 
@@ -288,15 +314,24 @@ def with_current(observed: Observed, record: Record, current: Current) -> Observ
     return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
 
 
-def _plan_configure(desired: Desired, observed: Observed, template: WebhookTemplate) -> Plan:
+def _plan_configure(desired: Desired, observed: Observed, rules: Rules, now: datetime) -> Plan:
+    template = rules.template
     policies = _update_policies(desired, observed)
     if desired.suspend:
         return Plan(policies, Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true."))
     number, login = observed.number, observed.login
     if isinstance(number, Refused):
         # What is to be restored here is what the holder of the desired number waits for.
-        changes = policies or _restore(observed, desired.deletion_policy)
-        return Plan(changes, Verdict(number.reason, str(number)))
+        changes = (
+            policies
+            or _note_unseen(observed, now)
+            or _yield(observed, desired.deletion_policy, rules, now)
+            or _restore(observed, desired.deletion_policy)
+        )
+        message = str(number)
+        if observed.lost or any(number_sid not in observed.records for number_sid in observed.waiters):
+            message += " The number that it had serves another channel now."
+        return Plan(changes, Verdict(number.reason, message))
     if number is None or login is None:
         return Plan((), Verdict(Reason.Pending, "The number has not been read yet."))
 
@@ -382,7 +417,7 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
     A newly accepted login is recorded for all numbers of its account: the one before may be revoked at any time.
     """
-    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
+    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None, unseen_since=None)
     contents = record.contents
     if contents is None:
         return record
@@ -400,12 +435,50 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
 
 def _update_policies(desired: Desired, observed: Observed) -> tuple[Change, ...]:
-    """Return updates of the deletion policy alone, so that it applies even if the channel cannot be configured."""
-    return tuple(
-        UpdateRecord(replace(record, deletion_policy=desired.deletion_policy))
-        for record in observed.records.values()
-        if record.deletion_policy is not desired.deletion_policy
-    )
+    """Return updates of the deletion policy alone, so that it applies even if the channel cannot be configured.
+
+    While the channel is suspended its logins are not tried, so that a break in what was seen of them begins, too.
+    """
+    changes: list[Change] = []
+    for record in observed.records.values():
+        unseen_since = None if desired.suspend else record.unseen_since
+        new = replace(record, deletion_policy=desired.deletion_policy, unseen_since=unseen_since)
+        if new != record:
+            changes.append(UpdateRecord(new))
+    return tuple(changes)
+
+
+def _note_unseen(observed: Observed, now: datetime) -> tuple[Change, ...]:
+    """Record since when none of the channel's own logins sees a number that it holds, or that one does again."""
+    changes: list[Change] = []
+    for number_sid, unseen in observed.unseen.items():
+        if record := observed.records.get(number_sid):
+            since = (record.unseen_since or now.replace(microsecond=0)) if unseen else None
+            if since != record.unseen_since:
+                changes.append(UpdateRecord(replace(record, unseen_since=since)))
+    return tuple(changes)
+
+
+def _yield(observed: Observed, policy: DeletionPolicy, rules: Rules, now: datetime) -> tuple[Change, ...]:
+    """Restore with a waiter's login what none of the holder's has seen for long, and free it for the waiter."""
+    changes: list[Change] = []
+    for number_sid, waiter in observed.waiters.items():
+        record = observed.records.get(number_sid)
+        if record is None or record.contents is None or not observed.unseen.get(number_sid):
+            continue
+        if record.unseen_since is None or now - record.unseen_since < rules.holder_patience:
+            continue
+        current = observed.to_restore.get(number_sid, waiter.number)
+        if isinstance(current, ChannelError):
+            continue  # the restore failed just now
+        webhook = _restored(record, record.contents, policy)
+        points_at_us = current is not None and record.contents.points_at_us(current.webhook)
+        if webhook and current and points_at_us and webhook != current.webhook:
+            tried = replace(record.with_contents(login=waiter.login), account_sid=waiter.account_sid)
+            changes.append(RestoreWebhook(tried, webhook))
+        else:
+            changes.append(DeleteRecord(record, yielded_to=waiter))
+    return tuple(changes)
 
 
 def _configured(number: Number, observed: Observed) -> Verdict:
