@@ -318,6 +318,27 @@ REFUSED = (
         Reason.AuthenticationFailed,
     ),
     Row(
+        "a previous webhook that Twilio refuses keeps nobody waiting: the waiter sets its own",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": Refused(Reason.WebhookRefused, "It has a fallback URL.")}),
+        (DeleteRecord(replace(RECORD, unseen_since=NOW - HOUR), yielded_to=WAITER),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a waiter whose login is refused in that moment frees nothing",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": DENIED}),
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "an hour that began in the future, by a clock that was ahead, begins now",
+        DESIRED,
+        replace(WAITED_FOR, records=by_number(replace(RECORD, unseen_since=NOW + 24 * HOUR))),
+        (UpdateRecord(replace(RECORD, unseen_since=NOW)),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
         "a number that moved to another account is restored there",
         DESIRED,
         replace(

@@ -93,8 +93,8 @@ def status_while_refused(before: Status, message: str, *, generation: int, now: 
         return None
     trying = condition(before, "Reconciling")
     if trying and trying["reason"] == Reason.KubernetesRefused.name:
-        if now - datetime.fromisoformat(trying["lastTransitionTime"]) >= _REFUSED_FOR:
-            return None
+        if abs(now - datetime.fromisoformat(trying["lastTransitionTime"])) >= _REFUSED_FOR:
+            return None  # also if the clock was far ahead then
         if trying["message"] == message and trying["observedGeneration"] == generation:
             return dict(before)
     return _reconciling(before, Reason.KubernetesRefused, message, generation, now)

@@ -453,7 +453,8 @@ def _note_unseen(observed: Observed, now: datetime) -> tuple[Change, ...]:
     changes: list[Change] = []
     for number_sid, unseen in observed.unseen.items():
         if record := observed.records.get(number_sid):
-            since = (record.unseen_since or now.replace(microsecond=0)) if unseen else None
+            noted = now.replace(microsecond=0)  # the clock may have been ahead when the record was written
+            since = min(record.unseen_since or noted, noted) if unseen else None
             if since != record.unseen_since:
                 changes.append(UpdateRecord(replace(record, unseen_since=since)))
     return tuple(changes)
@@ -469,16 +470,21 @@ def _yield(observed: Observed, policy: DeletionPolicy, rules: Rules, now: dateti
         if record.unseen_since is None or now - record.unseen_since < rules.holder_patience:
             continue
         current = observed.to_restore.get(number_sid, waiter.number)
-        if isinstance(current, ChannelError):
+        if isinstance(current, ChannelError) and not _is_webhook_refused(current):
             continue  # the restore failed just now
         webhook = _restored(record, record.contents, policy)
-        points_at_us = current is not None and record.contents.points_at_us(current.webhook)
-        if webhook and current and points_at_us and webhook != current.webhook:
+        points_at_us = isinstance(current, Number) and record.contents.points_at_us(current.webhook)
+        if webhook and isinstance(current, Number) and points_at_us and webhook != current.webhook:
             tried = replace(record.with_contents(login=waiter.login), account_sid=waiter.account_sid)
             changes.append(RestoreWebhook(tried, webhook))
         else:
             changes.append(DeleteRecord(record, yielded_to=waiter))
     return tuple(changes)
+
+
+def _is_webhook_refused(current: Current) -> bool:
+    """Return whether Twilio refuses the webhook to restore: then the waiter, which sets its own, need not wait."""
+    return isinstance(current, Refused) and current.reason is Reason.WebhookRefused
 
 
 def _configured(number: Number, observed: Observed) -> Verdict:
