@@ -44,6 +44,7 @@ class CachedChannel:
     the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
     be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
     until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
+    `secret_changed`: the Secret was written since the last reconcile.
     """
 
     uid: str
@@ -60,6 +61,7 @@ class CachedChannel:
     unseen: str = ""
     awaited: str = ""
     reason: Reason | None = None
+    secret_changed: bool = False
 
 
 class ChannelCache:
@@ -202,6 +204,14 @@ class ChannelCache:
             and not cached.deleting
             and cached.phone_number == record.phone_number
         )
+
+    def take_secret_changed(self, key: Key) -> bool:
+        """Return whether a cached channel's Secret was written since this was asked last."""
+        cached = self._channels.get(key)
+        if cached is None or not cached.secret_changed:
+            return False
+        cached.secret_changed = False
+        return True
 
     def users_of(self, secret: Key) -> tuple[Key, ...]:
         """Return the channels that read their token from a Secret."""

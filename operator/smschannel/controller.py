@@ -176,6 +176,7 @@ class Controller:
         """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
         meta = body["metadata"]
         secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
+        written = kind is not None and self._secret_versions.get(secret) != version
         if kind == "DELETED":
             self._secret_versions.pop(secret, None)
         else:
@@ -183,6 +184,8 @@ class Controller:
         for key in self._channels.users_of(secret):
             sources = {record.source for record in self._claims.of(key)}
             if kind == "DELETED" or secret_source(meta["name"], version) not in sources:
+                if written and (cached := self._channels.get(key)):
+                    cached.secret_changed = True
                 self._queue.add(key)
 
     def _forget(self, key: Key) -> None:
@@ -313,7 +316,7 @@ class Controller:
             return
         if outcome.ready:
             if outcome.ready is not verdict.reason:
-                log.warning("twilio unavailable, channel left as it is", **_named(key), error=verdict.message)
+                log.warning("cannot check channel, left as it is", **_named(key), error=verdict.message)
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)

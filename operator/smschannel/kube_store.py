@@ -40,7 +40,7 @@ from smschannel.api.reasons import Reason
 from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel
 from smschannel.api.sealing import Keyring, SealingKey
 from smschannel.core.claims import Claims
-from smschannel.core.record import RECORD_LABEL, Contents, Record
+from smschannel.core.record import RECORD_LABEL, Contents, Key, Record
 from smschannel.metrics import KUBERNETES_WRITES
 
 RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
@@ -57,6 +57,10 @@ def _identity(meta: Metadata) -> Object:
         "uid": meta.uid,
         "resourceVersion": meta.resource_version,
     }
+
+
+def _regarding(namespace: str, name: str, uid: str) -> dict[str, str]:
+    return {"apiVersion": API_VERSION, "kind": KIND, "namespace": namespace, "name": name, "uid": uid}
 
 
 class KubeStore:
@@ -139,8 +143,18 @@ class KubeStore:
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         """Post an Event about a channel."""
         meta = channel.metadata
-        regarding = {"apiVersion": API_VERSION, "kind": KIND, "namespace": meta.namespace, "name": meta.name}
-        await self._post_event({**regarding, "uid": meta.uid}, warning=warning, reason=reason, note=note)
+        await self._post_event(
+            _regarding(meta.namespace, meta.name, meta.uid), warning=warning, reason=reason, note=note
+        )
+
+    async def post_event_about(self, key: Key, uid: str, *, reason: str, note: str) -> None:
+        """Post an Event about a channel that is not reconciled now."""
+        await self._post_event(_regarding(key.namespace, key.name, uid), warning=False, reason=reason, note=note)
+
+    async def post_event_about_record(self, record: Record, *, reason: str, note: str) -> None:
+        """Post an Event about a record, in the operator's namespace."""
+        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self.namespace, "name": record.secret_name}
+        await self._post_event(regarding, warning=True, reason=reason, note=note)
 
     async def _post_event(self, regarding: Mapping[str, str], *, warning: bool, reason: str, note: str) -> None:
         """Post an Event; if the same one was posted within some minutes, count it as a series instead."""

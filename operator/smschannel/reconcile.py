@@ -22,9 +22,12 @@ import structlog
 from smschannel.api.errors import (
     ChannelError,
     Conflict,
+    KubernetesRefused,
+    NoKindMatch,
     NotFound,
     Refused,
     Retryable,
+    SuspectedRefusal,
     TwilioThrottled,
     TwilioUnavailable,
     Unreadable,
@@ -137,11 +140,19 @@ class Reconciler:
         self._clock = clock
 
     async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
-        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors."""
-        former = await self._restore_former(key, channel)
+        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors.
+
+        What Kubernetes refuses is reported on the channel, if there is one.
+        """
         if channel is None:
-            return former
-        outcome = await self._reconcile_channel(channel)
+            return await self._restore_former(key, None)
+        try:
+            former = await self._restore_former(key, channel)
+            outcome = await self._reconcile_channel(channel)
+        except NoKindMatch:
+            raise
+        except KubernetesRefused as error:
+            return await self._refused_by_kubernetes(channel, error)
         return replace(
             outcome,
             requeue=_sooner(outcome.requeue, former.requeue),
@@ -200,8 +211,11 @@ class Reconciler:
             observed, verdict = await self._converge(channel, desired, first)
         except TwilioUnavailable as error:
             outcome = self._unavailable(channel, error)
-            report = self._report.report_unavailable if desired else self._report.report
-            return replace(outcome, ready=await report(channel, outcome.verdict))
+            if desired is None:
+                return replace(outcome, ready=await self._report.report(channel, outcome.verdict))
+            suspected = isinstance(error, SuspectedRefusal)
+            ready = await self._report.report_unavailable(channel, outcome.verdict, suspected=suspected)
+            return replace(outcome, ready=ready)
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
         outcome = self._outcome(channel, observed, verdict)
@@ -243,7 +257,10 @@ class Reconciler:
                 return await self._claim(record, desired, observed)
             case UpdateRecord(record):
                 return with_record(observed, await self._kube.update_record(record))
-            case DeleteRecord(record, orphaned):
+            case DeleteRecord(record, orphaned, yielded_to):
+                if yielded_to and channel:  # Events first: once the record is deleted, no reconcile would post them
+                    log.warning("number lost to another channel", **_about(record), to=str(yielded_to.key))
+                    await self._report.yielded(channel, record, yielded_to)
                 if orphaned:
                     log.warning("number left as it is, previous webhook unknown", **_about(record))
                     if channel:
@@ -333,11 +350,22 @@ class Reconciler:
         requeue: Requeue = None
         if errors:
             requeue = RequeueRateLimited(asked, self._grace_left(channel) if observed.finalizer else None)
+        elif channel and channel.deleting and observed.records:
+            requeue = RequeueRateLimited()  # what is left is restored when the channel is gone
         elif channel and not channel.deleting:
-            seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
-            requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
-        failed = any(not isinstance(error, TwilioThrottled) for error in retryable)
+            seconds = self._intervals.drift if verdict.recheck is Recheck.DRIFT else self._intervals.slow
+            seconds *= random.uniform(0.8, 1.2)  # noqa: S311  (not a secret)
+            requeue = RequeueAfter(min([seconds, *self._patience_left(observed)]))
+        failed = any(not isinstance(error, TwilioThrottled | SuspectedRefusal) for error in retryable)
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)
+
+    def _patience_left(self, observed: Observed) -> list[float]:
+        """Return the seconds until each number that none of the channel's own logins sees may be lost to a waiter."""
+        now = self._clock()
+        due = [
+            each.unseen_since + self._rules.holder_patience for each in observed.records.values() if each.unseen_since
+        ]
+        return [(at - now).total_seconds() + 1 for at in due if at > now]
 
     def _unavailable(self, channel: SmsChannel | None, error: TwilioUnavailable) -> Outcome:
         """Return the outcome of a reconcile that Twilio's outage or throttling ended."""
@@ -347,9 +375,17 @@ class Reconciler:
             requeue=RequeueRateLimited(
                 error.retry_after, self._grace_left(channel) if channel and channel.has_finalizer else None
             ),
-            twilio_failed=not throttled,
+            twilio_failed=not isinstance(error, TwilioThrottled | SuspectedRefusal),
             pause=error.retry_after if throttled else None,
         )
+
+    async def _refused_by_kubernetes(self, channel: SmsChannel, error: KubernetesRefused) -> Outcome:
+        """Report that Kubernetes refused a call, in its own words, and return the outcome: a later retry may help."""
+        verdict = Verdict(Reason.KubernetesRefused, f"Kubernetes refuses what the operator has to do: {error}")
+        if not verdict.message.endswith("."):
+            verdict = replace(verdict, message=f"{verdict.message}.")
+        requeue = RequeueRateLimited(at_most=self._grace_left(channel) or None)
+        return Outcome(verdict, ready=await self._report.report_refused(channel, verdict), requeue=requeue)
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
         """Return the seconds until a deletion no longer waits for the restore; None if the channel is not deleted."""
