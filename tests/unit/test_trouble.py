@@ -598,7 +598,7 @@ async def test_refused_status_is_counted_and_posted_as_an_event() -> None:
 
 
 @virtually
-async def test_refused_deletion_says_so_and_is_retried_with_backoff() -> None:
+async def test_refused_end_of_a_deletion_is_retried_with_backoff() -> None:
     """It ends with its grace period all the same; after that nothing may be called every second for good."""
     api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
     async with running(api, twilio):
@@ -606,9 +606,7 @@ async def test_refused_deletion_says_so_and_is_retried_with_backoff() -> None:
         await asyncio.sleep(1)
         api.on_call = _refusing(FORBIDDEN, method="DELETE", path="secrets")
         api.delete(0)
-        await asyncio.sleep(100)
-        assert api.reason(0) == "KubernetesRefused"
-        await asyncio.sleep(800)
+        await asyncio.sleep(900)
         assert api.channel(0) is None
         api.calls.clear()
         await asyncio.sleep(600)
