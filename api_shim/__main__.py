@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from api_shim.app import serve
 from api_shim.settings import Settings
 from api_shim.tls import TlsError
-from smschannel.api.environment import explain, settings_help
+from smschannel.api.environment import explain, settings_help, unknown_variables
 from smschannel.api.errors import ChannelError
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
@@ -52,6 +53,8 @@ def main() -> None:
     except ValidationError as error:
         sys.exit(explain(error, Settings))
     log_to_stderr(settings.log_level, settings.log_format)
+    for unknown in unknown_variables(Settings, os.environ):
+        log.warning("unknown environment variable", variable=unknown)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))

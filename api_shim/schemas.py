@@ -7,7 +7,7 @@ the token.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, LiteralString, TypedDict
 from uuid import UUID
 
@@ -30,9 +30,9 @@ from smschannel.api.kube_client import Object
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Reason
 from smschannel.api.resource import AccountSid, PhoneNumber
 from smschannel.api.status import rest_status
+from smschannel.api.text import clean, clean_phone_number, unexpected
 
 _PATTERN = "string_pattern_mismatch"
-_PUNCTUATION = str.maketrans("", "", " -.()")
 
 
 class ErrorItem(TypedDict):
@@ -59,8 +59,11 @@ def validation_error(loc: Sequence[str | int], msg: str, kind: str) -> HttpError
     return HttpError(422, [ErrorItem(loc=list(loc), msg=msg, type=kind)])
 
 
-def _pattern_message(message: LiteralString) -> WrapValidator:
-    """Replace pydantic's message about a regular expression with one that says what is expected."""
+def _pattern_message(message: LiteralString, cleaned: Callable[[str], str] = clean) -> WrapValidator:
+    """Replace pydantic's message about a regular expression with one that says what is expected.
+
+    It names the first character that is not plain text after `cleaned`.
+    """
 
     def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -68,13 +71,19 @@ def _pattern_message(message: LiteralString) -> WrapValidator:
         except ValidationError as error:
             if error.errors(include_input=False)[0]["type"] != _PATTERN:
                 raise
+            if wrong := unexpected(cleaned(value)):
+                raise PydanticCustomError(_PATTERN, "it contains {wrong}; " + message, {"wrong": wrong}) from None
             raise PydanticCustomError(_PATTERN, message) from None
 
     return WrapValidator(validate)
 
 
 def _without_punctuation(value: object) -> object:
-    return value.translate(_PUNCTUATION) if isinstance(value, str) else value
+    return clean_phone_number(value) if isinstance(value, str) else value
+
+
+def _clean(value: object) -> object:
+    return clean(value) if isinstance(value, str) else value
 
 
 def _at_most_30(value: object) -> object:
@@ -90,7 +99,7 @@ class Setup(BaseModel):
 
     account_sid: Annotated[
         AccountSid,
-        BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
+        BeforeValidator(_clean),
         _pattern_message('account_sid is "AC" and 32 of the digits 0-9 and a-f, as the Twilio console shows it'),
         Field(
             description="The Twilio account that owns the number. White space around it is removed.",
@@ -99,7 +108,7 @@ class Setup(BaseModel):
         ),
     ]
     auth_token: Annotated[
-        Secret[Annotated[str, StringConstraints(strip_whitespace=True, max_length=512, pattern=r"^[!-~]+$")]],
+        Secret[Annotated[str, StringConstraints(max_length=512, pattern=r"^[!-~]+$"), BeforeValidator(_clean)]],
         _pattern_message("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
         Field(
             description="The account's auth token. It is stored encrypted; it can be replaced, but not read.",
@@ -116,7 +125,9 @@ class Setup(BaseModel):
         PhoneNumber,
         BeforeValidator(_without_punctuation),
         BeforeValidator(_at_most_30),  # validators run last to first: this one counts the characters sent
-        _pattern_message('phone_number is in E.164: "+", the country code and the number, such as +61400111222'),
+        _pattern_message(
+            'phone_number is in E.164: "+", the country code and the number, such as +61400111222', clean_phone_number
+        ),
         Field(
             description="In E.164: +, country code and number. Spaces, dashes, dots and parentheses are removed.",
             examples=["+61400111222"],

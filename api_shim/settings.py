@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from api_shim.clients import Network
-from smschannel.api.environment import is_loopback
+from smschannel.api.environment import EnvironmentSettings, is_loopback
 from smschannel.api.resource import Namespace
 
 
@@ -24,7 +24,7 @@ def _networks(value: object) -> object:
         raise ValueError("must be addresses or networks, separated by spaces; write for example 10.0.0.0/8") from None
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """`python -m api_shim --help` prints the field descriptions."""
 
     model_config = SettingsConfigDict(env_prefix="SMSSHIM_", frozen=True, env_ignore_empty=True)
@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
     log_format: Literal["json", "console"] = Field(default="json", description="One JSON object per line, or text.")
+
+    @model_validator(mode="after")
+    def _operator_has_a_namespace_of_its_own(self) -> Self:
+        if self.channel_namespace == self.operator_namespace:
+            raise ValueError("SMSSHIM_CHANNEL_NAMESPACE and SMSSHIM_OPERATOR_NAMESPACE must be two namespaces")
+        return self
 
     @model_validator(mode="after")
     def _require_both_tls_files(self) -> Self:

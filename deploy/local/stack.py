@@ -270,7 +270,7 @@ class Stack:
             "METRICS_URL": f"{self.operator_url}/metrics",
         }
         if self.options.twilio_url != "real":
-            known["TWILIO_URL"] = self.twilio_url
+            known["TWILIO_URL"] = known["SMSCHANNEL_TWILIO_URL"] = self.twilio_url  # kubectl sms plan needs the second
         if self.twin:
             known["TWILIO_ACCOUNT_SID"] = self.twin["account_sid"]
             known["TWILIO_AUTH_TOKEN"] = self.twin["auth_token"]

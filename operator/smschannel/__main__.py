@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ import uvloop
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from smschannel.api.environment import explain, settings_help
+from smschannel.api.environment import explain, settings_help, unknown_variables
 from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch, Retryable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
@@ -159,6 +160,8 @@ def main() -> None:
     except ValidationError as error:
         sys.exit(explain(error, Settings))
     log_to_stderr(settings.log_level, settings.log_format)
+    for unknown in unknown_variables(Settings, os.environ):
+        log.warning("unknown environment variable", variable=unknown)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))

@@ -16,6 +16,7 @@ from smschannel.api.reasons import Reason
 from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.api.sealing import Binding, Keyring
 from smschannel.api.status import reason_of, wants_check, was_effective, was_well
+from smschannel.api.text import TextError, clean, decode
 from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
@@ -174,9 +175,10 @@ class Observer:
         if (secret["metadata"].get("labels") or {}).get(CREDENTIALS_LABEL) != "true":
             raise Refused(Reason.SecretNotLabelled, f'Secret {ref.name} lacks the label {CREDENTIALS_LABEL}: "true".')
         try:
-            token = base64.b64decode((secret.get("data") or {})[ref.key]).decode().strip()
-        except (KeyError, ValueError):
-            token = ""
+            token = clean(decode(base64.b64decode((secret.get("data") or {}).get(ref.key) or "")))
+        except TextError as error:
+            message = f"The token in Secret {ref.name} under the key {ref.key} {error}."
+            raise Refused(Reason.SecretKeyMissing, message) from None
         if not token:
             raise Refused(Reason.SecretKeyMissing, f"Secret {ref.name} has no token under the key {ref.key}.")
         return Login(sid=sid, token=SecretStr(token)), secret_source(ref.name, secret["metadata"]["resourceVersion"])

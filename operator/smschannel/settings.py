@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from smschannel.api.environment import is_loopback, plain
+from smschannel.api.egress import tls_context
+from smschannel.api.environment import EnvironmentSettings, is_loopback, plain
+from smschannel.api.errors import EgressError
 from smschannel.api.resource import Namespace
+from smschannel.api.text import clean, unexpected
 from smschannel.core.record import WebhookTemplate
 
 
@@ -40,6 +44,10 @@ def _origin(value: str) -> str:
 
 def _checked(value: str, example: str) -> SplitResult:
     """Parse an https URL. The error messages never contain the value, which may contain a password."""
+    if wrong := unexpected(value):
+        raise ValueError(f"contains {wrong}, which a URL cannot; {example}")
+    if " " in value:
+        raise ValueError(f"contains a space, which a URL cannot; {example}")
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -52,6 +60,14 @@ def _checked(value: str, example: str) -> SplitResult:
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ValueError(f"must be https (http is for loopback addresses only); {example}")
     return parts
+
+
+def _ca_bundle(path: Path) -> Path:
+    try:
+        tls_context(path)
+    except EgressError as error:
+        raise ValueError(str(error)) from None
+    return path
 
 
 def _words(value: object) -> object:
@@ -71,6 +87,7 @@ _PUBLISHED = (
     "deletion_grace_seconds",
     "restore_deadline_seconds",
 )
+_ORIGINS = ("twilio_url", "twilio_api_url", "twilio_messaging_url")
 
 Template = Annotated[str, AfterValidator(_template)]
 _YEAR = 366 * 86_400
@@ -78,7 +95,7 @@ Seconds = Annotated[float, Field(allow_inf_nan=False, le=_YEAR)]
 Origin = Annotated[str, AfterValidator(_origin)]
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """Field descriptions are what `python -m smschannel --help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
@@ -103,6 +120,11 @@ class Settings(BaseSettings):
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
     twilio_url: Origin | None = Field(default=None, description="One origin in place of both of Twilio's.")
+    ca_bundle: Annotated[Path, AfterValidator(_ca_bundle)] | None = Field(
+        default=None,
+        description="A file of CA certificates (PEM) that are trusted for Twilio beside the system's; e.g. those of a"
+        " proxy that decrypts TLS.",
+    )
     twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
@@ -142,26 +164,57 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _operator_has_a_namespace_of_its_own(self) -> Self:
+        if self.operator_namespace in self.channel_namespaces:
+            raise ValueError(
+                "SMSCHANNEL_CHANNEL_NAMESPACES must not contain the operator's own namespace"
+                f" (SMSCHANNEL_OPERATOR_NAMESPACE, {self.operator_namespace}): who may read Secrets beside channels"
+                " could read the keyring and the records"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _floor_below_ceiling(self) -> Self:
         if self.retry_floor_seconds > self.retry_ceiling_seconds:
             raise ValueError("SMSCHANNEL_RETRY_FLOOR_SECONDS must not be above SMSCHANNEL_RETRY_CEILING_SECONDS")
         return self
 
     def published(self) -> dict[str, str]:
-        """Return the settings that `kubectl sms plan` needs, by environment variable."""
+        """Return the settings that `kubectl sms plan` needs, by environment variable; Twilio's URLs to compare them."""
         given = {_variable(name): getattr(self, name) for name in _PUBLISHED}
         return {variable: plain(value) for variable, value in given.items() if value is not None}
 
     @classmethod
-    def from_published(cls, content: Mapping[str, str]) -> Self:
-        """Return settings from the environment, else from what the operator published, else the defaults."""
+    def from_published(cls, content: Mapping[str, str], operator_namespace: str | None = None) -> Self:
+        """Return settings from the environment, else from what the operator published, else the defaults.
+
+        Twilio's URLs are never those that were published: others may have written them, and logins are sent there.
+        """
         here = {name.upper() for name, value in os.environ.items() if value}
         given: dict[str, Any] = {
             name: content[_variable(name)]
             for name in _PUBLISHED
-            if _variable(name) in content and _variable(name) not in here
+            if name not in _ORIGINS and _variable(name) in content and _variable(name) not in here
         }
+        if operator_namespace:
+            given["operator_namespace"] = operator_namespace
         return cls(**given)
+
+    def foreign_origin(self, content: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return the published variable that sends the operator to another Twilio than this environment, and its value.
+
+        None if they agree, or if this environment names Twilio's URLs itself.
+        """
+        chosen = self.model_fields_set
+        for part, own in (("twilio_api_url", self.api_origin), ("twilio_messaging_url", self.messaging_origin)):
+            if "twilio_url" in chosen or part in chosen:
+                continue
+            for name in ("twilio_url", part):
+                if value := clean(content.get(_variable(name), "")):
+                    if value.rstrip("/") != own:
+                        return _variable(name), value
+                    break
+        return None
 
     @property
     def template(self) -> WebhookTemplate:

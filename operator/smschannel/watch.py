@@ -26,19 +26,9 @@ async def watch(
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        configuration = api.configuration
-        token = await api.token()
-        return kopf.ConnectionInfo(
-            server=configuration.host,
-            ca_path=configuration.ssl_ca_cert,
-            ca_data=configuration.ca_cert_data,
-            insecure=not configuration.verify_ssl,
-            scheme="Bearer" if token else None,
-            token=token,
-            certificate_path=configuration.cert_file,
-            private_key_path=configuration.key_file,
-        )
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        session = api.new_session(limit=0)  # each watch needs a connection
+        return kopf.AiohttpSession(server=api.configuration.host, aiohttp_session=session)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def channel(event: Mapping[str, Any], **_: Any) -> None:

@@ -29,6 +29,7 @@ def twilio_client(settings: Settings) -> TwilioClient:
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,
+        ca_bundle=settings.ca_bundle,
     )
 
 

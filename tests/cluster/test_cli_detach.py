@@ -65,6 +65,7 @@ def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Use the administrator's kubeconfig; leave neither faults nor channels nor records of a test."""
     monkeypatch.setenv("KUBECONFIG", str(quiet.kubeconfig))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", quiet.twilio_url)
     monkeypatch.setattr(detach, "_WATCHED", 1)
     yield
     quiet.twin_call("DELETE", "/faults")
@@ -426,6 +427,17 @@ def test_orphan_needs_no_keyring(quiet: Stack, configured: Configured, crd_back:
 
 
 # Questions and checks
+
+
+def test_published_twilio_url_is_not_followed(
+    quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [manifest] = configured()
+    monkeypatch.delenv("SMSCHANNEL_TWILIO_URL")
+    result = run_detach("--all", "--restore", "--yes")
+    assert result.exit_code == 1
+    assert f"name another Twilio: SMSCHANNEL_TWILIO_URL={quiet.twilio_url}" in result.stderr
+    assert url_at(quiet, manifest) == ours(quiet, manifest), "nothing was changed"
 
 
 def test_question_counts_what_is_detached(quiet: Stack, configured: Configured) -> None:

@@ -40,8 +40,9 @@ Numbers = Callable[[int], list[str]]
 
 @pytest.fixture(autouse=True)
 def _in_the_operators_pod(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's rights and no settings: the command reads those that the operator has published."""
+    """The operator's rights and Twilio's URL; the command reads the other settings as the operator published them."""
     monkeypatch.setenv("KUBECONFIG", str(stack.home / "sms-channel-operator.kubeconfig"))
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", stack.twilio_url)
 
 
 def plan(*arguments: str, stdin: str | None = None) -> Result:
@@ -293,6 +294,16 @@ def test_environment_overrides_published_settings(stack: Stack, number: str, mon
     text = shown(plan(name_of(manifest)), 2)
     assert f"SmsUrl {url} -> {theirs}" in text
     assert f"would record for {number} ({stack.number(number)['sid']}): {theirs} as a URL of ours" in text
+
+
+def test_published_twilio_url_is_not_followed(stack: Stack, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write the ConfigMap would get the tokens of all channels."""
+    manifest = stack.manifest(number)
+    configured(stack, manifest)
+    monkeypatch.delenv("SMSCHANNEL_TWILIO_URL")
+    message = refusal(plan(name_of(manifest)))
+    assert f"name another Twilio: SMSCHANNEL_TWILIO_URL={stack.twilio_url}. Logins are sent there" in message
+    assert "set it here: export SMSCHANNEL_TWILIO_URL=..." in message
 
 
 def test_missing_published_settings_are_reported(stack: Stack) -> None:

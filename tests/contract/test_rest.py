@@ -254,3 +254,38 @@ def test_body_that_is_not_a_json_object_is_422(body: bytes, loc: list[str | int]
         assert error(body)[1] == kind
     else:
         assert error(body) == (loc, kind)
+
+
+@pytest.mark.parametrize(
+    ("field", "pasted", "taken"),
+    [
+        ("phone_number", "\u202a+61\u00a0400\u2009111\u202f222\u202c\n", "+61400111222"),
+        ("phone_number", "\u200b+61\u2011400\u2013111\u2212222", "+61400111222"),
+        ("account_sid", f"\ufeff{SID}\u200b\r\n", SID),
+        ("auth_token", f"\ufeff{TOKEN}\u2060\r\n", TOKEN),
+    ],
+)
+def test_invisible_characters_around_a_field_are_dropped(field: str, pasted: str, taken: str) -> None:
+    value = getattr(Setup.parse(json.dumps({**GOOD, field: pasted}).encode()), field)
+    assert (value.get_secret_value() if field == "auth_token" else value) == taken
+
+
+@pytest.mark.parametrize(
+    ("field", "pasted", "named"),
+    [
+        (
+            "phone_number",
+            "+61\u00a0400\u200b111222",
+            "it contains U+200B (zero width space) at position 7;",
+        ),
+        ("phone_number", "+61400\n111222", "it contains U+000A (line feed) at position 7; phone_number is in E.164"),
+        ("phone_number", "\uff0b61400111222", "it contains U+FF0B (fullwidth plus sign) at position 1; phone_number"),
+        ("account_sid", f"AC{SID[2:9]}\u00ad{SID[9:]}", "it contains U+00AD (soft hyphen) at position 10; account_sid"),
+        ("auth_token", f"{TOKEN[:5]}\u2011{TOKEN[5:]}", "it contains U+2011 (non-breaking hyphen) at position 6;"),
+    ],
+)
+def test_invisible_character_inside_a_field_is_named(field: str, pasted: str, named: str) -> None:
+    [error] = errors({**GOOD, field: pasted})
+    assert error["msg"].startswith(named)
+    assert error["type"] == "string_pattern_mismatch"
+    assert TOKEN not in json.dumps(error)

@@ -131,9 +131,7 @@ def test_instance_may_be_any_form_of_a_uuid(seal: Run, spelling: str) -> None:
     assert opened(seal(instance=spelling).stdout.strip()) == TOKEN
 
 
-@pytest.mark.parametrize(
-    "invalid", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", f" {INSTANCE}", INSTANCE.replace("-", "")[:-2] + "_8"]
-)
+@pytest.mark.parametrize("invalid", ["", "x", INSTANCE[:-1], f"{INSTANCE}0", INSTANCE.replace("-", "")[:-2] + "_8"])
 def test_invalid_instance_is_explained(seal: Run, invalid: str) -> None:
     assert f"a lower-case UUID with dashes, such as {INSTANCE}" in error_of(seal(instance=invalid))
 
@@ -142,7 +140,11 @@ def test_invalid_instance_is_explained(seal: Run, invalid: str) -> None:
     ("options", "expected"),
     [
         (["--phone-number", "0400 111 222"], 'digits only and in quotes, such as "+61400111222"'),
-        (["--phone-number", "+61400111222\n"], 'digits only and in quotes, such as "+61400111222"'),
+        (["--phone-number", "+61400\u200b111222"], "it contains U+200B (zero width space) at position 7"),
+        (["--phone-number", "+61400\n111222"], "it contains U+000A (line feed) at position 7"),
+        (["--phone-number", "+\uff16\uff11400111222"], "it contains U+FF16 (fullwidth digit six) at position 2"),
+        (["--login-sid", f"SK{'0' * 16}\u00ad{'0' * 16}"], "it contains U+00AD (soft hyphen) at position 19"),
+        (["-n", "team\u20111"], "it contains U+2011 (non-breaking hyphen) at position 5"),
         (["--login-sid", "PN1"], "leave it out to log in as accountSid"),
         (["-n", "Team_1"], "a namespace is at most 63 lower-case letters, digits and dashes, such as sms-channels"),
         (["-n", ""], "such as sms-channels"),
@@ -173,9 +175,13 @@ def test_missing_account_is_named() -> None:
 
 @pytest.mark.parametrize(
     "stdin",
-    [TOKEN, f"{TOKEN}\n", f"{TOKEN}\r\n", f"  {TOKEN} \n\n", f"\ufeff{TOKEN}\n", f"\t{TOKEN}"],
+    [
+        *(TOKEN, f"{TOKEN}\n", f"{TOKEN}\r\n", f"  {TOKEN} \n\n", f"\ufeff{TOKEN}\n", f"\t{TOKEN}"),
+        f"\u00a0\u200b\u202a{TOKEN}\u202c\u2060\u2028",
+        *(f"{TOKEN}\r\n".encode(name) for name in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")),
+    ],
 )
-def test_white_space_around_the_token_is_dropped(seal: Run, stdin: str) -> None:
+def test_invisible_characters_around_the_token_are_dropped(seal: Run, stdin: str | bytes) -> None:
     assert opened(seal(stdin=stdin).stdout.strip()) == TOKEN
 
 
@@ -187,9 +193,13 @@ def test_white_space_around_the_token_is_dropped(seal: Run, stdin: str) -> None:
         (f"{TOKEN} {TOKEN}", "Give the token alone"),
         (f"{TOKEN}\n{TOKEN}\n", "Give the token alone"),
         (f"auth_token: {TOKEN}", "Give the token alone"),
+        (f'"{TOKEN}"\n', "first U+0022 (quotation mark) at both ends"),
+        (f"\u201c{TOKEN}\u201d", "first U+201C (left double quotation mark) at position 1"),
         (f"{TOKEN}\x00", "Give the token alone"),
         (f"{TOKEN}\u00e9", "Give the token alone"),
-        (b"\xff\xfe" + TOKEN.encode("utf-16-le"), "not UTF-8 text"),
+        (f"{TOKEN[:9]}\u200b{TOKEN[9:]}", "first U+200B (zero width space) at position 10"),
+        (b"\xff\xfe" + TOKEN.encode("utf-16-le")[:-1], "it begins as UTF-16 text, but byte"),
+        (TOKEN.encode() + b"\xe9", "it is not UTF-8 text (nor UTF-16): byte"),
         (
             TOKEN * 17,
             "This is not a token: it has at least 544 characters, and Twilio's tokens have 32. Is it already sealed?",
@@ -376,6 +386,38 @@ def test_help_imports_no_slow_module(path: tuple[str, ...]) -> None:
 def test_keys_are_a_group_of_the_one_program() -> None:
     assert {("key", "create"), ("key", "list"), ("key", "revoke")} <= set(all_commands(cli))
     assert not PROGRAM.with_name("kubectl-sms-key").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_files_may_be_in_any_encoding_of_unicode(seal: Run, key_file: Path, tmp_path: Path, encoding: str) -> None:
+    """PowerShell's > writes UTF-16."""
+    key_file.write_bytes(f"{KEY.public.encoded}\r\n".encode(encoding))
+    config = tmp_path / "config"
+    kubeconfig(config, "one", one="team-1")
+    config.write_bytes(config.read_text().encode(encoding))
+    assert opened(seal("--kubeconfig", str(config)).stdout.strip(), "team-1") == TOKEN
+
+
+def test_public_key_in_another_encoding_is_named(seal: Run, key_file: Path) -> None:
+    key_file.write_bytes(KEY.public.encoded.encode() + b"\xa0")
+    assert f"{key_file} is not UTF-8 text (nor UTF-16): byte" in error_of(seal())
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        *("+61 400 111 222", "+61\u00a0400\u202f111\u2009222", "\u202a+61400111222\u202c", "\u200b+61400111222\ufeff"),
+        *("+61400111222\n", "+61\u2011400\u2013111\u2212222", "(+61) 400.111.222"),
+    ],
+)
+def test_punctuation_of_pasted_numbers_is_dropped(seal: Run, pasted: str) -> None:
+    manifest = yaml.safe_load(seal("--phone-number", pasted).stdout)
+    assert manifest["spec"]["phoneNumber"] == PHONE_NUMBER
+
+
+def test_pasted_sids_and_names_are_cleaned(seal: Run) -> None:
+    result = seal("-n", "\ufeffteam-1\u00a0", instance=f" \u200b{INSTANCE}\n", account=f"{ACCOUNT_SID}\u202c ")
+    assert opened(result.stdout.strip(), "team-1") == TOKEN
 
 
 def test_offline_sealing_does_not_import_the_kubernetes_client(key_file: Path) -> None:

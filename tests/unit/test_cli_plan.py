@@ -41,6 +41,12 @@ CONNECTS = "The kubeconfig cannot be used"
         pytest.param(["-f", "-"], [], "holds no SmsChannel of channels.hydracore.io/v1", id="empty manifest"),
         pytest.param(["-f", "-"], [secret()], "holds no SmsChannel", id="another kind"),
         pytest.param(["-f", "-"], NOT_YAML, "<stdin> is not YAML: line 2", id="not YAML"),
+        pytest.param(["-f", "-"], yaml.safe_dump(good()).encode("utf-16"), CONNECTS, id="UTF-16, as PowerShell writes"),
+        pytest.param(["-f", "-"], yaml.safe_dump(good()).encode("utf-8-sig"), CONNECTS, id="UTF-8 with a mark"),
+        pytest.param(["-f", "-"], "kind: 2026-99-99", "<stdin> is not YAML", id="a date that cannot be"),
+        pytest.param(["-f", "-"], "kind: " + "9" * 5000, "<stdin> is not YAML", id="a number that cannot be"),
+        pytest.param(["-f", "-"], "[" * 20_000, "<stdin> is nested too deeply", id="deep nesting"),
+        pytest.param(["-f", "-"], b"kind: caf\xe9", "<stdin> is not UTF-8 text (nor UTF-16): byte 10", id="Latin 1"),
         pytest.param(["-f", "-", OTHER], [good()], f"that is named {OTHER}", id="another instance"),
         pytest.param(
             ["-f", "-"],
@@ -63,7 +69,7 @@ CONNECTS = "The kubeconfig cannot be used"
 )
 def test_mistake_is_reported_with_status_1(arguments: list[str], documents: Any, expected: str) -> None:
     """click's own status for mistakes is 2, which means here that there are changes."""
-    text = documents if isinstance(documents, str) else yaml.safe_dump_all(documents or [])
+    text = documents if isinstance(documents, str | bytes) else yaml.safe_dump_all(documents or [])
     result = CliRunner().invoke(cli, ["plan", *arguments], input=text)
     assert result.exit_code == 1, result.output
     assert expected in " ".join(result.stderr.split())

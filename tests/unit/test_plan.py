@@ -1383,6 +1383,17 @@ def test_channel_that_works_is_ready_whatever_its_newer_credentials(
     assert verdict.recheck is recheck
 
 
+def test_messaging_service_may_keep_the_number() -> None:
+    """Without it, numbers in the USA cannot send; an application has no such setting."""
+    service = plan(DESIRED, replace(CONFIGURED, routing=Routing(service_sid="MG1")), RULES, NOW).verdict.message
+    assert 'With "Defer to sender\'s webhook" in its integration settings (UseInboundWebhookOnNumber)' in service
+    assert "Take the number out" not in service + Reason.WebhookOverridden.remedy
+    application = plan(
+        DESIRED, replace(CONFIGURED, number=replace(at(OURS), application_sid="AP1")), RULES, NOW
+    ).verdict.message
+    assert application == "The TwiML application AP1 receives this number's messages. Take the number out of it."
+
+
 @pytest.mark.parametrize("rejected", [None, DENIED])
 def test_routing_that_cannot_be_read_is_reported(rejected: Refused | None) -> None:
     observed = replace(CONFIGURED, routing=Routing(unknown="Why."), rejected=rejected)

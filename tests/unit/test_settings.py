@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
 from smschannel.__main__ import main
-from smschannel.api.environment import explain
+from smschannel.api.environment import explain, unknown_variables
 from smschannel.settings import Settings
 
 TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
@@ -239,15 +240,154 @@ def test_published_settings_are_read_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert {f"SMSCHANNEL_{name}": value for name, value in GIVEN.items()}.items() <= content.items()
     for name in GIVEN:
         monkeypatch.delenv(f"SMSCHANNEL_{name}")
-    assert Settings.from_published(content) == settings, "an administrator's machine has none of these variables"
+    here = Settings.from_published(content)  # an administrator's machine has none of these variables
+    assert here == settings.model_copy(update={"twilio_url": None})
 
 
 def test_environment_overrides_published_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": TEMPLATE, "SMSCHANNEL_TWILIO_URL": "https://published.example.com"}
-    monkeypatch.setenv("smschannel_twilio_url", "https://here.example.com")
-    assert Settings.from_published(content).twilio_url == "https://here.example.com", "in any spelling"
-    monkeypatch.setenv("smschannel_twilio_url", "")
-    assert Settings.from_published(content).twilio_url == "https://published.example.com", "empty is unset"
+    content = {"SMSCHANNEL_WEBHOOK_URL_TEMPLATE": TEMPLATE, "SMSCHANNEL_DELETION_GRACE_SECONDS": "7"}
+    monkeypatch.setenv("smschannel_deletion_grace_seconds", "8")
+    assert Settings.from_published(content).deletion_grace_seconds == 8, "in any spelling"
+    monkeypatch.setenv("smschannel_deletion_grace_seconds", "")
+    assert Settings.from_published(content).deletion_grace_seconds == 7, "empty is unset"
+
+
+@pytest.mark.parametrize("variable", ["TWILIO_URL", "TWILIO_API_URL", "TWILIO_MESSAGING_URL"])
+def test_published_twilio_urls_are_never_followed(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    content = {f"SMSCHANNEL_{variable}": "https://attacker.example.com"}
+    settings = Settings.from_published(content)
+    assert (settings.api_origin, settings.messaging_origin) == (
+        "https://api.twilio.com",
+        "https://messaging.twilio.com",
+    )
+    assert settings.foreign_origin(content) == (f"SMSCHANNEL_{variable}", "https://attacker.example.com")
+    monkeypatch.setenv(f"SMSCHANNEL_{variable}", "https://gateway.example.com")
+    named = Settings.from_published(content)
+    assert named.foreign_origin(content) is None, "who runs the command names it"
+    assert "https://gateway.example.com" in {named.api_origin, named.messaging_origin}
+
+
+def test_published_urls_of_twilio_itself_are_no_difference() -> None:
+    assert Settings().foreign_origin(Settings().published()) is None
+    assert Settings().foreign_origin({"SMSCHANNEL_TWILIO_API_URL": "https://api.twilio.com/\n"}) is None
+
+
+def test_one_url_named_here_does_not_excuse_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_API_URL", "https://gateway.example.com")
+    content = {
+        "SMSCHANNEL_TWILIO_API_URL": "https://gateway.example.com",
+        "SMSCHANNEL_TWILIO_MESSAGING_URL": "https://attacker.example.com",
+    }
+    found = Settings.from_published(content).foreign_origin(content)
+    assert found == ("SMSCHANNEL_TWILIO_MESSAGING_URL", "https://attacker.example.com")
+
+
+@pytest.mark.parametrize("around", ["\n", " ", "\u200b", "\ufeff", "\r\n", "\u00a0", "\u202c", "\u2028"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOK_URL_TEMPLATE", TEMPLATE),
+        ("TWILIO_URL", "https://twilio.example.com"),
+        ("OPERATOR_NAMESPACE", "ops"),
+        ("HTTP_HOST", "127.0.0.2"),
+        ("HTTP_PORT", "8088"),
+        ("DRIFT_INTERVAL_SECONDS", "77.0"),
+        ("LOG_LEVEL", "DEBUG"),
+    ],
+)
+def test_invisible_characters_around_a_setting_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, around: str
+) -> None:
+    monkeypatch.setenv(f"SMSCHANNEL_{name}", f"{around}{value}{around}")
+    assert str(getattr(Settings(), name.lower())) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("WEBHOOK_URL_TEMPLATE", TEMPLATE.replace("/v1", "/v\u200b1"), "U+200B (zero width space)"),
+        ("WEBHOOK_URL_TEMPLATE", TEMPLATE.replace("/v1", "/v\n1"), "U+000A (line feed)"),
+        ("WEBHOOK_URL_TEMPLATE", TEMPLATE.replace("-", "\u2011").replace("sms.", "s\u2011ms."), "U+2011 (non-breaking"),
+        ("WEBHOOK_URL_TEMPLATE", TEMPLATE.replace("/v1", "/v 1"), "contains a space"),
+        ("FORMER_WEBHOOK_URL_TEMPLATES", f"{TEMPLATE}\u00a0{TEMPLATE}", "U+00A0 (no-break space)"),
+        ("TWILIO_URL", "https://api\u00ad.twilio.com", "U+00AD (soft hyphen)"),
+        ("CHANNEL_NAMESPACES", "team\u200d-a", "U+200D (zero width joiner)"),
+        ("HTTP_HOST", "127.0.\u200e0.1", "U+200E (left-to-right mark)"),
+    ],
+)
+def test_invisible_character_inside_a_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert f"SMSCHANNEL_{name}: contains " in result.output
+    assert named in result.output
+
+
+def test_unknown_variable_is_named_with_the_nearest_setting() -> None:
+    environment = {
+        "SMSCHANNEL_WEBHOOK_URL_TEMPLATES": "https://s3cret.example.com",
+        "smschannel_worker": "3",
+        "SMSCHANNEL_ZZZ": "",
+        "SMSCHANNEL_WORKERS": "3",
+        "PATH": "/bin",
+        # as Kubernetes sets them for a Service "smschannel" and a Service "smschannel-metrics"
+        "SMSCHANNEL_SERVICE_HOST": "10.0.0.1",
+        "SMSCHANNEL_SERVICE_PORT": "80",
+        "SMSCHANNEL_PORT": "tcp://10.0.0.1:80",
+        "SMSCHANNEL_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "SMSCHANNEL_PORT_80_TCP_ADDR": "10.0.0.1",
+        "SMSCHANNEL_METRICS_SERVICE_PORT_HTTP": "80",
+    }
+    assert list(unknown_variables(Settings, environment)) == [
+        "SMSCHANNEL_WEBHOOK_URL_TEMPLATES is not a setting; did you mean SMSCHANNEL_WEBHOOK_URL_TEMPLATE?",
+        "SMSCHANNEL_ZZZ is not a setting",
+        "smschannel_worker is not a setting; did you mean SMSCHANNEL_WORKERS?",
+    ]
+    port = {"SMSCHANNEL_PORT": "8080"}
+    assert "did you mean SMSCHANNEL_HTTP_PORT?" in next(unknown_variables(Settings, port)), "a person wrote this one"
+
+
+def test_unknown_variable_is_a_warning_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop(_: Settings) -> None:
+        pass
+
+    monkeypatch.setattr("smschannel.__main__.run", stop)
+    monkeypatch.setenv("SMSCHANNEL_WORKER", SECRET)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 0
+    assert "SMSCHANNEL_WORKER is not a setting; did you mean SMSCHANNEL_WORKERS?" in result.output
+    assert SECRET not in result.output
+
+
+def test_operator_namespace_holds_no_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMSCHANNEL_CHANNEL_NAMESPACES", "sms-operator")
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert "SMSCHANNEL_CHANNEL_NAMESPACES must not contain the operator's own namespace" in result.output
+    monkeypatch.setenv("SMSCHANNEL_OPERATOR_NAMESPACE", "ops")
+    assert Settings().channel_namespaces == ("sms-operator",)
+
+
+def test_operator_namespace_of_the_command_line_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"SMSCHANNEL_CHANNEL_NAMESPACES": "sms-operator"}
+    assert Settings.from_published(content, "ops").operator_namespace == "ops"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read: No such file"), (b"no PEM", "has no valid CA certificate")]
+)
+def test_unusable_ca_bundle_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    monkeypatch.setenv("SMSCHANNEL_CA_BUNDLE", str(bundle))
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert message in result.output
 
 
 def test_published_settings_are_validated(monkeypatch: pytest.MonkeyPatch) -> None:

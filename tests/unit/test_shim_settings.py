@@ -18,6 +18,8 @@ from api_shim.settings import Settings
         ("SMSSHIM_HTTP_PORT", "x", "SMSSHIM_HTTP_PORT: Input should be a valid integer"),
         ("SMSSHIM_CHANNEL_NAMESPACE", "Not A Name", "e.g. sms-channels"),
         ("SMSSHIM_TRUSTED_PROXIES", "ingress", "must be addresses or networks, separated by spaces; write for example"),
+        ("SMSSHIM_CHANNEL_NAMESPACE", "sms-operator", "SMSSHIM_OPERATOR_NAMESPACE must be two namespaces"),
+        ("SMSSHIM_TOKEN_AUDIENCE", "sms\u200bapi", "SMSSHIM_TOKEN_AUDIENCE: contains U+200B (zero width space)"),
         ("SMSSHIM_REQUEST_SECONDS", "nan", "SMSSHIM_REQUEST_SECONDS: Input should be a finite number"),
         ("SMSSHIM_TLS_CERT_FILE", "/tls.crt", "SMSSHIM_TLS_CERT_FILE and SMSSHIM_TLS_KEY_FILE: set both, or neither"),
         ("SMSSHIM_HTTP_HOST", "10.0.0.7", "Set SMSSHIM_TLS_CERT_FILE and SMSSHIM_TLS_KEY_FILE to serve TLS, or"),
@@ -59,3 +61,24 @@ def test_trusted_proxies_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().trusted_proxies == (), "none by default"
     monkeypatch.setenv("SMSSHIM_TRUSTED_PROXIES", "10.0.0.0/8 192.0.2.1 fd00::/8")
     assert [str(each) for each in Settings().trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32", "fd00::/8"]
+
+
+def test_invisible_characters_around_a_setting_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMSSHIM_CHANNEL_NAMESPACE", "\ufeffteam-a\r\n")
+    monkeypatch.setenv("SMSSHIM_TRUSTED_PROXIES", "\u200b10.0.0.0/8 \n")
+    monkeypatch.setenv("SMSSHIM_PLAIN_HTTP", " true\n")
+    settings = Settings()
+    assert settings.channel_namespace == "team-a"
+    assert [str(each) for each in settings.trusted_proxies] == ["10.0.0.0/8"]
+    assert settings.plain_http
+
+
+def test_unknown_variable_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop(_: Settings) -> None:
+        pass
+
+    monkeypatch.setattr("api_shim.__main__.run", stop)
+    monkeypatch.setenv("SMSSHIM_PLAINHTTP", "true")
+    monkeypatch.setenv("SMSSHIM_LOG_FORMAT", "json")
+    result = CliRunner().invoke(main)
+    assert "SMSSHIM_PLAINHTTP is not a setting; did you mean SMSSHIM_PLAIN_HTTP?" in result.output

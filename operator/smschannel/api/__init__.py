@@ -7,8 +7,13 @@
     sealing       encrypts tokens to the operator, and the operator's records
     api_keys      API keys of the REST API: format, hashing, lookup
     kube_client   calls the Kubernetes API
+    kubeconfig    where the API server is, from a kubeconfig or the pod
+    identity      as whom it is called: tokens, login programs, impersonation
+    egress        proxies and CA certificates
+    causes        why a request got no answer, in words
     errors        every error, as a tree
-    environment   help and error messages for settings from environment variables
+    text          cleans and judges what people paste
+    environment   settings from environment variables: cleaning, help and error messages
     logs          log format
 
 Nothing here imports another part of `smschannel`, and importing it registers no metrics.

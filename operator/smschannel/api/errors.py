@@ -7,12 +7,14 @@
     │   │   ├── TwilioThrottled     Twilio answered 429
     │   │   └── SuspectedRefusal    Twilio refused credentials that it accepted before, once so far
     │   ├── KubernetesUnavailable   the API server answered 5xx, 429 or something that is not valid, or not at all
+    │   │   └── NotConnected        TLS, a proxy or the login failed before the API server was asked
     │   ├── Conflict                409: another client wrote first; read the object again
     │   └── Expired                 410: the list or watch is too old; start it again
     ├── Refused                     Twilio, or a rule of the operator, does not allow it; carries the `Reason`
     ├── KubernetesRefused           the API server does not allow it: a missing right, a policy, an invalid object
     │   └── NoKindMatch             the API server serves no such kind: the CRD is not installed
     ├── KubeconfigError             the kubeconfig, or the pod's ServiceAccount, cannot be used
+    ├── EgressError                 the setting of a proxy or of CA certificates cannot be used
     ├── NotFound                    the object does not exist: the API server, or Twilio, named it
     ├── Unreadable                  no key of the keyring opens these sealed bytes
     └── KeyringLost                 the operator cannot read its own records, and must stop
@@ -59,6 +61,10 @@ class KubernetesUnavailable(Retryable):
     """The API server answered 5xx, 429 or something that is not valid, or not at all."""
 
 
+class NotConnected(KubernetesUnavailable):
+    """TLS, a proxy or the login failed; mostly somebody must fix that."""
+
+
 class Conflict(Retryable):
     """Another client wrote first (409)."""
 
@@ -89,6 +95,10 @@ class NoKindMatch(KubernetesRefused):
 
 class KubeconfigError(ChannelError):
     pass
+
+
+class EgressError(ChannelError):
+    """A proxy or CA certificates that somebody configured cannot be used."""
 
 
 class NotFound(ChannelError):

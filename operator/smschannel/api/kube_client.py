@@ -1,22 +1,20 @@
 """Call the Kubernetes API: dictionaries in, dictionaries out, over one keep-alive session.
 
-The `kubernetes` package loads the kubeconfig and authenticates. Its generated API classes are not used: building and
-validating model objects costs more per channel than everything else the operator does.
+The generated API classes of the `kubernetes` package are not used: building and validating model objects costs more per
+channel than everything else the operator does.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
-import yaml
-from kubernetes.aio import config
-from kubernetes.aio.client.configuration import Configuration
+from yarl import URL
 
+from smschannel.api.causes import in_words
 from smschannel.api.errors import (
     ChannelError,
     Conflict,
@@ -25,9 +23,11 @@ from smschannel.api.errors import (
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
+    NotConnected,
     NotFound,
     retry_after_seconds,
 )
+from smschannel.api.kubeconfig import Access, load_access
 
 Object = dict[str, Any]
 """One JSON object as the API server sends or accepts it: a resource, a list, a review, a watch event."""
@@ -41,7 +41,24 @@ METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """The value of `accept` for a GET of one object's metadata."""
 
 
-_UNUSABLE = (config.ConfigException, KeyError, TypeError, ValueError, OSError, yaml.YAMLError)
+class Server(Protocol):
+    """Where an API server is; an `Access` says as whom to call it, too."""
+
+    @property
+    def host(self) -> str: ...
+
+
+class _LoginFailed(aiohttp.ClientConnectionError):
+    """The credentials expired and cannot be renewed; the message is for people."""
+
+
+_NOT_CONNECTED = (
+    ssl.SSLError,
+    ssl.CertificateError,
+    aiohttp.ClientSSLError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ClientProxyConnectionError,
+)
 
 
 class KubeClient:
@@ -51,49 +68,70 @@ class KubeClient:
     followed), and `KubernetesUnavailable` if there is no answer or it is not JSON.
     """
 
-    def __init__(self, configuration: Configuration, *, timeout: float = 20) -> None:
-        """Use `configuration`; each call may take `timeout` seconds (a watch may last longer)."""
+    def __init__(self, configuration: Server, *, timeout: float = 20) -> None:
+        """Call the server of `configuration`; each call may take `timeout` seconds (a watch may last longer)."""
         self.configuration = configuration
+        self._access = configuration if isinstance(configuration, Access) else Access(configuration.host)
         self._server = configuration.host.rstrip("/")  # may have a path, if one proxy serves many clusters
+        self._origin = URL(self._server).origin()
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
-        """Load `kubeconfig`, or else $KUBECONFIG, the pod's ServiceAccount, or ~/.kube/config, and return a client.
+        """Return a client with the rights of `kubeconfig`, or else $KUBECONFIG, ~/.kube/config, or the pod.
 
-        `context` names a context of the kubeconfig; None means the current one. Sends nothing yet. Raises
-        `KubeconfigError`.
+        `context` names a context of the kubeconfig; None means the current one. Sends nothing to the API server yet,
+        but runs the kubeconfig's login program, if there is one. Raises `KubeconfigError`.
         """
-        configuration = Configuration()
-        in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-        try:
-            if kubeconfig is None and in_pod:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                await config.load_kube_config(
-                    config_file=kubeconfig or os.environ.get("KUBECONFIG"),
-                    context=context,
-                    client_configuration=configuration,
-                    persist_config=False,
-                )
-            tls(configuration)
-        except _UNUSABLE as error:
-            raise KubeconfigError(str(error)) from None
-        return cls(configuration)
+        return cls(await load_access(kubeconfig, context))
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls(self.configuration), limit=_MAX_CONNECTIONS, keepalive_timeout=60),
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
-        )
+        self._session = self.new_session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session:
             await self._session.close()
+
+    def new_session(self, limit: int = _MAX_CONNECTIONS) -> aiohttp.ClientSession:
+        """Return a session whose requests carry the credentials, to this API server only; the caller closes it.
+
+        It has at most `limit` connections; 0 means any number.
+        """
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._access.tls or True, limit=limit, keepalive_timeout=60),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
+            proxy=self._access.proxy,
+            middlewares=(self._authenticate,),
+        )
+
+    async def _authenticate(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Add the credentials; log in again, once, if they are refused."""
+        if request.url.origin() != self._origin:
+            raise aiohttp.ClientConnectionError("a redirect to another server is not followed")
+        try:
+            request.headers.update(await self._access.identity.headers())
+            response = await send(request)
+            if response.status != 401 or not await self._access.identity.renewed():
+                return response
+            response.close()
+            request.headers.update(await self._access.identity.headers())
+        except KubeconfigError as error:
+            raise _LoginFailed(str(error)) from None
+        return await send(request)
+
+    def _no_answer(self, what: str, error: BaseException) -> KubernetesUnavailable:
+        if isinstance(error, _LoginFailed):
+            return NotConnected(str(error))
+        said = in_words(error, self._access.proxy)
+        if isinstance(error, _NOT_CONNECTED):
+            return NotConnected(f"cannot connect to the API server: {said}")
+        return KubernetesUnavailable(f"{what}: {said}")
 
     async def request(
         self,
@@ -106,7 +144,7 @@ class KubeClient:
         accept: str = "application/json",
     ) -> Object:
         """Send one request and return the body of the answer. `path` begins with `/api` or `/apis`."""
-        headers = {**await self._headers(), "Accept": accept}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
         assert self._session, "use 'async with'"
@@ -116,7 +154,7 @@ class KubeClient:
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesUnavailable(f"the API server does not answer: {type(error).__name__}") from None
+            raise self._no_answer("the API server does not answer", error) from None
         if response.status < 300:
             return _object(answer)
         raise kubernetes_error(response.status, answer, _retry_after(response))
@@ -154,7 +192,6 @@ class KubeClient:
             async with self._session.get(
                 self._server + path,
                 params=query,
-                headers=await self._headers(),
                 timeout=timeout,
                 read_bufsize=2**21,  # a whole event must fit: an object has at most 1.5 MiB
                 allow_redirects=False,
@@ -164,29 +201,7 @@ class KubeClient:
                 async for line in response.content:
                     yield _object(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesUnavailable(f"the watch broke: {type(error).__name__}") from None
-
-    async def token(self) -> str | None:
-        """Return the current bearer token, None without one. The `kubernetes` package refreshes tokens that rotate."""
-        value: str | None = await self.configuration.get_api_key_with_prefix("BearerToken")
-        return value.split(" ", 1)[-1] if value else None
-
-    async def _headers(self) -> dict[str, str]:
-        token = await self.token()
-        return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def tls(configuration: Configuration) -> ssl.SSLContext | bool:
-    """Return the TLS context for the API server, or False if its URL is plain http."""
-    if not configuration.host.startswith("https"):
-        return False
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+            raise self._no_answer("the watch broke", error) from None
 
 
 def _object(answer: bytes) -> Object:

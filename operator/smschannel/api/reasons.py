@@ -119,7 +119,7 @@ class Reason(Row, Enum):
         "Stalled",
         "webhook_overridden",
         Recheck.DRIFT,
-        "Take the number out of the TwiML application or Messaging Service that receives its messages.",
+        "Let the number's own webhook receive the messages.",
     )
     WebhookContested = Row(
         "False",

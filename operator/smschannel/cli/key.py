@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from smschannel.api.api_keys import ApiKey, NewKey, Verb, decode_key, encode_key, make_key, secret_of
 from smschannel.api.errors import Conflict, NotFound
 from smschannel.api.names import API_KEYS_SECRET, core_path
+from smschannel.api.text import clean, unexpected
 from smschannel.cli.options import cluster, cluster_options
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class _List(click.ParamType[tuple[str, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            items = tuple(dict.fromkeys(self._convert_item(item.strip()) for item in value.split(",")))
+            items = tuple(dict.fromkeys(self._convert_item(clean(item)) for item in value.split(",")))
         except ValueError:
             self.fail(self._message, param, ctx)
         return items
@@ -112,8 +113,11 @@ class _Expiry(click.ParamType[datetime | None]):
     name = "90d|12h|TIME|never"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | None:
-        if value is None or isinstance(value, datetime) or value == "never":
-            return None if value == "never" else value
+        if value is None or isinstance(value, datetime):
+            return value
+        value = clean(value)
+        if value == "never":
+            return None
         now = datetime.now(UTC)
         if span := _DURATION.fullmatch(value):
             return now + timedelta(**{{"d": "days", "h": "hours"}[span[2]]: int(span[1])})
@@ -129,8 +133,11 @@ class _Expiry(click.ParamType[datetime | None]):
 
 
 def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    value = clean(value) if value is not None else None
     if value is not None and not _ID.fullmatch(value):
-        raise click.BadParameter("an ID has at most 63 letters, digits, dashes and dots, and no underscore")
+        wrong = unexpected(value)
+        expected = "an ID has at most 63 letters, digits, dashes and dots, and no underscore"
+        raise click.BadParameter(f"it contains {wrong}; {expected}" if wrong else expected)
     return value
 
 

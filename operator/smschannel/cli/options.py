@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from smschannel.api.errors import ChannelError, KubernetesUnavailable
+from smschannel.api.errors import ChannelError, KubeconfigError, KubernetesUnavailable, NotConnected
 from smschannel.api.resource import AccountSid, InstanceId, LoginSid, Namespace, PhoneNumber
+from smschannel.api.text import clean, clean_phone_number, unexpected
 
 if TYPE_CHECKING:
     from smschannel.api.kube_client import KubeClient
@@ -29,17 +28,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Checked(click.ParamType[str]):
-    """An argument that a type of the resource validates; the error message is that type's."""
+    """An argument that is cleaned and then validated by a type of the resource; the error message is that type's."""
 
-    def __init__(self, name: str, kind: Any) -> None:
+    def __init__(self, name: str, kind: Any, cleaned: Callable[[str], str] = clean) -> None:
         self.name = name
         self.rule: TypeAdapter[str] = TypeAdapter(kind)
+        self._cleaned = cleaned
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = self._cleaned(value)
         try:
             return self.rule.validate_python(value)
         except ValidationError as error:
-            self.fail(error.errors(include_input=False)[0]["msg"], param, ctx)
+            wrong = unexpected(value)
+            expected = error.errors(include_input=False)[0]["msg"]
+            self.fail(f"it contains {wrong}; {expected}" if wrong else expected, param, ctx)
 
 
 class _Instance(_Checked):
@@ -47,14 +50,14 @@ class _Instance(_Checked):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         with contextlib.suppress(ValidationError):
-            value = str(TypeAdapter(UUID).validate_python(value))
+            value = str(TypeAdapter(UUID).validate_python(clean(value)))
         return super().convert(value, param, ctx)
 
 
 INSTANCE = _Instance("uuid", InstanceId)
 ACCOUNT_SID = _Checked("AC...", AccountSid)
 LOGIN_SID = _Checked("SK...|AC...", LoginSid)
-PHONE_NUMBER = _Checked("E.164", PhoneNumber)
+PHONE_NUMBER = _Checked("E.164", PhoneNumber, clean_phone_number)
 NAMESPACE = _Checked("namespace", Namespace)
 
 
@@ -86,21 +89,12 @@ def context_namespace(kubeconfig: str | None, context: str | None) -> str | None
     `kubeconfig` None means $KUBECONFIG, or else ~/.kube/config; `context` None means the current one. As in kubectl,
     the first file that sets a value wins. Raises `click.ClickException`.
     """
-    files = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    from smschannel.api.kubeconfig import Kubeconfig
+
     try:
-        configs = [
-            yaml.safe_load(file.read_text()) or {} for file in map(Path, files.split(os.pathsep)) if file.is_file()
-        ]
-        current = context or next((each["current-context"] for each in configs if each.get("current-context")), None)
-        contexts = {
-            named["name"]: named["context"] for each in reversed(configs) for named in each.get("contexts") or ()
-        }
-        found: str | None = contexts.get(current, {}).get("namespace")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, yaml.YAMLError):
-        raise click.ClickException(f"{files} is not a valid kubeconfig: name another with --kubeconfig") from None
-    if context and context not in contexts:
-        raise click.ClickException(f"{files} has no context {context}. Its contexts: {', '.join(contexts) or 'none'}")
-    return found
+        return Kubeconfig(kubeconfig).namespace(context)
+    except KubeconfigError as error:
+        raise click.ClickException(f"{error}. Name another with --kubeconfig or --context.") from None
 
 
 @contextlib.asynccontextmanager
@@ -112,7 +106,7 @@ async def cluster(
     `without` is a sentence about working without a cluster, added where none can be reached; `denied` one about the
     rights that are needed, added where one is missing.
     """
-    from smschannel.api.errors import KubeconfigError, KubernetesRefused, NoKindMatch
+    from smschannel.api.errors import KubernetesRefused, NoKindMatch
     from smschannel.api.kube_client import KubeClient
 
     async with contextlib.AsyncExitStack() as stack:
@@ -125,6 +119,8 @@ async def cluster(
         where = f"The cluster at {api.configuration.host}"
         try:
             yield api
+        except NotConnected as error:
+            raise _error(f"{where} cannot be reached: {error}.", without) from None
         except KubernetesUnavailable as error:
             raise _error(
                 f"{where} cannot be reached: {error}. Is it running, and is this the right --context?", without
@@ -144,20 +140,33 @@ async def cluster(
 async def settings_of(kube: AdminStore) -> Settings:
     """Return the operator's settings: from this environment, or else as the operator published them.
 
-    Raises `click.ClickException` if they are incomplete or invalid.
+    Twilio's URLs come from this environment or are Twilio's own, since logins are sent there, and others may be able to
+    write what is published. Raises `click.ClickException` if the published ones differ, or settings are incomplete or
+    invalid.
     """
-    from smschannel.api.environment import explain
+    from smschannel.api.environment import explain, unknown_variables
+    from smschannel.cli.plan_text import shown
     from smschannel.settings import Settings
 
+    for unknown in unknown_variables(Settings, os.environ):
+        click.echo(f"Warning: {unknown}", err=True)
     content = await kube.published_settings()
     try:
-        return Settings.from_published(content)
+        settings = Settings.from_published(content, kube.namespace)
     except ValidationError as error:
         hint = (
             f"\nThe operator has published none in namespace {kube.namespace}: has it started once? If it runs in"
             " another namespace, name it with --operator-namespace. Or set the same variables here."
         )
         raise click.ClickException(explain(error, Settings) + ("" if content else hint)) from None
+    if foreign := settings.foreign_origin(content):
+        variable, value = foreign
+        raise click.ClickException(
+            f"The operator's published settings name another Twilio: {variable}={shown(value)}. Logins are sent there,"
+            " and others may have written that, so this command does not follow it. If you know that this is the"
+            f" operator's own setting, set it here: export {variable}=..."
+        )
+    return settings
 
 
 def _error(*sentences: str) -> click.ClickException:

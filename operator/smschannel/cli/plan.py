@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
 import yaml
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from smschannel.api.errors import TwilioUnavailable
 from smschannel.api.resource import API_VERSION, KIND, SmsChannel
+from smschannel.api.text import TextError, decode
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Plan(click.Command):
 
 @click.command(cls=_Plan)
 @click.argument("instance", type=INSTANCE, required=False)
-@click.option("-f", "--filename", "file", type=click.File(), help="A manifest that is not applied yet; - to read it.")
+@click.option("-f", "--filename", "file", type=click.File("rb"), help="A manifest, not applied yet; - to read it.")
 @click.option("--delete", is_flag=True, help="What deleting the channel would do.")
 @click.option("-n", "--namespace", type=NAMESPACE, help="The channel's; the context's, else the operator's by default.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -51,7 +52,7 @@ class _Plan(click.Command):
 def plan(
     ctx: click.Context,
     instance: str | None,
-    file: TextIO | None,
+    file: BinaryIO | None,
     delete: bool,
     namespace: str | None,
     output: str,
@@ -124,13 +125,18 @@ def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:
     return {"namespace": key.namespace, "name": key.name, **documents[-1], **lists}
 
 
-def _manifest(file: TextIO, instance: str | None) -> Manifest:
+def _manifest(file: BinaryIO, instance: str | None) -> Manifest:
     """Return the only SmsChannel of the file, or the one that is named."""
+    source = getattr(file, "name", "<stdin>")
     try:
-        documents = [each for each in yaml.safe_load_all(file) if isinstance(each, dict)]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        documents = [each for each in yaml.safe_load_all(decode(file.read())) if isinstance(each, dict)]
+    except TextError as error:
+        raise click.ClickException(f"{source} {error}") from None
+    except RecursionError:
+        raise click.ClickException(f"{source} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date or number that cannot be
         at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
-        raise click.ClickException(f"{file.name} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
+        raise click.ClickException(f"{source} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
     channels = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]
     named: list[tuple[str, Manifest]] = []
     for each in channels:
@@ -139,16 +145,16 @@ def _manifest(file: TextIO, instance: str | None) -> Manifest:
             named.append((INSTANCE.rule.validate_python(meta["name"]), each))
             NAMESPACE.rule.validate_python(meta.get("namespace", "default"))
         except (KeyError, TypeError, AttributeError):
-            raise click.ClickException(f"{file.name} holds an {KIND} without a name") from None
+            raise click.ClickException(f"{source} holds an {KIND} without a name") from None
         except ValidationError as error:
-            raise click.ClickException(f"{file.name}: {error.errors(include_input=False)[0]['msg']}") from None
+            raise click.ClickException(f"{source}: {error.errors(include_input=False)[0]['msg']}") from None
     found = [each for name, each in named if instance in {None, name}]
     if len(found) > 1:
         names = ", ".join(name for name, _ in named)
-        raise click.ClickException(f"{file.name} holds {len(found)} of them: name one of {names}")
+        raise click.ClickException(f"{source} holds {len(found)} of them: name one of {names}")
     if not found:
         which = f" that is named {instance}" if instance else ""
-        raise click.ClickException(f"{file.name} holds no {KIND} of {API_VERSION}{which}")
+        raise click.ClickException(f"{source} holds no {KIND} of {API_VERSION}{which}")
     return found[0]
 
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from smschannel.api.errors import KubernetesRefused, NotFound
 from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, core_path
 from smschannel.api.resource import API_VERSION, KIND
+from smschannel.api.text import TextError, clean, decode, unsendable
 from smschannel.cli.options import (
     ACCOUNT_SID,
     INSTANCE,
@@ -153,7 +154,7 @@ def _read_token(login: str) -> SecretStr:
         )
     else:
         given = _from_stdin()
-    token = given.strip()
+    token = clean(given)
     if not token:
         raise click.ClickException(
             "The token is empty. Type it at the prompt, or give it on standard input: kubectl sms seal ... < FILE"
@@ -163,10 +164,10 @@ def _read_token(login: str) -> SecretStr:
             f"This is not a token: it has at least {len(token)} characters, and Twilio's tokens have 32. Is it already"
             " sealed?"
         )
-    if not re.fullmatch("[!-~]+", token):
+    if wrong := unsendable(token):
         raise click.ClickException(
-            "This is not a token: it contains spaces, line breaks or non-ASCII characters. Give the token alone, as the"
-            " Twilio console shows it."
+            f"This is not a token: it contains spaces, quotes, line breaks or non-ASCII characters, first {wrong}."
+            " Give the token alone, as the Twilio console shows it."
         )
     if re.fullmatch("(AC|SK)[0-9a-f]{32}", token):
         raise click.ClickException(
@@ -180,16 +181,18 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         return ""
     try:
-        return sys.stdin.buffer.read(16 * _MAX_TOKEN_LENGTH).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise click.ClickException("This is not a token: it is not UTF-8 text. Give the token alone.") from None
+        return decode(sys.stdin.buffer.read(16 * _MAX_TOKEN_LENGTH))
+    except TextError as error:
+        raise click.ClickException(f"This is not a token: it {error}. Give the token alone.") from None
 
 
 def _public_key(file: Path) -> PublicKey:
     from smschannel.api.sealing import PublicKey
 
     try:
-        return PublicKey.decode(file.read_text("utf-8-sig").strip())
+        return PublicKey.decode(clean(decode(file.read_bytes())))
+    except TextError as error:
+        raise click.ClickException(f"{file} {error}") from None
     except ValueError as error:
         raise click.ClickException(
             f"{file} is not a public key: {error}. Create it with: kubectl sms public-key > {file}"
@@ -223,7 +226,7 @@ async def _fetch_key(kubeconfig: str | None, context: str | None, operator_names
                 f" authenticated users: is it installed? {_OFFLINE}"
             ) from None
     try:
-        return PublicKey.decode(published["data"][PUBLIC_KEY])
+        return PublicKey.decode(clean(published["data"][PUBLIC_KEY]))
     except (KeyError, TypeError, ValueError):
         raise click.ClickException(
             f"{what} has no valid public key. Restart the operator: it publishes the key again."

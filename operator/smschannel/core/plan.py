@@ -507,10 +507,17 @@ def _is_webhook_refused(current: Current) -> bool:
 def _configured(number: Number, observed: Observed) -> Verdict:
     """Return the verdict once nothing is left to do."""
     if number.application_sid:
-        message = f"The TwiML application {number.application_sid} receives this number's messages."
+        message = (
+            f"The TwiML application {number.application_sid} receives this number's messages."
+            " Take the number out of it."
+        )
         return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_APPLICATION)
     if observed.routing.service_sid:
-        message = f"The Messaging Service {observed.routing.service_sid} receives this number's messages."
+        message = (
+            f"The Messaging Service {observed.routing.service_sid} receives this number's messages. With \"Defer to"
+            " sender's webhook\" in its integration settings (UseInboundWebhookOnNumber) it leaves them to the number,"
+            " which can stay in it."
+        )
         return Verdict(Reason.WebhookOverridden, message, number.sid, Effective.OVERRIDDEN_BY_MESSAGING_SERVICE)
     if observed.corrections >= CONTESTED_AFTER:
         message = "The webhook is overwritten again and again; it is corrected less often now."

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-import unicodedata
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -21,6 +21,8 @@ from twilio.http.response import Response
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
 
+from smschannel.api.causes import in_words
+from smschannel.api.egress import proxy_for, public_tls
 from smschannel.api.errors import (
     ChannelError,
     NotFound,
@@ -31,6 +33,7 @@ from smschannel.api.errors import (
     retry_after_seconds,
 )
 from smschannel.api.reasons import Reason
+from smschannel.api.text import unsendable
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
@@ -52,20 +55,31 @@ class TwilioClient:
 
     Reads never modify anything, and `set_webhook` is idempotent. Every method raises `TwilioUnavailable` where a later
     retry can help, and `Refused` where it cannot unless something changes; without a call where the limiter knows
-    the result. `timeout` is the seconds that one call may take.
+    the result. `timeout` is the seconds that one call may take; `ca_bundle` a file of CA certificates (PEM) that are
+    trusted beside the system's. Calls go through the proxy that HTTPS_PROXY names. Entering the context raises
+    `EgressError` if one of these cannot be used.
     """
 
-    def __init__(self, limiter: Limiter, *, api_origin: str, messaging_origin: str, timeout: float) -> None:
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        api_origin: str,
+        messaging_origin: str,
+        timeout: float,
+        ca_bundle: Path | None = None,
+    ) -> None:
         self._limiter = limiter
         self._origins = {
             "https://api.twilio.com": api_origin,
             "https://messaging.twilio.com": messaging_origin,
         }
         self._timeout = timeout
+        self._ca_bundle = ca_bundle
         self._transport: _Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._transport = _Transport(self._origins, self._timeout)
+        self._transport = _Transport(self._origins, self._timeout, self._ca_bundle)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -166,14 +180,12 @@ def _check_sendable(token: str) -> None:
 
     Editors and word processors add such characters, mostly invisible ones: the message names the first.
     """
-    for position, character in enumerate(token, start=1):
-        if not "!" <= character <= "~":
-            name = unicodedata.name(character, "control character").lower()
-            raise Refused(
-                Reason.AuthenticationFailed,
-                f"The token contains U+{ord(character):04X} ({name}) at position {position}. Twilio's tokens and"
-                " secrets contain no such character: copy the token again, as plain text in one line.",
-            )
+    if wrong := unsendable(token):
+        raise Refused(
+            Reason.AuthenticationFailed,
+            f"The token contains {wrong}. Twilio's tokens and secrets contain no such character: copy the token again,"
+            " as plain text in one line.",
+        )
 
 
 @contextmanager
@@ -188,11 +200,13 @@ def _parsing() -> Iterator[None]:
 class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
     """The HTTP client that twilio-python calls: sends each request over the shared session."""
 
-    def __init__(self, origins: Mapping[str, str], timeout: float) -> None:
+    def __init__(self, origins: Mapping[str, str], timeout: float, ca_bundle: Path | None) -> None:
         # The base class is not initialised: it makes a session of its own and a logger that prints phone numbers.
         self.is_async = True
+        self._proxies = {each: proxy_for(each) for each in origins.values()}
+        tls = public_tls(ca_bundle)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ssl=tls),
             timeout=aiohttp.ClientTimeout(total=timeout, connect=5),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -241,6 +255,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`.
         """
         kind = _kind(method, url, params or {})
+        proxy = next((proxy for origin, proxy in self._proxies.items() if url.startswith(f"{origin}/")), None)
         query = {name: str(value) for name, value in (params or {}).items()}
         started = time.perf_counter()
         outcome = "error"
@@ -252,13 +267,14 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
                 data=form,
                 headers={"Authorization": authorization, "Accept": "application/json"},
                 allow_redirects=False,
+                proxy=proxy,
             ) as response:
                 answer = await response.text()
                 outcome = str(response.status)
         except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
             if isinstance(error, TimeoutError):  # whether to connect or to answer: one message, for a stable status
                 raise TwilioTimeout("Twilio does not answer in time.") from None
-            raise TwilioUnavailable(f"Cannot reach Twilio ({type(error).__name__}).") from None
+            raise TwilioUnavailable(f"Cannot reach Twilio: {in_words(error, proxy)}.") from None
         finally:
             TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
         if response.status < 300:
