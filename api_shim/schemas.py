@@ -29,7 +29,7 @@ from smschannel.api.errors import ChannelError
 from smschannel.api.kube_client import Object
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Reason
 from smschannel.api.resource import AccountSid, PhoneNumber
-from smschannel.api.status import reason_of
+from smschannel.api.status import rest_status
 from smschannel.api.text import clean, clean_phone_number, unexpected
 
 _PATTERN = "string_pattern_mismatch"
@@ -195,8 +195,7 @@ def _rest_status(channel: Object, status: Mapping[str, Any]) -> str:
         return Reason.Restoring.rest_status
     if channel["spec"].get("suspend", False):
         return Reason.Suspended.rest_status
-    reason = reason_of(status) if is_observed(channel) else None
-    return (reason or Reason.Pending).rest_status
+    return rest_status(status) if is_observed(channel) else Reason.Pending.rest_status
 
 
 def is_being_deleted(channel: Object) -> bool:

@@ -6,6 +6,7 @@ the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -204,8 +205,10 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
-    def start_operator(self, name: str = "operator", port: int | None = None) -> None:
-        """Start the operator; with another name and port, a second one beside it."""
+    def start_operator(
+        self, name: str = "operator", port: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the operator; with another name and port, a second one beside it. `settings` override the options."""
         url = f"http://127.0.0.1:{port}" if port else self.operator_url
         environment = {
             "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
@@ -216,7 +219,7 @@ class Stack:
         }
         if self.options.twilio_url != "real":
             environment["SMSCHANNEL_TWILIO_URL"] = self.twilio_url
-        environment |= self.options.operator_settings
+        environment |= {**self.options.operator_settings, **(settings or {})}
         self._spawn(name, [sys.executable, "-m", "smschannel"], environment)
         self._wait_ready(name, f"{url}/readyz")
 
@@ -339,7 +342,11 @@ class Stack:
         """
         fulfilled: dict[str, dict[str, Any]] = {}
         latest: dict[str, dict[str, Any]] = {}
-        for event in self.channels.watch(namespace=namespace, timeout=timeout):
+        listed = self.channels.get(namespace=namespace)  # a watch alone may begin with what was there before
+        begin = ({"type": "ADDED", "raw_object": each} for each in listed.to_dict()["items"])
+        version = listed.metadata.resourceVersion
+        later = self.channels.watch(namespace=namespace, timeout=timeout, resource_version=version)
+        for event in itertools.chain(begin, later):
             channel = event["raw_object"]
             name = channel["metadata"]["name"]
             if name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -42,8 +43,9 @@ async def run(settings: Settings) -> None:
             twilio_client(settings) as twilio,
         ):
             kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
-            while not stop.is_set():
-                controller = await _load(settings, kube, twilio)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(each, stop.set)
+            while controller := await _unless_stopped(_load(settings, kube, twilio), stop):
                 over = asyncio.Event()
                 if controller.has_crd:
                     watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
@@ -52,6 +54,18 @@ async def run(settings: Settings) -> None:
                 await _serve(controller, watching, ready, stop, over)
     finally:
         await probes.cleanup()
+
+
+async def _unless_stopped(loading: Coroutine[Any, Any, Controller], stop: asyncio.Event) -> Controller | None:
+    """The result of `loading`; None if `stop` is set before there is one."""
+    load, stopping = asyncio.create_task(loading), asyncio.create_task(stop.wait())
+    await asyncio.wait({load, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not stop.is_set():
+        return await load
+    load.cancel()
+    await asyncio.wait({load})
+    return None
 
 
 async def _serve(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smschannel.api.reasons import Reason
-from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER
+from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER, TakeoverPolicy
 from smschannel.api.status import reason_of
 from smschannel.core.claims import Claims, is_swap
 from smschannel.core.record import Key, Record
@@ -44,6 +44,7 @@ class CachedChannel:
     the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
     be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
     until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
+    `secret_changed`: the Secret was written since the last reconcile.
     """
 
     uid: str
@@ -53,12 +54,14 @@ class CachedChannel:
     phone_number: str = ""
     secret: str = ""
     deleting: bool = False
+    takes_unused_only: bool = False
     finalizer: bool = False
     body: Body | None = None
     last_reconciled: Trigger | None = None
     unseen: str = ""
     awaited: str = ""
     reason: Reason | None = None
+    secret_changed: bool = False
 
 
 class ChannelCache:
@@ -102,6 +105,8 @@ class ChannelCache:
         cached = self._channels.get(key)
         if cached is None:
             cached = self.put(body)
+            if reason_of(body.get("status") or {}):
+                return True  # not new: perhaps a late event of a channel that is gone, so the reconcile reads it
         elif cached.uid != body["metadata"]["uid"]:
             cached.body = None  # either may be the newer one: the reconcile reads it
             return True
@@ -119,6 +124,7 @@ class ChannelCache:
         cached.version = meta["resourceVersion"]
         cached.account_sid, cached.phone_number = str(spec.get("accountSid")), str(spec.get("phoneNumber"))
         cached.deleting = "deletionTimestamp" in meta
+        cached.takes_unused_only = spec.get("takeoverPolicy") == TakeoverPolicy.IF_UNUSED
         finalizer = FINALIZER in meta.get("finalizers", ())
         if cached.finalizer and not finalizer:
             cached.last_reconciled = None  # removed by others: a reconcile adds it again
@@ -170,8 +176,9 @@ class ChannelCache:
         return is_swap(key, awaited=self._awaited, holder=self._holder, first_waiter=self._first_waiter)
 
     def _awaited(self, key: Key) -> str:
+        """The number that a channel would take in a swap. With IfUnused it may refuse it when it is restored."""
         cached = self._channels.get(key)
-        return cached.awaited if cached else ""
+        return cached.awaited if cached and not cached.takes_unused_only else ""
 
     def _holder(self, number_sid: str) -> Key | None:
         record = self._claims.holder(number_sid)
@@ -197,6 +204,14 @@ class ChannelCache:
             and not cached.deleting
             and cached.phone_number == record.phone_number
         )
+
+    def take_secret_changed(self, key: Key) -> bool:
+        """Return whether a cached channel's Secret was written since this was asked last."""
+        cached = self._channels.get(key)
+        if cached is None or not cached.secret_changed:
+            return False
+        cached.secret_changed = False
+        return True
 
     def users_of(self, secret: Key) -> tuple[Key, ...]:
         """Return the channels that read their token from a Secret."""

@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from pydantic import ValidationError
@@ -33,6 +33,14 @@ _SHUTDOWN_SECONDS = 10
 # Channels that wait for the same number are reconciled this far apart: usually the first one gets it.
 _STAGGER_SECONDS = 2.0
 _LONGEST_STAGGER = 60.0
+
+
+class _Flow(NamedTuple):
+    """`namespace` is empty once the account's credentials are verified."""
+
+    namespace: str
+    account_sid: str
+    is_deletion: bool
 
 
 class Controller:
@@ -159,7 +167,7 @@ class Controller:
             return
         cached = self._channels.get(key)
         if cached and cached.uid == uid:
-            self._channels.remove(key)
+            self._forget(key)
             self._queue.cancel(key)
         if any(record.uid == uid for record in self._claims.of(key)):  # its numbers must be restored
             self._queue.add(key)
@@ -168,6 +176,7 @@ class Controller:
         """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
         meta = body["metadata"]
         secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
+        written = kind is not None and self._secret_versions.get(secret) != version
         if kind == "DELETED":
             self._secret_versions.pop(secret, None)
         else:
@@ -175,14 +184,28 @@ class Controller:
         for key in self._channels.users_of(secret):
             sources = {record.source for record in self._claims.of(key)}
             if kind == "DELETED" or secret_source(meta["name"], version) not in sources:
+                if written and (cached := self._channels.get(key)):
+                    cached.secret_changed = True
                 self._queue.add(key)
+
+    def _forget(self, key: Key) -> None:
+        """Remove a channel that is gone. The next one that waits for the same number may swap with its holder now."""
+        cached = self._channels.get(key)
+        awaited = cached.awaited if cached else ""
+        self._channels.remove(key)
+        if awaited:
+            self._wake_next(awaited)
+
+    def _wake_next(self, number_sid: str) -> None:
+        for key in self._channels.waiters(number_sid)[:1]:
+            self._queue.add(key)
 
     def _wake_waiters(self, number_sid: str) -> None:
         """Add the channels that wait for a number that became free, one after the other, the oldest first."""
         for position, key in enumerate(self._channels.waiters(number_sid)):
             self._add_staggered(key, position)
 
-    def _flow_of(self, key: Key) -> object:
+    def _flow_of(self, key: Key) -> _Flow:
         """Return the flow of a key: its Twilio account, with a flow of its own for deletions.
 
         A pause that Twilio requests for an account therefore does not delay deletions. Channels without a record, whose
@@ -190,10 +213,11 @@ class Controller:
         """
         cached, records = self._channels.get(key), self._claims.of(key)
         if cached is None:
-            return records[0].account_sid if records else "", "deletion"
-        purpose = "deletion" if cached.deleting else "channel"
+            return _Flow("", records[0].account_sid if records else "", is_deletion=True)
         own = next((record for record in records if record.uid == cached.uid), None)
-        return (own.account_sid, purpose) if own else (key.namespace, cached.account_sid, purpose)
+        if own:
+            return _Flow("", own.account_sid, cached.deleting)
+        return _Flow(key.namespace, cached.account_sid, cached.deleting)
 
     # Workers
 
@@ -241,9 +265,18 @@ class Controller:
     async def _reconcile(self, key: Key) -> Outcome:
         """Reconcile the newest version of a channel. Raises `ChannelError` if it is invalid."""
         body = await self._newest(key)
-        self._channels.set_awaited(key, "")  # the reconcile sets it again if the channel still waits
         if body is None:
             return await self._reconciler.reconcile(key, None)
+        cached = self._channels.get(key)
+        awaited = cached.awaited if cached else ""
+        self._channels.set_awaited(key, "")  # the reconcile sets it again if the channel still waits
+        try:
+            return await self._reconcile_channel(key, body)
+        finally:
+            if awaited and cached and cached.awaited != awaited:
+                self._wake_next(awaited)
+
+    async def _reconcile_channel(self, key: Key, body: Mapping[str, Any]) -> Outcome:
         try:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
@@ -265,7 +298,7 @@ class Controller:
                 if self.has_crd:
                     raise
             if body is None:
-                self._channels.remove(key)
+                self._forget(key)
                 return None
             cached = self._channels.put(body)
         assert cached
@@ -283,12 +316,12 @@ class Controller:
             return
         if outcome.ready:
             if outcome.ready is not verdict.reason:
-                log.warning("twilio unavailable, channel left as it is", **_named(key), error=verdict.message)
+                log.warning("cannot check channel, left as it is", **_named(key), error=verdict.message)
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)
-        if outcome.pause:
-            self._queue.pause(self._flow_of(key), outcome.pause)
+        if outcome.pause:  # never of deletions: they end in time whatever Twilio asks for
+            self._queue.pause(self._flow_of(key)._replace(is_deletion=False), outcome.pause)
         match outcome.requeue:
             case None:
                 self._queue.cancel(key)
@@ -315,7 +348,9 @@ class Controller:
 
         The listed objects are not used otherwise: a list may be older than an event. Raises Kubernetes' errors.
         """
-        for key in await self._list_records():
+        changed = await self._list_records()
+        self._orphans.forget_others({record.uid for record in self._claims})
+        for key in changed:
             if key.namespace in self._namespaces:
                 self._queue.add(key)
         cached = {key: each.version for key, each in self._channels}

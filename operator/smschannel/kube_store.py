@@ -40,7 +40,7 @@ from smschannel.api.reasons import Reason
 from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel
 from smschannel.api.sealing import Keyring, SealingKey
 from smschannel.core.claims import Claims
-from smschannel.core.record import RECORD_LABEL, Contents, Record
+from smschannel.core.record import RECORD_LABEL, Contents, Key, Record
 from smschannel.metrics import KUBERNETES_WRITES
 
 RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
@@ -57,6 +57,10 @@ def _identity(meta: Metadata) -> Object:
         "uid": meta.uid,
         "resourceVersion": meta.resource_version,
     }
+
+
+def _regarding(namespace: str, name: str, uid: str) -> dict[str, str]:
+    return {"apiVersion": API_VERSION, "kind": KIND, "namespace": namespace, "name": name, "uid": uid}
 
 
 class KubeStore:
@@ -139,8 +143,18 @@ class KubeStore:
     async def post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         """Post an Event about a channel."""
         meta = channel.metadata
-        regarding = {"apiVersion": API_VERSION, "kind": KIND, "namespace": meta.namespace, "name": meta.name}
-        await self._post_event({**regarding, "uid": meta.uid}, warning=warning, reason=reason, note=note)
+        await self._post_event(
+            _regarding(meta.namespace, meta.name, meta.uid), warning=warning, reason=reason, note=note
+        )
+
+    async def post_event_about(self, key: Key, uid: str, *, reason: str, note: str) -> None:
+        """Post an Event about a channel that is not reconciled now."""
+        await self._post_event(_regarding(key.namespace, key.name, uid), warning=False, reason=reason, note=note)
+
+    async def post_event_about_record(self, record: Record, *, reason: str, note: str) -> None:
+        """Post an Event about a record, in the operator's namespace."""
+        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self.namespace, "name": record.secret_name}
+        await self._post_event(regarding, warning=True, reason=reason, note=note)
 
     async def _post_event(self, regarding: Mapping[str, str], *, warning: bool, reason: str, note: str) -> None:
         """Post an Event; if the same one was posted within some minutes, count it as a series instead."""
@@ -218,14 +232,18 @@ class KubeStore:
     async def holder(self, number_sid: str) -> Record | None:
         """Read the record of a number, without its contents; None if no channel holds it."""
         path = core_path(self.namespace, "secrets", number_sid.lower())
-        try:
-            secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
-        except NotFound:
-            self.claims.remove(number_sid)
-            return None
-        record = Record.from_metadata(secret["metadata"])
-        self.claims.observe(record)
-        return record
+        while True:
+            known = self.claims.holder(number_sid)
+            try:
+                secret = await self._api.request("GET", path, accept=METADATA_OF_ONE)
+            except NotFound:
+                self.claims.remove(number_sid)
+                return None
+            if self.claims.holder(number_sid) == known:
+                record = Record.from_metadata(secret["metadata"])
+                self.claims.observe(record)
+                return record
+            # The record was written or deleted here during the call: its answer may be the older one.
 
     async def update_record(self, record: Record) -> Record:
         """Update a record; unopened contents stay as they are. Raises `Conflict` if it changed since it was read."""

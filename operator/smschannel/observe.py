@@ -11,32 +11,34 @@ from typing import Any, NamedTuple, Protocol
 from cachetools import TTLCache
 from pydantic import SecretStr
 
-from smschannel.api.errors import ChannelError, Refused, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.errors import ChannelError, Refused, SuspectedRefusal, Unreadable
+from smschannel.api.reasons import Reason
 from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
 from smschannel.api.sealing import Binding, Keyring
-from smschannel.api.status import condition, reason_of, wants_check, was_well
+from smschannel.api.status import reason_of, wants_check, was_effective, was_well
 from smschannel.api.text import TextError, clean, decode
 from smschannel.channel_cache import ChannelCache
-from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing
+from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
 
 _MOST_WAITING_LOGINS = 65_536
-_CONFIGURED_BUT_NOT_EFFECTIVE = {
-    Effective.NOT_SET,
-    Effective.URL_MISMATCH,
-    Effective.METHOD_MISMATCH,
-    Effective.OVERRIDDEN_BY_APPLICATION,
-    Effective.OVERRIDDEN_BY_MESSAGING_SERVICE,
-    Effective.MESSAGING_SERVICES_UNREADABLE,
+_FRESH_SECONDS = 5.0
+"""An answer of Twilio's that is younger counts as one to a change: many channels may be applied at once."""
+_CREDENTIALS_UNUSABLE = {
+    Reason.SecretNotFound,
+    Reason.SecretKeyMissing,
+    Reason.SecretNotLabelled,
+    Reason.TokenUnreadable,
+    Reason.AuthenticationFailed,
 }
 
 
 class Twilio(Protocol):
     """The calls of `twilio.client.TwilioClient` that a reconcile makes. All of them are idempotent."""
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None: ...
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None: ...
+    def trust(self, login: Login, account_sid: str) -> None: ...
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None: ...
     async def fetch_number(self, login: Login, account_sid: str, number_sid: str) -> Number | None: ...
     async def set_webhook(self, login: Login, account_sid: str, number_sid: str, webhook: Webhook) -> Number: ...
@@ -54,13 +56,21 @@ class Accounts(Protocol):
 class _Found(NamedTuple):
     """The desired number, the login that found it, and the credentials (`source`) with that login.
 
-    `rejected` is Twilio's refusal of newer credentials, if the recorded login was used instead.
+    `rejected` is why newer credentials cannot be used, if the recorded login was used instead.
     """
 
     number: Number
     login: Login
     source: str
     rejected: Refused | None = None
+
+
+class _Waiting(NamedTuple):
+    """A channel that waits for a number, with the login that found it."""
+
+    key: Key
+    account_sid: str
+    login: Login
 
 
 class Observer:
@@ -81,8 +91,8 @@ class Observer:
         self._accounts = accounts
         self._channels = channels
         self._keyring = keyring
-        # Verified logins of channels that wait for a number, by account and number.
-        self._waiting_logins: TTLCache[tuple[str, str], Login] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
+        # Of the channels that wait for a number the last one that found it, by the number's SID.
+        self._waiting: TTLCache[str, _Waiting] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
         self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
 
     async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
@@ -92,20 +102,31 @@ class Observer:
         """
         meta = channel.metadata
         own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
-        records, unreadable = await self._open(own, bypass_cache=_bypass_cache(channel))
+        forget = self._refusals_to_forget(channel)
+        records, unreadable = await self._open(own, forget)
         if desired is None:
             return await self._deleted(channel, records, unreadable)
         observed = Observed(records=records, finalizer=channel.has_finalizer)
         if desired.suspend:
             return observed
         try:
-            found = await self._find(channel, desired, records, unreadable)
+            found = await self._find(channel, desired, records, unreadable, forget)
         except Refused as refused:
-            # Channels that wait for each other's numbers would wait forever: one of them restores its own first.
-            swap = records.values() if self._channels.is_swap(Key(meta.namespace, meta.name)) else ()
-            return replace(observed, number=refused, to_restore=await self._read_all(swap, desired.deletion_policy))
+            # Channels that wait for each other's numbers would wait forever: one of them restores its own first, and
+            # finishes that (`restore_since` says that it has begun) whatever the others want by then.
+            is_swap = self._channels.is_swap(Key(meta.namespace, meta.name))
+            others = [record for record in records.values() if record.phone_number != desired.phone_number]
+            freed = [record for record in others if is_swap or record.restore_since]
+            former = await self._read_all(freed, desired.deletion_policy)
+            observed = replace(observed, number=refused, to_restore=former)
+            return await self._observe_unseen(channel, observed, refused)
         number = found.number
-        others = [record for record in records.values() if record.number_sid != number.sid]
+        to_restore: dict[str, Current] = dict(unreadable)
+        for each in list(records.values()):
+            if each.number_sid != number.sid and each.contents:
+                other = replace(each, deletion_policy=desired.deletion_policy)
+                other, to_restore[each.number_sid] = await self._read_with_fallback(other, channel)
+                records[each.number_sid] = replace(each, contents=other.contents)
         was_named = channel.status.get("phoneNumberSid") == number.sid
         was_configured = was_named and _was_configured(channel.status, desired)
         return replace(
@@ -118,12 +139,19 @@ class Observer:
             was_configured=was_configured,
             was_named=was_named,
             corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
-            to_restore={**await self._read_all(others, desired.deletion_policy), **unreadable},
+            to_restore=to_restore,
         )
+
+    def unread(self, channel: SmsChannel) -> Observed:
+        """Return what is known of a deleted channel without a call: its deletion has waited long enough."""
+        meta, policy = channel.metadata, channel.spec.deletion_policy
+        own = [each for each in self._kube.claims.of(Key(meta.namespace, meta.name)) if each.uid == meta.uid]
+        records = {each.number_sid: replace(each, deletion_policy=policy) for each in own}
+        return Observed(records=records, finalizer=channel.has_finalizer, deleted_at=meta.deletion_timestamp)
 
     async def records(self, records: Iterable[Record], successor: SmsChannel | None) -> Observed:
         """Observe records whose channel is gone; `successor` is the current channel of its name, if there is one."""
-        opened, unreadable = await self._open(records, bypass_cache=False)
+        opened, unreadable = await self._open(records, forget=None)
         return await self._to_restore(opened, unreadable, successor)
 
     async def login(self, channel: SmsChannel) -> tuple[Login, str]:
@@ -161,7 +189,7 @@ class Observer:
         The message names no holder, which may belong to another tenant.
         """
         key = Key(desired.namespace, desired.name)
-        self._waiting_logins[desired.account_sid, number.sid] = login
+        self._waiting[number.sid] = _Waiting(key, desired.account_sid, login)
         self._channels.set_awaited(key, number.sid)
         holder = self._kube.claims.holder(number.sid)
         if holder and holder.key == key:
@@ -178,10 +206,24 @@ class Observer:
 
     # Records
 
+    def _refusals_to_forget(self, channel: SmsChannel) -> float | None:
+        """Return how many seconds ago Twilio must have refused the channel's logins for them to be tried again.
+
+        None if nobody asked for that: no new generation, no changed Secret, no check-now annotation.
+        """
+        if _bypass_cache(channel):
+            return 0
+        meta = channel.metadata
+        secret_changed = self._channels.take_secret_changed(Key(meta.namespace, meta.name))
+        return _FRESH_SECONDS if secret_changed or channel.status.get("observedGeneration") != meta.generation else None
+
     async def _open(
-        self, records: Iterable[Record], *, bypass_cache: bool
+        self, records: Iterable[Record], forget: float | None
     ) -> tuple[dict[str, Record], dict[str, Unreadable]]:
-        """Return the current records by number SID, and for those that cannot be opened the error."""
+        """Return the current records by number SID, and for those that cannot be opened the error.
+
+        `forget`: see `_refusals_to_forget`.
+        """
         opened: dict[str, Record] = {}
         unreadable: dict[str, Unreadable] = {}
         for record in records:
@@ -196,8 +238,10 @@ class Observer:
             opened[record.number_sid] = found
             if error:
                 unreadable[record.number_sid] = error
-            elif bypass_cache and found.contents:
-                self._twilio.forget_refusal(found.contents.login, found.account_sid)
+            elif found.contents:
+                self._twilio.trust(found.contents.login, found.account_sid)
+                if forget is not None:
+                    self._twilio.forget_refusal(found.contents.login, found.account_sid, older_than=forget)
         return opened, unreadable
 
     async def _deleted(
@@ -243,9 +287,69 @@ class Observer:
             with contextlib.suppress(ChannelError):
                 login, _ = await self.login(channel)
                 logins.append(login)
-        if waiting := self._waiting_logins.get((record.account_sid, record.number_sid)):
-            logins.append(waiting)
+        waiting = self._waiting.get(record.number_sid)
+        if waiting and waiting.account_sid == record.account_sid:
+            logins.append(waiting.login)
         return logins
+
+    # Numbers that the channel holds and cannot see
+
+    async def _observe_unseen(self, channel: SmsChannel, observed: Observed, refused: Refused) -> Observed:
+        """Observe which numbers of the channel none of its own logins sees, and who waits for them."""
+        unseen: dict[str, bool] = {}
+        waiters: dict[str, Waiter] = {}
+        for number_sid, record in observed.records.items():
+            seen = None
+            if refused.reason is Reason.AccountSuspended:
+                seen = True  # Twilio knows the login, and the number is still the account's
+            elif record.contents:
+                seen = await self._is_seen(channel, record)
+            if seen is not None:
+                unseen[number_sid] = not seen
+            if seen is False and (waiter := await self._waiter(record)):
+                waiters[number_sid] = waiter
+        named = str(channel.status.get("phoneNumberSid", ""))
+        holder = self._kube.claims.holder(named)
+        lost = holder is not None and holder.uid != channel.metadata.uid
+        return replace(observed, unseen=unseen, waiters=waiters, lost=lost)
+
+    async def _is_seen(self, channel: SmsChannel, record: Record) -> bool | None:
+        """Return whether one of the channel's own logins sees the number of a record.
+
+        None if that is not known: only Twilio's answers count, that it refuses a login or that the number is not there.
+        """
+        assert record.contents, "unopened records have no login"
+        logins = [record.contents.login]
+        if channel.spec.account_sid == record.account_sid:
+            try:
+                login, _ = await self.login(channel)
+                logins.append(login)
+            except Refused as refused:
+                if refused.reason is Reason.TokenUnreadable:  # there is a login, which may be right
+                    return None
+        if record.unseen_since and self._channels.waiters(record.number_sid):  # not from memory, since it may be lost
+            for login in logins:
+                self._twilio.forget_refusal(login, record.account_sid, older_than=_FRESH_SECONDS)
+        known: bool | None = False
+        for login in dict.fromkeys(logins):
+            answer = await self._read(record.with_contents(login=login), DeletionPolicy.RESTORE)
+            if isinstance(answer, Number):
+                return True
+            if answer is not None and not (isinstance(answer, Refused) and _is_login_refused(answer)):
+                known = None
+        return known
+
+    async def _waiter(self, record: Record) -> Waiter | None:
+        """Return a channel that waits for the number of a record, if its login sees the number now."""
+        waiting = self._waiting.get(record.number_sid)
+        if waiting is None or waiting.key not in self._channels.waiters(record.number_sid):
+            return None
+        cached = self._channels.get(waiting.key)
+        tried = replace(record.with_contents(login=waiting.login), account_sid=waiting.account_sid)
+        number = await self._read(tried, DeletionPolicy.RESTORE)
+        if cached is None or not isinstance(number, Number):
+            return None
+        return Waiter(waiting.key, cached.uid, waiting.account_sid, waiting.login, number)
 
     async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
         return {each.number_sid: await self._read(each, policy) for each in records if each.contents}
@@ -268,12 +372,13 @@ class Observer:
         desired: Desired,
         records: Mapping[str, Record],
         unreadable: Mapping[str, Unreadable],
+        forget: float | None,
     ) -> _Found:
         """Find the desired number. Raises `Refused`, with NumberInUse if another channel holds it."""
         for number_sid, error in unreadable.items():
             if records[number_sid].phone_number == desired.phone_number:
                 raise record_unreadable(records[number_sid], error)
-        found = await self._look_up(channel, desired, records)
+        found = await self._look_up(channel, desired, records, forget)
         number = found.number
         if number.sid in unreadable:
             raise record_unreadable(records[number.sid], unreadable[number.sid])
@@ -281,35 +386,66 @@ class Observer:
             raise self.in_use(desired, number, found.login)
         return found
 
-    async def _look_up(self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record]) -> _Found:
+    async def _look_up(
+        self, channel: SmsChannel, desired: Desired, records: Mapping[str, Record], forget: float | None
+    ) -> _Found:
         """Find the desired number, from the account cache if nothing changed since the last reconcile.
 
-        If Twilio refuses the channel's login, the recorded one is tried, but only for the number of that record.
+        If the channel's credentials are missing, or Twilio refuses them, the recorded login is tried, but only for the
+        number of that record.
         """
-        login, source = await self.login(channel)
         place = desired.account_sid, desired.phone_number
         record = next((each for each in records.values() if (each.account_sid, each.phone_number) == place), None)
-        if _bypass_cache(channel):
-            self._twilio.forget_refusal(login, desired.account_sid)
-        elif record and record.source == source and _was_well(channel, desired):
-            number = await self._confirmed(desired, login)
-            if number and number.sid == record.number_sid:
-                return _Found(number, login, source)
+        login = None
         try:
-            number = await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
+            login, source = await self.login(channel)
+            number = await self._look_up_with(login, source, channel, desired, record, forget)
         except Refused as refused:
-            recorded = record.contents.login if record and record.contents else None
-            if refused.reason is not Reason.AuthenticationFailed or recorded is None or recorded == login:
+            if record and record.contents and record.contents.login == login:
                 raise
-            number = await self._find_with(recorded, desired)
-            if number is None or record is None or number.sid != record.number_sid:
+            found = await self._find_with_recorded(desired, record, refused)
+            if found is None:
                 raise
-            rejected = Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
-            return _Found(number, recorded, record.source, rejected)
+            return found
         if number is None:
             message = f"Account {desired.account_sid} has no number {desired.phone_number}."
             raise Refused(Reason.NumberNotFound, message)
         return _Found(number, login, source)
+
+    async def _look_up_with(
+        self,
+        login: Login,
+        source: str,
+        channel: SmsChannel,
+        desired: Desired,
+        record: Record | None,
+        forget: float | None,
+    ) -> Number | None:
+        """Find the desired number with the channel's login. Raises `Refused` if Twilio refuses that."""
+        if forget is not None:
+            self._twilio.forget_refusal(login, desired.account_sid, older_than=forget)
+        if not _bypass_cache(channel) and record and record.source == source and _was_well(channel, desired):
+            number = await self._confirmed(desired, login)
+            if number and number.sid == record.number_sid:
+                return number
+        return await self._twilio.find_number(login, desired.account_sid, desired.phone_number)
+
+    async def _find_with_recorded(self, desired: Desired, record: Record | None, refused: Refused) -> _Found | None:
+        """Find the number of a record with its login, if the channel's credentials are missing or refused.
+
+        None if that does not help either: the refusal stands.
+        """
+        if refused.reason not in _CREDENTIALS_UNUSABLE or record is None or record.contents is None:
+            return None
+        recorded = record.contents.login
+        number = await self._find_with(recorded, desired)
+        if number is None or number.sid != record.number_sid:
+            return None
+        if refused.reason is Reason.AuthenticationFailed:
+            rejected = Refused(Reason.TokenRejected, f"The newer token is not used: {refused}")
+        else:
+            rejected = Refused(refused.reason, f"{refused} The channel still works with the credentials before.")
+        return _Found(number, recorded, record.source, rejected)
 
     async def _find_with(self, login: Login, desired: Desired) -> Number | None:
         """Find the desired number with another login; None if that login is refused, too, or the number is missing."""
@@ -322,7 +458,7 @@ class Observer:
         """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
         try:
             number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
-        except Refused:
+        except (Refused, SuspectedRefusal):  # callers share this read: each asks for its own number before it is judged
             return None
         fine = number and number.webhook == desired.webhook and number.receives_sms and not number.application_sid
         return number if fine else None
@@ -361,6 +497,9 @@ def _bypass_cache(channel: SmsChannel) -> bool:
 
 
 def _is_login_refused(current: Current) -> bool:
+    """Return whether another login should be tried, also because of a refusal that is only suspected."""
+    if isinstance(current, SuspectedRefusal):
+        return True
     return isinstance(current, Refused) and current.reason is Reason.AuthenticationFailed
 
 
@@ -370,9 +509,4 @@ def _was_well(channel: SmsChannel, desired: Desired) -> bool:
 
 def _was_configured(status: Mapping[str, Any], desired: Desired) -> bool:
     """Return whether the number of the status was set to this URL, so that another URL now is drift."""
-    effective = condition(status, "WebhookEffective")  # unlike Ready, it is not changed by unrelated trouble
-    return (
-        effective is not None
-        and (effective["status"] == "True" or effective["reason"] in _CONFIGURED_BUT_NOT_EFFECTIVE)
-        and status.get("webhookUrl") == desired.webhook.url
-    )
+    return was_effective(status) and status.get("webhookUrl") == desired.webhook.url

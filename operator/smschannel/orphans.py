@@ -5,7 +5,8 @@ One incomplete list or one gateway's 404 must not restore the numbers of living 
 
 - what the list at start lacks is checked by two GETs, some seconds apart;
 - if many channels are missing from one list at once, the next list must agree;
-- a CRD counts as deleted if API discovery lacks it at two resyncs in a row.
+- a CRD counts as deleted if API discovery lacks it twice in a row: at two resyncs, or at a start that has waited for
+  it for a resync interval.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class Orphans:
     def require_two_looks(self, uids: Iterable[str]) -> None:
         """Make `is_gone` check these uids twice, `SECOND_LOOK_SECONDS` apart: only the list at start lacks them."""
         self._suspects.update(dict.fromkeys(uids))
+
+    def forget_others(self, uids: Collection[str]) -> None:
+        """Forget the channels that have no record any more; `uids` are those that have."""
+        self._suspects = {uid: first for uid, first in self._suspects.items() if uid in uids}
 
     def confirm(self, missing: Collection[Key], known: int) -> frozenset[Key]:
         """Return which of the `missing` keys may be reconciled now: none that only one list lacks, if they are many.

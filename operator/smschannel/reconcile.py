@@ -21,15 +21,19 @@ import structlog
 
 from smschannel.api.errors import (
     ChannelError,
+    Conflict,
+    KubernetesRefused,
+    NoKindMatch,
     NotFound,
     Refused,
     Retryable,
+    SuspectedRefusal,
     TwilioThrottled,
     TwilioUnavailable,
     Unreadable,
 )
 from smschannel.api.reasons import Reason, Recheck
-from smschannel.api.resource import SmsChannel
+from smschannel.api.resource import SmsChannel, TakeoverPolicy
 from smschannel.core.plan import (
     AddFinalizer,
     Change,
@@ -48,13 +52,15 @@ from smschannel.core.plan import (
     Verdict,
     WriteOff,
     foresee,
+    is_used,
     plan,
+    webhook_to_restore,
     with_current,
     with_record,
     without_record,
 )
 from smschannel.core.plan import desired as desired_of
-from smschannel.core.record import Key, Record, Webhook
+from smschannel.core.record import Key, Login, Record, Webhook
 from smschannel.kube_store import KubeStore
 from smschannel.metrics import WRITTEN_OFF
 from smschannel.observe import Observer, Twilio, record_unreadable
@@ -90,6 +96,9 @@ class RequeueRateLimited:
     at_most: float | None = None
 
 
+Requeue = RequeueAfter | RequeueRateLimited | None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of one reconcile.
@@ -101,7 +110,7 @@ class Outcome:
 
     verdict: Verdict
     ready: Reason | None = None
-    requeue: RequeueAfter | RequeueRateLimited | None = None
+    requeue: Requeue = None
     twilio_failed: bool = False
     pause: float | None = None
 
@@ -131,15 +140,25 @@ class Reconciler:
         self._clock = clock
 
     async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
-        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors."""
-        former = await self._restore_former(key, channel)
+        """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors.
+
+        What Kubernetes refuses is reported on the channel, if there is one.
+        """
         if channel is None:
-            return former
-        outcome = await self._reconcile_channel(channel)
-        if former.requeue and not isinstance(outcome.requeue, RequeueRateLimited):
-            failed = outcome.twilio_failed or former.twilio_failed
-            outcome = replace(outcome, requeue=former.requeue, twilio_failed=failed)
-        return outcome
+            return await self._restore_former(key, None)
+        try:
+            former = await self._restore_former(key, channel)
+            outcome = await self._reconcile_channel(channel)
+        except NoKindMatch:
+            raise
+        except KubernetesRefused as error:
+            return await self._refused_by_kubernetes(channel, error)
+        return replace(
+            outcome,
+            requeue=_sooner(outcome.requeue, former.requeue),
+            twilio_failed=outcome.twilio_failed or former.twilio_failed,
+            pause=max(outcome.pause or 0, former.pause or 0) or None,
+        )
 
     async def preview(self, key: Key, channel: SmsChannel | None) -> list[tuple[Observed, Plan]]:
         """Return what a reconcile observes, and what it would do if every change succeeded; writes nothing.
@@ -161,6 +180,8 @@ class Reconciler:
         """Restore the numbers that deleted channels of this name held."""
         outcome = Outcome(Verdict(Reason.Restoring, "Nothing is left to restore."))
         if records := await self._former(key, channel):
+            for record in records:
+                self._observe.corrected(record.uid, 0)
             observed = await self._observe.records(records, channel)
             try:
                 observed, verdict = await self._converge(None, None, observed)
@@ -183,12 +204,18 @@ class Reconciler:
         desired = desired_of(channel, self._rules.template)
         first = observed = Observed()
         try:
-            first = await self._observe.channel(channel, desired)
+            if channel.has_finalizer and self._grace_left(channel) == 0:
+                first = self._observe.unread(channel)  # Twilio may hang: the numbers are restored from the records
+            else:
+                first = await self._observe.channel(channel, desired)
             observed, verdict = await self._converge(channel, desired, first)
         except TwilioUnavailable as error:
             outcome = self._unavailable(channel, error)
-            report = self._report.report_unavailable if desired else self._report.report
-            return replace(outcome, ready=await report(channel, outcome.verdict))
+            if desired is None:
+                return replace(outcome, ready=await self._report.report(channel, outcome.verdict))
+            suspected = isinstance(error, SuspectedRefusal)
+            ready = await self._report.report_unavailable(channel, outcome.verdict, suspected=suspected)
+            return replace(outcome, ready=ready)
         except Refused as refused:
             verdict = Verdict(refused.reason, str(refused))
         outcome = self._outcome(channel, observed, verdict)
@@ -230,7 +257,10 @@ class Reconciler:
                 return await self._claim(record, desired, observed)
             case UpdateRecord(record):
                 return with_record(observed, await self._kube.update_record(record))
-            case DeleteRecord(record, orphaned):
+            case DeleteRecord(record, orphaned, yielded_to):
+                if yielded_to and channel:  # Events first: once the record is deleted, no reconcile would post them
+                    log.warning("number lost to another channel", **_about(record), to=str(yielded_to.key))
+                    await self._report.yielded(channel, record, yielded_to)
                 if orphaned:
                     log.warning("number left as it is, previous webhook unknown", **_about(record))
                     if channel:
@@ -247,6 +277,7 @@ class Reconciler:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
                 except NotFound:
                     raise TwilioUnavailable("The number vanished while it was being configured.") from None
+                await self._undo_if_freed(observed.records[number_sid], login)
                 if observed.corrections:
                     self._observe.corrected(desired.uid, observed.corrections)
                 return replace(observed, number=number)
@@ -267,11 +298,30 @@ class Reconciler:
         if record.contents and record.contents.previous is None:
             # When it was read, the number pointed at one of our webhooks: perhaps its last holder was just restored.
             # It is ours now, so the webhook that it has now is the previous one.
-            current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid)
-            if current and not self._rules.template.made(current.webhook.url):
-                record = await self._kube.update_record(record.with_contents(previous=current.webhook))
-                observed = replace(observed, number=current)
+            current = await self._twilio.fetch_number(login, record.account_sid, record.number_sid) or number
+            observed = replace(observed, number=current)
+            unused_only = desired.takeover_policy is TakeoverPolicy.IF_UNUSED
+            if unused_only and is_used(current.webhook.url, self._rules.template):
+                await self._kube.delete_record(record)
+                return observed
         return with_record(observed, record)
+
+    async def _undo_if_freed(self, record: Record, login: Login) -> None:
+        """Undo the webhook just set if the number no longer belongs to the channel. Raise `Conflict` then.
+
+        Another operator, which knows a newer spec, may have restored and freed the number since it was read here.
+        """
+        holder = await self._kube.holder(record.number_sid)
+        if holder is not None and holder.uid == record.uid:
+            return
+        if holder is not None:
+            webhook: Webhook | None = Webhook(url=self._rules.template.url(*holder.key), method="POST")
+        else:
+            webhook = webhook_to_restore(record.contents, record.deletion_policy) if record.contents else None
+        log.warning("number was freed while it was configured, undoing", **_about(record))
+        if webhook is not None:
+            await self._twilio.set_webhook(login, record.account_sid, record.number_sid, webhook)
+        raise Conflict("the number was freed while it was being configured")
 
     async def _restore(self, record: Record, webhook: Webhook) -> Current:
         """Set a number's webhook back. Return the number after that, or why it failed; None if it is gone."""
@@ -297,24 +347,45 @@ class Reconciler:
         retryable = [error for error in errors if isinstance(error, Retryable)]
         asked = max((error.retry_after for error in retryable if error.retry_after), default=None)
         throttled = any(isinstance(error, TwilioThrottled) for error in retryable)
-        requeue: RequeueAfter | RequeueRateLimited | None = None
+        requeue: Requeue = None
         if errors:
-            requeue = RequeueRateLimited(asked, self._grace_left(channel))
+            requeue = RequeueRateLimited(asked, self._grace_left(channel) if observed.finalizer else None)
+        elif channel and channel.deleting and observed.records:
+            requeue = RequeueRateLimited()  # what is left is restored when the channel is gone
         elif channel and not channel.deleting:
-            seconds = self._intervals.drift if verdict.reason.recheck is Recheck.DRIFT else self._intervals.slow
-            requeue = RequeueAfter(seconds * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
-        failed = any(not isinstance(error, TwilioThrottled) for error in retryable)
+            seconds = self._intervals.drift if verdict.recheck is Recheck.DRIFT else self._intervals.slow
+            seconds *= random.uniform(0.8, 1.2)  # noqa: S311  (not a secret)
+            requeue = RequeueAfter(min([seconds, *self._patience_left(observed)]))
+        failed = any(not isinstance(error, TwilioThrottled | SuspectedRefusal) for error in retryable)
         return Outcome(verdict, requeue=requeue, twilio_failed=failed, pause=asked if throttled else None)
+
+    def _patience_left(self, observed: Observed) -> list[float]:
+        """Return the seconds until each number that none of the channel's own logins sees may be lost to a waiter."""
+        now = self._clock()
+        due = [
+            each.unseen_since + self._rules.holder_patience for each in observed.records.values() if each.unseen_since
+        ]
+        return [(at - now).total_seconds() + 1 for at in due if at > now]
 
     def _unavailable(self, channel: SmsChannel | None, error: TwilioUnavailable) -> Outcome:
         """Return the outcome of a reconcile that Twilio's outage or throttling ended."""
         throttled = isinstance(error, TwilioThrottled)
         return Outcome(
             Verdict(Reason.TwilioUnavailable, str(error)),
-            requeue=RequeueRateLimited(error.retry_after, self._grace_left(channel)),
-            twilio_failed=not throttled,
+            requeue=RequeueRateLimited(
+                error.retry_after, self._grace_left(channel) if channel and channel.has_finalizer else None
+            ),
+            twilio_failed=not isinstance(error, TwilioThrottled | SuspectedRefusal),
             pause=error.retry_after if throttled else None,
         )
+
+    async def _refused_by_kubernetes(self, channel: SmsChannel, error: KubernetesRefused) -> Outcome:
+        """Report that Kubernetes refused a call, in its own words, and return the outcome: a later retry may help."""
+        verdict = Verdict(Reason.KubernetesRefused, f"Kubernetes refuses what the operator has to do: {error}")
+        if not verdict.message.endswith("."):
+            verdict = replace(verdict, message=f"{verdict.message}.")
+        requeue = RequeueRateLimited(at_most=self._grace_left(channel) or None)
+        return Outcome(verdict, ready=await self._report.report_refused(channel, verdict), requeue=requeue)
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
         """Return the seconds until a deletion no longer waits for the restore; None if the channel is not deleted."""
@@ -322,6 +393,11 @@ class Reconciler:
         if since is None:
             return None
         return max(0.0, (since + self._rules.deletion_grace - self._clock()).total_seconds())
+
+
+def _sooner(ours: Requeue, formers: Requeue) -> Requeue:
+    """When to reconcile again: a retry comes before a check of a channel that nothing happened to."""
+    return formers if formers and not isinstance(ours, RequeueRateLimited) else ours
 
 
 def _about(record: Record) -> dict[str, str]:

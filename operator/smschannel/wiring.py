@@ -21,7 +21,11 @@ from smschannel.twilio.limits import Limiter
 def twilio_client(settings: Settings) -> TwilioClient:
     """Build the Twilio client with its limiter; use it as a context manager."""
     return TwilioClient(
-        Limiter(concurrency=settings.twilio_concurrency, refusal_memory=settings.slow_interval_seconds / 4),
+        Limiter(
+            concurrency=settings.twilio_concurrency,
+            refusal_memory=settings.slow_interval_seconds / 4,
+            confirm_after=settings.retry_ceiling_seconds / 5,
+        ),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,

@@ -18,11 +18,13 @@ from tests.cluster.steps import (
     check_now,
     configured,
     delete,
+    expect_event,
     name_of,
     remove_finalizers,
     rotate_token,
     seed_account,
     wait_event,
+    wait_for,
     wait_reason,
     wait_record_gone,
     webhook,
@@ -243,7 +245,12 @@ def test_changes_of_the_secret_are_followed(stack: Stack, number: str) -> None:
 
     # The Secret is deleted first, as with "kubectl delete -f dir/": the deletion of the channel must not depend on it.
     client.CoreV1Api(stack.api.client).delete_namespaced_secret(secret, CHANNELS)
-    wait_reason(stack, name, "SecretNotFound")
+    degraded = wait_reason(stack, name, "SecretNotFound")
+    assert ready_reason(degraded)[0] == "True", "the recorded login works"
+    stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drift.example.com/"})
+    with expect_event(stack, name, "DriftCorrected"):
+        check_now(stack, manifest)
+    assert webhook(stack, number) == degraded["status"]["webhookUrl"]
     delete(stack, name)
     assert webhook(stack, number) == before(number)
 
@@ -257,6 +264,37 @@ def test_secret_is_not_used_without_the_label(stack: Stack, number: str) -> None
     assert "kubectl label secret" in ready_reason(refused)[2]
     apply_secret(stack, secret, {"auth_token": stack.twin["auth_token"]})
     wait_reason(stack, name_of(manifest), "Configured")
+
+
+def test_missing_right_is_the_reason_in_kubernetes_words(stack: Stack, number: str) -> None:
+    """Somebody forgot the RoleBinding of a channel namespace; the operator goes on as soon as it is there."""
+    secret, where = f"twilio-{uuid.uuid4().hex[:8]}", "team-b"
+    apply_secret(stack, secret, {"auth_token": stack.twin["auth_token"]}, namespace=where)
+    reference = {"secretKeyRef": {"name": secret, "key": "auth_token"}}
+    manifest = stack.manifest(number, namespace=where, credentials=reference)
+    rbac: Any = client.RbacAuthorizationV1Api(stack.api.client)
+    binding = rbac.read_namespaced_role_binding("sms-channel-operator", where)
+    rbac.delete_namespaced_role_binding("sms-channel-operator", where)
+    try:
+        wait_for(lambda: not _may_read_secrets(stack, where), "the API server knows that the right is gone")
+        stack.apply(manifest)
+        refused = wait_reason(stack, name_of(manifest), "KubernetesRefused", namespace=where)
+    finally:
+        binding.metadata = client.V1ObjectMeta(name=binding.metadata.name, namespace=where)
+        rbac.create_namespaced_role_binding(where, binding)
+    status, _, message = ready_reason(refused)
+    assert status == "False"
+    assert f'secrets "{secret}" is forbidden' in message
+    wait_reason(stack, name_of(manifest), "Configured", namespace=where)
+    delete(stack, name_of(manifest), namespace=where)
+
+
+def _may_read_secrets(stack: Stack, namespace: str) -> bool:
+    attributes = {"verb": "get", "resource": "secrets", "namespace": namespace}
+    user = f"system:serviceaccount:{OPERATOR}:sms-channel-operator"
+    review = {"spec": {"user": user, "resourceAttributes": attributes}}
+    reviews: Any = client.AuthorizationV1Api(stack.api.client)
+    return bool(reviews.create_subject_access_review(review).status.allowed)
 
 
 def test_sealed_token_opens_for_its_own_channel_only(stack: Stack, number: str) -> None:

@@ -91,6 +91,14 @@ def test_every_reason_has_its_rest_status(reason: Reason) -> None:
     }
 
 
+@pytest.mark.parametrize("reason", [each for each in Reason if each.ready == "False"])
+def test_channel_that_is_ready_all_the_same_is_degraded(reason: Reason) -> None:
+    """Its Secret is gone, for example, and the recorded login works."""
+    given = channel(reason)
+    given["status"]["conditions"][0]["status"] = "True"
+    assert answer(given)["status"] == "degraded"
+
+
 @pytest.mark.parametrize(
     ("given", "status", "enabled"),
     [

@@ -459,3 +459,43 @@ async def test_hanging_call_ends_with_a_timeout(stage: Stage) -> None:
     async with open_client(stage.url, seconds=0.2) as client, asyncio.timeout(5):
         with pytest.raises(TwilioTimeout, match=r"^Twilio does not answer in time\.$"):
             await client.find_number(login_of(stage.account), stage.account.sid, stage.numbers[0].phone_number)
+
+
+# -- answers that are not Twilio's ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, "<html>Log in to the guest network</html>"),
+        (200, "{}"),
+        (200, '{"error": "access denied", "code": 20003}'),
+        (200, "[]"),
+        (200, '{"incoming_phone_numbers": [{}]}'),
+        (200, '{"incoming_phone_numbers": null}'),
+        (204, ""),
+        (401, "<html>"),
+        (403, '{"message": "forbidden by policy"}'),
+        (404, "<html>"),
+        (407, "<html>"),
+    ],
+)
+async def test_answer_of_a_proxy_is_an_outage_and_neither_a_refusal_nor_a_missing_number(
+    status: int, answer: str
+) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=answer, content_type="text/html")
+
+    async with served(handler) as origin, open_client(origin) as client:
+        number_sid = "PN" + "0" * 32
+        with pytest.raises(TwilioUnavailable):
+            await client.find_number(LOGIN, "AC1", "+61400999999")
+        with pytest.raises(TwilioUnavailable):
+            await client.fetch_number(LOGIN, "AC1", number_sid)
+        with pytest.raises(TwilioUnavailable):
+            await client.set_webhook(LOGIN, "AC1", number_sid, Webhook(url="https://a.example/", method="POST"))
+        with pytest.raises(TwilioUnavailable):
+            await pages(client, LOGIN, "AC1")
+        if "incoming_phone_numbers" not in answer:
+            with pytest.raises(TwilioUnavailable):
+                await client.overriding_services(LOGIN, "AC1")

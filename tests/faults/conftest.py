@@ -1,4 +1,4 @@
-"""One rig for all of this directory's tests; `FAULTS=all` (make faults) has everything tried, not a sample."""
+"""One rig for all tests here. They try a sample, or everything if FAULTS=all (`make faults`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         )
         assert running.broken_rules == [], "every status keeps to the rules of conditions"
         assert running.leaks() == [], "no token is anywhere but in the users' own Secrets"
-        assert running.bugs() == [], "no error that nobody foresaw"
+        assert running.written_off() == [], "no number is given up"
+        assert running.bugs() == [], "no unexpected exception"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""A channel's life in five scenarios, the outside calls that each makes, and what can happen to every one of them.
+"""A channel's life in five scenarios, the calls that each makes, and what can happen to every one of them.
 
-The calls are not listed here: they are recorded from runs without faults, so that a new call is covered by itself.
+The calls are not listed here: they are recorded from runs without faults, so that a new call is covered as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.faults.rig import FLOOR, PATIENT, WATCHFUL, Case, Rig, Row
 from tests.twin.faults import Action, Match
 
 Point = tuple[str, int]
-"""The kind of a call, and which of that kind it is (from 1) since the scenario's act."""
+"""The kind of a call, and which of that kind it is (from 1) since the scenario began."""
 
 _BYSTANDER = "another account's channel meanwhile"
 FOREIGN = "https://drift.example.com/"
@@ -25,11 +25,14 @@ FOREIGN = "https://drift.example.com/"
 
 @dataclass(frozen=True)
 class Scenario:
-    """`act` changes a channel that is configured with its first number (unless `from_nothing`)."""
+    """`act` changes a channel that is configured with its first number (unless `from_nothing`).
+
+    `writes` is how many writes at Twilio that needs. With `secret` the token is in a Secret.
+    """
 
     name: str
     act: Callable[[Rig, Case], None]
-    writes: int  # at Twilio, that the act needs
+    writes: int
     from_nothing: bool = False
     secret: bool = False
 
@@ -48,7 +51,7 @@ def _rotate(rig: Rig, case: Case) -> None:
 
 
 def _drift(rig: Rig, case: Case) -> None:
-    rig.stack.twin_call("PATCH", f"/numbers/{case.numbers[0]}", {"sms_url": FOREIGN})
+    rig.edit_webhook(case.numbers[0], FOREIGN, "POST")
     rig.stack.channels.patch(
         name=case.name,
         namespace=CHANNELS,
@@ -88,7 +91,7 @@ KILLS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One fault at one call of one scenario, twice in a row unless that would only take time."""
+    """One fault at one call of one scenario; twice in a row, unless that would only take time."""
 
     scenario: Scenario
     point: Point
@@ -96,15 +99,15 @@ class Trial:
     action: Action
 
     @property
-    def may_be_written_off(self) -> bool:
-        """Twilio itself says that a number to be given back is not there any more: then nothing is owed."""
-        debt = self.point[0] in {"GET number", "POST number"}
-        return debt and self.action.kind == "status" and self.action.status == 404
+    def says_number_is_gone(self) -> bool:
+        """Whether Twilio itself answers that a number to be restored does not exist: then it is not restored."""
+        restores = self.point[0] in {"GET number", "POST number"}
+        return restores and self.action.kind == "status" and self.action.status == 404
 
     @property
-    def hasty(self) -> int:
-        """How many tries may follow at once: a login that is refused is followed by the recorded one, and HTTP's rules
-        let a client send a call again whose kept-alive connection broke.
+    def immediate_retries(self) -> int:
+        """How many tries may follow without a wait: a refused login is followed by the recorded one, and HTTP lets a
+        client repeat a call whose kept-alive connection broke.
         """
         return int(self.action.kind == "reset" or self.action.status in {401, 403})
 
@@ -141,16 +144,16 @@ class Life:
                     yield Trial(scenario, point, label, action)
 
     def kill_at(self, trials: Sequence[Trial]) -> dict[str, str]:
-        """kill -9 of the operator while each of the calls is held; what is wrong afterwards, by trial.
+        """Kill the operator (SIGKILL) while each of the calls is held; what is wrong afterwards, by trial.
 
-        All are held at once and die together; what was not reached then has another turn. Meanwhile a channel of
-        another account becomes Ready as if nothing were.
+        All calls are held at the same time, for one kill. Calls that were not reached by then are tried once more.
+        Meanwhile a channel of another account becomes Ready as usual.
         """
         wrong: dict[str, str] = {}
-        left = list(trials)
-        while left:
-            cases = self._begin([trial.scenario for trial in left], PATIENT)
-            tried = list(zip(left, cases, strict=True))
+        remaining = list(trials)
+        while remaining:
+            cases = self._begin([trial.scenario for trial in remaining], PATIENT)
+            tried = list(zip(remaining, cases, strict=True))
             for trial, (case, _) in tried:
                 case.rule = self.rig.proxy.add(_match(case, trial.point, count=1), trial.action)
             self._act(cases)
@@ -164,21 +167,21 @@ class Life:
             unsettled = self._settle([case for _, case in reached], 60)
             for trial, case in reached:
                 self._judge(trial, case, unsettled.get(case, ""), wrong)
-            left = [trial for trial, (case, _) in tried if case.rule and case.rule.id not in held]
+            remaining = [trial for trial, (case, _) in tried if case.rule and case.rule.id not in held]
             for case, _ in cases:
                 case.rule = None
             wrong |= self._end([*cases, bystander], [*(str(trial) for trial, _ in tried), _BYSTANDER])
-            assert reached, f"never made: {[str(trial) for trial in left]}"
+            assert reached, f"never made: {[str(trial) for trial in remaining]}"
         return wrong
 
     def fail_at(self, trials: Sequence[Trial]) -> dict[str, str]:
-        """Each call fails as ordered, then works again; what is wrong afterwards, by trial."""
+        """Make each call fail once or twice, then work again; what is wrong afterwards, by trial."""
         wrong: dict[str, str] = {}
         cases = self._begin([trial.scenario for trial in trials])
         for trial, (case, _) in zip(trials, cases, strict=True):
             count = 1 if trial.action.kind == "hang" else 2
             case.rule = self.rig.proxy.add(_match(case, trial.point, count=count), trial.action)
-            case.may_be_written_off = trial.may_be_written_off
+            case.restored_if_possible = trial.says_number_is_gone
         self._act(cases)
         unsettled = self._settle([case for case, _ in cases], 60)
         for trial, (case, _) in zip(trials, cases, strict=True):
@@ -191,7 +194,7 @@ class Life:
     def _begin(
         self, scenarios: Sequence[Scenario], settings: Mapping[str, str] | None = None
     ) -> list[tuple[Case, Scenario]]:
-        """A channel for each, brought to where its scenario begins by an operator with these settings."""
+        """Create a channel for each, and let an operator with these settings bring it to where its scenario begins."""
         self.rig.restart_operator(settings)
         cases = list(zip(self.rig.new_cases(len(scenarios)), scenarios, strict=True))
         for case, scenario in cases:
@@ -226,27 +229,27 @@ class Life:
         needed = len(self.traces[trial.scenario])
         complaints = [
             unsettled,
-            self.rig.strange_writes(case, at_most=trial.scenario.writes + 1),
-            _hasty([call.at for call in faulted], trial.hasty),
+            self.rig.unexpected_writes(case, at_most=trial.scenario.writes + 1),
+            _too_fast([call.at for call in faulted], trial.immediate_retries),
             f"{len(calls)} calls where {needed} are enough" if len(calls) > (needed + 2) * (len(faulted) + 2) else "",
         ]
-        told = "; ".join(filter(None, complaints))
-        if told:
-            wrong[str(trial)] = told
+        complaint = "; ".join(filter(None, complaints))
+        if complaint:
+            wrong[str(trial)] = complaint
         begun = calls[0].at if calls else 0
         self.rig.rows.append(
             Row(
                 trial.scenario.name,
                 f"{trial.point[0]} #{trial.point[1]}",
                 trial.label,
-                told or "as it must be",
+                complaint or "as it must be",
                 len(faulted),
                 max(0.0, case.settled_at - begun),
             )
         )
 
     def _end(self, cases: Sequence[tuple[Case, Scenario]], names: Sequence[str]) -> dict[str, str]:
-        """Delete what is left: what comes back then was in the ledger, with a token that works."""
+        """Delete the channels: numbers are restored only if the records know what, and have a token that works."""
         rotated = [case for case, scenario in cases if scenario.secret]
         for case in rotated:
             self.rig.promote(case)
@@ -266,7 +269,7 @@ def _match(case: Case, point: Point, *, count: int) -> Match:
     return Match(account=case.name, path=f"^{re.escape(kind)}$", nth=occurrence, count=count)
 
 
-def _hasty(times: Sequence[float], allowed: int) -> str:
-    """Errors never retry faster than the floor; seen from the proxy, whose own delays come and go."""
-    hasty = [gap for earlier, later in pairwise(times) if (gap := later - earlier) < 0.5 * FLOOR]
-    return f"tried again after {min(hasty):.3f} s" if len(hasty) > allowed else ""
+def _too_fast(times: Sequence[float], allowed: int) -> str:
+    """Errors are never retried faster than the floor; half of it, since the proxy delays calls, too."""
+    too_fast = [gap for earlier, later in pairwise(times) if (gap := later - earlier) < 0.5 * FLOOR]
+    return f"tried again after {min(too_fast):.3f} s" if len(too_fast) > allowed else ""

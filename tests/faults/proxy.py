@@ -1,13 +1,13 @@
-"""A reverse proxy between the operator and both of its outsides: it records each call, and breaks the ordered ones.
+"""A reverse proxy between the operator and both of its servers: it records each call, and breaks those it is asked to.
 
     with Proxy(kubernetes=Upstream(url, tls), twilio=Upstream(url)) as proxy:
         proxy.kubernetes_url, proxy.twilio_url   # plain HTTP on loopback
-        proxy.trace                              # every call that ended or was let through, in order of arrival
+        proxy.trace                              # every call, in order of arrival
         proxy.add(Match(account=name, path="^PATCH smschannels/status$"), Action(kind="reset", after=True))
 
-Faults are told in the twin's words (tests/twin/faults.py). Here `path` is searched in a call's kind, such as
-"POST secrets(record)" or "POST number", and `account` is the channel that the call is about. A `hang` is also how a
-call is held at one exact moment, before it takes effect or `after`: see `wait_held`.
+Faults are described as for the twin (tests/twin/faults.py). Here `path` is searched in a call's kind, such as
+"POST secrets(record)" or "POST number", and `account` is the channel that the call is about. A `hang` also holds a call
+at one exact moment, before it takes effect or `after`: see `wait_held`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _RESOURCE = re.compile(
     r"/apis?/(?:[^/]+/)?v1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>\w+))?)?"
 )
-_SID = re.compile(r"AC[0-9a-f]{32}")
+_ACCOUNT = re.compile(r"AC[0-9a-f]{32}")
+_RECORD = re.compile(r"pn[0-9a-f]{32}")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "accept-encoding", "upgrade"}
 _REASONS = {
     401: "Unauthorized",
@@ -58,7 +59,7 @@ _HTML = "<html><body>Down for maintenance</body></html>"
 
 @dataclass(frozen=True)
 class Upstream:
-    """Where calls go; `tls` where that is an https URL."""
+    """Where calls go; `tls` is needed for an https URL."""
 
     url: str
     tls: ssl.SSLContext | None = None
@@ -66,10 +67,10 @@ class Upstream:
 
 @dataclass
 class Call:
-    """One call of the operator. `status` is what the upstream answered, None where it was not asked or did not answer.
+    """One call of the operator. `status` is what the upstream answered, None if it was not asked or did not answer.
 
-    `about` is the channel's name, "" for what concerns none (lists, watches, start-up). `occurrence` counts, from 1,
-    the calls of one kind about one channel since `Proxy.forget`.
+    `about` is the channel's name, empty for calls about no channel (lists, watches, start). `occurrence` counts
+    the calls of one kind about one channel since `Proxy.forget`, from 1.
     """
 
     at: float
@@ -82,7 +83,7 @@ class Call:
 
     @property
     def point(self) -> tuple[str, int]:
-        """What a trace is compared by: two runs may order concurrent calls differently."""
+        """How a call is found again in another run, which may order concurrent calls differently."""
         return self.kind, self.occurrence
 
 
@@ -103,10 +104,10 @@ class Proxy:
         self.on_status: Callable[[Mapping[str, Any]], None] = lambda channel: None
         self._faults = Faults()
         self._held: dict[Rule, Call] = {}
-        self._names: dict[str, str] = {}  # a channel's name, uid or account: its name
+        self._names: dict[str, str] = {}  # the channel's name by what calls about it contain
         self._seen: Counter[tuple[str, str]] = Counter()
         self._watches: set[_Watch] = set()
-        self.away: set[Side] = set()  # whose calls are all reset
+        self.away: set[Side] = set()  # the servers that are down: calls to them are reset
         self._cut_every: float | None = None
         self.changed = threading.Condition()
         self._started = threading.Event()
@@ -124,46 +125,47 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
 
-    # What a test orders
+    # For tests
 
     def add(self, match: Match, action: Action) -> Rule:
         with self.changed:
             return self._faults.add(match, action)
 
     def clear(self) -> None:
-        """No fault is left; a call that hangs goes on hanging."""
+        """Remove all faults. A call that hangs goes on hanging."""
         with self.changed:
             self._faults.clear()
 
     def forget(self) -> None:
-        """Begin a new trace; occurrences count from 1 again."""
+        """Start a new trace; occurrences count from 1 again."""
         with self.changed:
             self.trace.clear()
             self._seen.clear()
 
-    def introduce(self, name: str, account_sid: str) -> None:
-        """Calls about this Twilio account are about the channel `name`. Its uid the proxy learns by itself."""
+    def introduce(self, name: str, account_sid: str, number_sids: Iterable[str]) -> None:
+        """Attribute calls about this account, and about the records of these numbers, to the channel `name`."""
         with self.changed:
-            self._names[account_sid] = self._names[name] = name
+            for each in (name, account_sid, *(sid.lower() for sid in number_sids)):
+                self._names[each] = name
 
     def calls_about(self, name: str) -> list[Call]:
         with self.changed:
             return [call for call in self.trace if call.about == name]
 
     def wait_called(self, names: Iterable[str], side: Side, timeout: float) -> None:
-        """Until a call about each of the channels was made of this side. Raises `TimeoutError`."""
-        left = set(names)
+        """Wait until a call to this server was made about each of the channels. Raises `TimeoutError`."""
+        missing = set(names)
 
         def called() -> bool:
-            left.difference_update(call.about for call in self.trace if call.side == side)
-            return not left
+            missing.difference_update(call.about for call in self.trace if call.side == side)
+            return not missing
 
         with self.changed:
             if not self.changed.wait_for(called, timeout):
-                raise TimeoutError(f"no call of {side} about {sorted(left)}")
+                raise TimeoutError(f"no call to {side} about {sorted(missing)}")
 
     def wait_held(self, rules: frozenset[int], *, quiet: float) -> frozenset[int]:
-        """Until a call hangs for each of the rules, or nothing new hung for `quiet` seconds; the rules it does for."""
+        """Wait until each of the rules holds a call, or `quiet` seconds passed without a new one; the rules that do."""
         with self.changed:
             while True:
                 before = frozenset(rule.id for rule in self._held)
@@ -172,15 +174,21 @@ class Proxy:
                 if not self.changed.wait_for(lambda now=before: {r.id for r in self._held} != now, quiet):  # type: ignore[misc]
                     return before
 
-    def cut_watches(self, *, every: float | None = None, gone: bool = False) -> None:
-        """Reset all watches now, and `every` so many seconds from now on (None: no more).
+    def wait_released(self, timeout: float) -> None:
+        """Wait until no call is held or delayed. Raises `TimeoutError`."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: not self._held, timeout):
+                raise TimeoutError("a call is still held")
 
-        With `gone` they end as an API server ends those it cannot go on with: an ERROR of code 410.
+    def cut_watches(self, *, every: float | None = None, expired: bool = False) -> None:
+        """Reset all watches now, and again `every` that many seconds (None: not again).
+
+        `expired` ends them as an API server does that no longer has the events: with an ERROR of code 410.
         """
         self._cut_every = every
-        asyncio.run_coroutine_threadsafe(self._cut(gone), self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(self._cut(expired), self._loop).result(20)
 
-    # How it is done
+    # The proxy's thread
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -235,7 +243,7 @@ class Proxy:
                 if disturbed is not None:
                     return disturbed
             return web.Response(status=status, headers=headers, body=answer)
-        except (aiohttp.ClientError, OSError):  # the upstream is not there: then neither are we
+        except (aiohttp.ClientError, OSError):  # the upstream is down, so this behaves as if it were down, too
             return _reset(request)
 
     def _note(self, side: Side, request: web.Request, body: bytes) -> tuple[Call, Rule | None]:
@@ -253,15 +261,15 @@ class Proxy:
         texts = [request.path]
         if side == "kubernetes":
             texts.append(body.decode(errors="replace"))
-            pattern = _UUID
+            patterns = [_UUID, _RECORD]
         else:
             texts.append(base64.b64decode(request.headers["Authorization"].partition(" ")[2]).decode())
-            pattern = _SID
-        found = (self._names.get(each) for text in texts for each in pattern.findall(text))
+            patterns = [_ACCOUNT]
+        found = (self._names.get(each) for text in texts for pattern in patterns for each in pattern.findall(text))
         return next((name for name in found if name), "")
 
     def _learn(self, call: Call, answer: bytes) -> None:
-        """Which uid is which channel's; and the statuses that the API server took in."""
+        """Note the uids of listed channels, and report the statuses that the API server accepted."""
         if call.kind == "LIST smschannels" and call.status == 200:
             for item in json.loads(answer)["items"] or ():
                 self._meet(item["metadata"])
@@ -311,22 +319,20 @@ class Proxy:
             self._meet(event["object"]["metadata"])
 
     async def _disturb(self, request: web.Request, call: Call, rule: Rule | None) -> web.StreamResponse | None:
-        """The fault's own answer, or None when the call goes on (it was only delayed)."""
+        """The fault's own answer, or None if the call was only delayed."""
         action = call.fault
         assert action
         assert rule
         match action.kind:
-            case "delay":
-                await asyncio.sleep(action.seconds)
-                return None
-            case "hang":
+            case "delay" | "hang":
                 try:
                     with self._changing():
                         self._held[rule] = call
-                    await asyncio.Event().wait()
+                    await (asyncio.sleep(action.seconds) if action.kind == "delay" else asyncio.Event().wait())
                 finally:
                     with self._changing():
                         self._held.pop(rule, None)
+                return None
             case "reset":
                 return _reset(request)
             case "html200" | "html":
@@ -340,15 +346,15 @@ class Proxy:
         while True:
             await asyncio.sleep(self._cut_every or 0.1)
             if self._cut_every:
-                await self._cut(gone=False)
+                await self._cut(expired=False)
 
-    async def _cut(self, gone: bool) -> None:
+    async def _cut(self, expired: bool) -> None:
         for watch in list(self._watches):
-            if gone:
+            if expired:
                 event = {"type": "ERROR", "object": _kubernetes_status(Action(kind="status", status=410))}
                 with suppress(OSError):
                     await watch.response.write(json.dumps(event).encode() + b"\n")
-            _reset(watch.request, rudely=not gone)
+            _reset(watch.request, abruptly=not expired)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -363,7 +369,7 @@ def _kubernetes_kind(request: web.Request, body: bytes) -> str:
         return f"{request.method} {request.path}"
     resource, name = found["resource"], found["name"]
     if resource == "secrets":
-        resource = f"secrets({_secret_kind(found['namespace'], name, body)})"
+        resource = f"secrets({_secret_kind(found['namespace'], name or '', request.query_string, body)})"
     if found["sub"]:
         resource = f"{resource}/{found['sub']}"
     verb = request.method
@@ -372,10 +378,13 @@ def _kubernetes_kind(request: web.Request, body: bytes) -> str:
     return f"{verb} {resource}"
 
 
-def _secret_kind(namespace: str, name: str | None, body: bytes) -> str:
+def _secret_kind(namespace: str, name: str, query: str, body: bytes) -> str:
     if namespace == "sms-channels":
         return "token"
-    return "record" if (name and _UUID.fullmatch(name)) or b"/record" in body else "own"
+    if b'"written-off"' in body:
+        return "written-off"
+    is_record = _RECORD.fullmatch(name) or b"/record" in body or "record" in query
+    return "record" if is_record else "keyring"
 
 
 def _twilio_kind(request: web.Request) -> str:
@@ -411,10 +420,10 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
 
 
-def _reset(request: web.Request, *, rudely: bool = True) -> web.StreamResponse:
+def _reset(request: web.Request, *, abruptly: bool = True) -> web.StreamResponse:
     transport = request.transport
     if transport is not None:
-        if rudely:
+        if abruptly:
             # Lingering for zero seconds turns the close into a RST, which is what a crashed peer looks like.
             linger = struct.pack("ii", 1, 0)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -429,4 +438,4 @@ async def _truncate(request: web.Request, status: int, headers: Mapping[str, str
     response.content_length = len(answer)
     await response.prepare(request)
     await response.write(answer[: len(answer) // 2])
-    return _reset(request, rudely=False)
+    return _reset(request, abruptly=False)

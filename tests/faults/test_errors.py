@@ -1,4 +1,4 @@
-"""Every class of error at each outside call of a channel's life: it is tried again, and nothing is lost."""
+"""Every class of error at each call of a channel's life: the call is tried again, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from tests.faults.conftest import EVERYTHING
 from tests.faults.life import ERRORS, SCENARIOS, Life, Trial
 
-SAMPLE, HANGS = "one error at each call, another one at the next", "hangs, which only time ends"
+SAMPLE, HANGS = "one error at each call", "calls that hang"
 
 
 @pytest.mark.parametrize("batch", [HANGS, *(each.name for each in SCENARIOS)] if EVERYTHING else [SAMPLE])
-def test_an_error_at_any_call_is_survived(life: Life, batch: str) -> None:
-    """One channel for each call and error; those of a batch all at once."""
+def test_error_at_any_call_is_retried(life: Life, batch: str) -> None:
+    """One channel for each call and error, and all channels of a batch at the same time."""
     assert life.fail_at(_chosen(batch, list(life.trials(ERRORS)))) == {}
 
 

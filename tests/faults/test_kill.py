@@ -1,4 +1,4 @@
-"""kill -9 before and after each outside call: of a channel's life, and of the operator's own start."""
+"""kill -9 before and after each call: of a channel's life, and of the operator's own start."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.faults.rig import Rig
 from tests.twin.faults import Match
 
 
-def test_a_crash_at_any_call_loses_nothing(life: Life) -> None:
-    """Held at the call, killed, started again: everything converges, and nothing is written twice too often."""
+def test_crash_at_any_call_loses_nothing(life: Life) -> None:
+    """Killed at the call and started again, everything converges, and Twilio gets no more writes than needed."""
     assert life.kill_at(list(life.trials(KILLS))) == {}
 
 
 @pytest.mark.skipif(not EVERYTHING, reason="make faults: it takes a start for each call")
-def test_a_crash_during_the_very_first_start_leaves_one_keyring(rig: Rig) -> None:
-    """What is sealed with the public key that was published, the operator can open."""
-    for _ in crashed_starts(rig, rig.begin_anew):
+def test_crash_during_the_very_first_start_leaves_one_keyring(rig: Rig) -> None:
+    """The operator can open what is sealed with the public key that it published."""
+    for _ in crashed_starts(rig, rig.delete_keyring):
         [case] = rig.new_cases(1)
         rig.apply(case, case.numbers[0])
         assert rig.settle([case], 30) == {}
@@ -31,7 +31,7 @@ def test_a_crash_during_the_very_first_start_leaves_one_keyring(rig: Rig) -> Non
 
 
 @pytest.mark.skipif(not EVERYTHING, reason="make faults: it takes a start for each call")
-def test_a_crash_during_a_start_leaves_working_channels_alone(rig: Rig) -> None:
+def test_crash_during_a_start_leaves_working_channels_alone(rig: Rig) -> None:
     rig.restart_operator()
     cases = rig.new_cases(3)
     for case in cases:
@@ -49,7 +49,7 @@ def test_a_crash_during_a_start_leaves_working_channels_alone(rig: Rig) -> None:
 
 
 def crashed_starts(rig: Rig, prepare: Callable[[], None]) -> Iterator[None]:
-    """The operator is killed at each call of its start, and started again; yields when it is ready."""
+    """Kill the operator at each call of its start, and start it again; yield whenever it is ready."""
     rig.kill_operator()
     prepare()
     rig.proxy.forget()

@@ -1,4 +1,4 @@
-"""What lasts longer than one call: watches that break, an API server or a Twilio that is away for a while."""
+"""Faults that last longer than one call: watches that break, an API server or a Twilio that is down for a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY = 50 if EVERYTHING else 10
 
 @pytest.fixture
 def calm(rig: Rig) -> Iterator[Rig]:
-    """An operator with the usual settings; nothing was broken before, and nothing is left broken."""
+    """An operator with the usual settings. Nothing was broken before, and everything is repaired afterwards."""
     rig.restart_operator()
     rig.proxy.forget()
     rig.stack.twin_call("DELETE", "/journal")
@@ -36,42 +36,42 @@ def delete(rig: Rig, cases: list[Case]) -> None:
         rig.delete(case)
 
 
-def live_and_die(rig: Rig, breaks: Callable[[], object]) -> None:
-    """Half of the channels are there when it breaks and are deleted; the other half is made and deleted afterwards."""
+def live_and_die(rig: Rig, break_it: Callable[[], object]) -> None:
+    """Half of the channels exist before the fault and are deleted; the others are created, and deleted afterwards."""
     old = create(rig, MANY)
     assert rig.settle(old, 60) == {}
     new = create(rig, MANY)
     delete(rig, old)
-    breaks()
+    break_it()
     assert rig.settle([*old, *new], 90) == {}
     delete(rig, new)
     assert rig.settle(new, 60) == {}
-    assert [why for case in (*old, *new) if (why := rig.strange_writes(case, at_most=3))] == []
+    assert [why for case in (*old, *new) if (why := rig.unexpected_writes(case, at_most=3))] == []
 
 
 def watched(rig: Rig) -> int:
     return sum(call.kind == "WATCH smschannels" for call in rig.proxy.trace)
 
 
-def test_watches_that_are_cut_every_second(calm: Rig) -> None:
+def test_watches_are_cut_every_second(calm: Rig) -> None:
     calm.proxy.cut_watches(every=1 if EVERYTHING else 0.2)  # a sample is over in two seconds
     live_and_die(calm, lambda: None)
     assert watched(calm) > 3
 
 
-def test_watches_that_the_api_server_cannot_go_on_with(calm: Rig) -> None:
-    """410 Gone within the stream: what happened meanwhile is listed anew."""
+def test_watches_expire(calm: Rig) -> None:
+    """410 within the stream: what happened meanwhile is found by a list."""
     watched_before = watched(calm)
-    live_and_die(calm, lambda: calm.proxy.cut_watches(gone=True))
+    live_and_die(calm, lambda: calm.proxy.cut_watches(expired=True))
     assert watched(calm) > watched_before
 
 
-def test_an_api_server_that_restarts_in_the_middle(calm: Rig) -> None:
+def test_api_server_restarts(calm: Rig) -> None:
     live_and_die(calm, calm.stack.restart_control_plane)
 
 
 def test_twilio_is_down_and_comes_back(calm: Rig) -> None:
-    """Who is created and who is deleted meanwhile tries again at the pace that is set, and gets there by itself."""
+    """Channels that are created or deleted meanwhile are retried at the configured pace, and converge afterwards."""
     old = create(calm, MANY)
     assert calm.settle(old, 60) == {}
     calm.proxy.forget()

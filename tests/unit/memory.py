@@ -75,6 +75,7 @@ class MemoryApi:
         self.latency = 0.005
         self.on_call: OnCall = at_once
         self.calls: list[tuple[str, str]] = []
+        self.events: list[Object] = []
         self._version = 100
         self._uids = 0
         secret = {"metadata": {"name": KEYRING_SECRET, "namespace": OPERATOR_NAMESPACE}}
@@ -174,6 +175,7 @@ class MemoryApi:
             return {"kind": "APIResourceList", "resources": [{"kind": KIND}]}
         plural, namespace, name, subresource = _parse(path)
         if plural == "events":
+            self.events += [body] if method == "POST" else []
             return body
         if method == "POST":
             if (plural, namespace, body["metadata"]["name"]) in self.objects:
@@ -258,8 +260,11 @@ class MemoryTwilio:
     def webhook(self, phone: str) -> str:
         return self.numbers[sid_of(phone)][1].webhook.url
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None:
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
         """Do nothing: no refusal is cached."""
+
+    def trust(self, login: Login, account_sid: str) -> None:
+        """Do nothing: no credential is limited."""
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         await self._call("find", phone_number)

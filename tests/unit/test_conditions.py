@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from smschannel.api.errors import Refused
 from smschannel.api.reasons import Effective, Reason
-from smschannel.api.status import condition, reason_of
-from smschannel.core.conditions import next_status, status_while_unavailable, violations
+from smschannel.api.status import condition, reason_of, rest_status, was_effective
+from smschannel.core.conditions import next_status, status_while_refused, status_while_unavailable, violations
 from smschannel.core.plan import Verdict
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -20,6 +21,7 @@ STAMP, LATER_STAMP = "2026-01-02T03:04:05Z", "2026-01-02T03:05:05Z"
 URL = "https://sms.example.com/1"
 FRESH: dict[str, Any] = {"observedGeneration": -1}
 WORKS = Verdict(Reason.Configured, "It works.", "PN1")
+MISSING = Verdict(Reason.SecretNotFound, "It is not there.", "PN1", degraded=True)
 
 Status = dict[str, Any]
 
@@ -63,7 +65,7 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
             [],
             [a_condition("Ready", reason="TokenRejected"), a_condition("Stalled")],
             [],
-            "a rejected token is the only thing that stalls a channel that works",
+            "a rejected token stalls a channel that works",
         ),
         (
             [a_condition("Ready")],
@@ -111,8 +113,20 @@ def a_condition(kind: str, status: str = "True", reason: str = "Configured", sin
         (
             [],
             [a_condition("Ready"), a_condition("Stalled")],
-            ["Stalled beside a Ready that is not TokenRejected"],
+            ["Stalled beside a Ready that does not name the credentials"],
             "a channel that works is not stalled",
+        ),
+        (
+            [],
+            [a_condition("Ready", reason="AuthenticationFailed"), a_condition("Stalled")],
+            ["Stalled beside a Ready that does not name the credentials"],
+            "a channel that no login works for is not ready",
+        ),
+        (
+            [],
+            [a_condition("Ready", reason="SecretNotFound"), a_condition("Stalled")],
+            [],
+            "the Secret is missing, and the recorded login works",
         ),
     ],
 )
@@ -211,11 +225,12 @@ def test_message_fits_into_a_condition() -> None:
         (WORKS, "True", "True", "Twilio accepts the login and has our webhook"),
         (of(Reason.TokenRejected), "False", "True", "the newer token is refused, the messages go on"),
         (
-            replace(of(Reason.WebhookDrifted), rejected="Refused."),
+            replace(of(Reason.WebhookDrifted), rejected=Refused(Reason.TokenRejected, "Refused.")),
             "False",
             "False",
             "a newer token that is not used is reported beside what is worse",
         ),
+        (MISSING, "False", "True", "the Secret is missing, the messages go on"),
         (of(Reason.AuthenticationFailed), "False", "Unknown", "without a login no webhook is read"),
         (of(Reason.SecretNotFound), "False", "Unknown", "without a token there is no login"),
         (of(Reason.TokenUnreadable), "False", "Unknown", "without a token there is no login"),
@@ -234,21 +249,53 @@ def test_credentials_and_webhook_are_reported_as_far_as_they_were_checked(
     assert (found["CredentialsValid"], found["WebhookEffective"]) == (credentials, webhook), reason
 
 
+def test_former_conditions_stay_while_twilio_is_unavailable() -> None:
+    after = report(of(Reason.TwilioUnavailable), CONFIGURED, now=LATER)
+    for kind in ("CredentialsValid", "WebhookEffective"):
+        assert part(after, kind) == part(CONFIGURED, kind), "it is checked again as soon as Twilio answers"
+    assert after["phoneNumberSid"] == "PN1"
+
+
 @pytest.mark.parametrize(
-    ("verdict", "reason"),
+    ("verdict", "credentials", "reason"),
     [
-        (of(Reason.Suspended), "a suspended channel is not checked"),
-        (of(Reason.TwilioUnavailable), "Twilio answered nothing new"),
-        (of(Reason.Restoring), "a channel that is being deleted is not checked"),
-        (of(Reason.RestoreFailed), "a channel that is being deleted is not checked"),
-        (of(Reason.RecordUnreadable), "Twilio is not asked without the record"),
+        (of(Reason.Suspended), "Unknown", "a suspended channel is not checked"),
+        (of(Reason.Restoring), "Unknown", "a channel that is being deleted is not checked"),
+        (of(Reason.RestoreFailed), "Unknown", "a channel that is being deleted is not checked"),
+        (of(Reason.RecordUnreadable), "Unknown", "Twilio is not asked without the record"),
+        (of(Reason.KubernetesRefused), "Unknown", "the operator does not get that far"),
+        (of(Reason.AuthenticationFailed), "False", "no login reads the number"),
+        (of(Reason.AccountSuspended), "False", "no login reads the number"),
+        (of(Reason.SecretNotFound), "False", "no login reads the number"),
+        (of(Reason.TokenUnreadable), "False", "no login reads the number"),
     ],
 )
-def test_former_conditions_stay_if_nothing_was_checked(verdict: Verdict, reason: str) -> None:
+def test_what_nothing_looks_at_is_unknown(verdict: Verdict, credentials: str, reason: str) -> None:
+    """The reason keeps that the webhook had been set: another one after that is drift."""
     after = report(verdict, CONFIGURED, now=LATER)
-    for kind in ("CredentialsValid", "WebhookEffective"):
-        assert part(after, kind) == part(CONFIGURED, kind), reason
-    assert after["phoneNumberSid"] == "PN1", reason
+    assert kinds(after)["CredentialsValid"] == credentials, reason
+    effective = part(after, "WebhookEffective")
+    assert (effective["status"], effective["reason"]) == ("Unknown", "NoLongerChecked"), reason
+    assert violations(CONFIGURED, after) == []
+    assert was_effective(report(verdict, after, now=LATER))
+    assert not was_effective(report(verdict)), "a webhook that was never set is only not checked"
+    assert after["phoneNumberSid"] == "PN1"
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.SecretNotFound, Reason.SecretKeyMissing, Reason.SecretNotLabelled, Reason.TokenUnreadable]
+)
+def test_channel_that_works_without_its_credentials_is_ready_stalled_and_degraded(reason: Reason) -> None:
+    after = report(Verdict(reason, "As it is.", "PN1", degraded=True), CONFIGURED, now=LATER)
+    assert kinds(after) == {"Ready": "True", "Stalled": "True", "CredentialsValid": "False", "WebhookEffective": "True"}
+    assert part(after, "Ready")["lastTransitionTime"] == STAMP
+    assert reason.remedy in part(after, "Ready")["message"]
+    assert violations(CONFIGURED, after) == []
+    assert rest_status(after) == "degraded"
+    broken = report(Verdict(reason, "As it is."), after, now=LATER)
+    assert (kinds(broken)["Ready"], rest_status(broken)) == ("False", reason.rest_status)
+    assert violations(after, broken) == []
+    assert status_while_unavailable(after, "HTTP 503", generation=1, now=LATER) == after
 
 
 @pytest.mark.parametrize(
@@ -271,9 +318,9 @@ def test_record_that_cannot_be_opened_stalls_the_channel() -> None:
     assert kinds(after) == {
         "Ready": "False",
         "Stalled": "True",
-        "CredentialsValid": "True",
-        "WebhookEffective": "True",
-    }, "the messages go on"
+        "CredentialsValid": "Unknown",
+        "WebhookEffective": "Unknown",
+    }, "Twilio is not asked"
     assert violations(CONFIGURED, after) == []
     assert after["phoneNumberSid"] == "PN1"
 
@@ -386,3 +433,33 @@ def test_success_ends_reconciling() -> None:
     assert violations(trying, after) == []
     assert "Reconciling" not in kinds(after)
     assert after["observedGeneration"] == 2
+
+
+# While Kubernetes refuses
+
+
+@pytest.mark.parametrize("before", [FRESH, report(of(Reason.NumberNotFound)), report(of(Reason.Pending))])
+def test_channel_that_does_not_work_has_no_ready_to_keep_while_kubernetes_refuses(before: Status) -> None:
+    assert status_while_refused(before, "forbidden", generation=1, now=LATER) is None
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize("before", [CONFIGURED, report(MISSING), report(of(Reason.Suspended))])
+def test_channel_that_works_stays_ready_for_the_first_minute_of_a_refusal(before: Status, generation: int) -> None:
+    """An API server that has just started refuses everything for some seconds."""
+    first = status_while_refused(before, "forbidden", generation=generation, now=LATER)
+    assert first is not None
+    assert violations(before, first) == []
+    assert part(first, "Ready") == part(before, "Ready")
+    trying = part(first, "Reconciling")
+    assert (trying["reason"], trying["message"], trying["lastTransitionTime"]) == (
+        "KubernetesRefused",
+        "forbidden",
+        LATER_STAMP,
+    )
+    almost = LATER + timedelta(seconds=59)
+    assert status_while_refused(first, "forbidden", generation=generation, now=almost) == first, "nothing is written"
+    assert status_while_refused(first, "forbidden", generation=generation, now=LATER + timedelta(minutes=1)) is None
+    after = report(of(Reason.KubernetesRefused), first, generation=generation, now=LATER + timedelta(minutes=1))
+    assert violations(first, after) == []
+    assert kinds(after)["Ready"] == "False"

@@ -13,14 +13,14 @@ from contextlib import suppress
 import pytest
 from pydantic import SecretStr
 
-from smschannel.api.errors import NotFound, Refused, TwilioThrottled, TwilioTimeout, TwilioUnavailable
+from smschannel.api.errors import NotFound, Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
 from smschannel.twilio.limits import Limiter, Origin
 from tests.unit.virtual_time import now, virtually
 
 ACCOUNT, ANOTHER = "AC1", "AC2"
-MEMORY = 450.0
+MEMORY, CONFIRM = 450.0, 60.0
 POOL = 16
 """How many calls with unverified credentials are in flight at a time, in all."""
 
@@ -40,7 +40,7 @@ class Twilio:
     """A Twilio behind a limiter. Counts the calls that are made, in flight, and most in flight."""
 
     def __init__(self, concurrency: int = 2) -> None:
-        self.limiter = Limiter(concurrency=concurrency, refusal_memory=MEMORY, clock=now)
+        self.limiter = Limiter(concurrency=concurrency, refusal_memory=MEMORY, confirm_after=CONFIRM, clock=now)
         self.made = 0
         self.in_flight = 0
         self.most_in_flight = 0
@@ -75,6 +75,18 @@ class Twilio:
         """Make a call that ends with an error at once."""
         with pytest.raises(type(ends)):
             await self.call(login, account, seconds=0, ends=ends)
+
+    async def suspect(self, ends: Exception) -> SuspectedRefusal:
+        """Make a call that Twilio refuses, and that is only suspected; return the error."""
+        with pytest.raises(SuspectedRefusal) as raised:
+            await self.call(seconds=0, ends=ends)
+        return raised.value
+
+    async def revoke(self) -> None:
+        """Let Twilio refuse a verified credential until that is confirmed."""
+        await self.suspect(REFUSED)
+        await asyncio.sleep(CONFIRM)
+        await self.fail(OWNER, REFUSED)
 
 
 async def outcomes(*calls: Awaitable[float]) -> list[float | type]:
@@ -260,7 +272,7 @@ async def test_refused_credential_is_unverified_again() -> None:
     """A revoked token is a guess like any other: one call at a time, until Twilio accepts it again."""
     twilio = Twilio()
     await twilio.verify()
-    await twilio.fail(OWNER, REFUSED)
+    await twilio.revoke()
     await asyncio.sleep(MEMORY)
     twilio.most_in_flight = 0
     await outcomes(*(twilio.call(ends=DOWN) for _ in range(3)))
@@ -272,9 +284,125 @@ async def test_last_answer_of_twilio_counts() -> None:
     """One of Twilio's machines may refuse a new token that the next one accepts already."""
     twilio = Twilio()
     await twilio.verify()
+    await twilio.suspect(REFUSED)
+    await asyncio.sleep(CONFIRM)
     ended = await outcomes(twilio.call(ends=REFUSED, seconds=1), twilio.call(seconds=2))
-    assert ended == [Refused, 2]
-    assert await twilio.call() == 3
+    assert ended == [Refused, CONFIRM + 2]
+    assert await twilio.call() == CONFIRM + 3
+
+
+# Refusals of verified credentials are confirmed first
+
+
+@pytest.mark.parametrize("refusal", [REFUSED, SUSPENDED])
+def test_first_refusal_of_a_verified_credential_is_only_suspected(refusal: Refused) -> None:
+    """Other callers are not judged from it: they ask Twilio, and a success ends the suspicion."""
+
+    @virtually
+    async def story() -> None:
+        twilio = Twilio()
+        await twilio.verify()
+        suspected = await twilio.suspect(refusal)
+        assert suspected.retry_after == CONFIRM
+        assert str(refusal) in str(suspected)
+        await twilio.verify()
+        await asyncio.sleep(10 * CONFIRM)
+        assert (await twilio.suspect(refusal)).retry_after == CONFIRM, "the success in between began it anew"
+
+    story()
+
+
+@pytest.mark.parametrize("refusal", [REFUSED, SUSPENDED])
+def test_refusal_is_confirmed_by_a_later_one(refusal: Refused) -> None:
+    @virtually
+    async def story() -> None:
+        twilio = Twilio()
+        await twilio.verify()
+        await twilio.suspect(refusal)
+        await asyncio.sleep(CONFIRM / 2)
+        assert (await twilio.suspect(refusal)).retry_after == CONFIRM / 2, "two refusals in a row may be one fault"
+        await asyncio.sleep(CONFIRM / 2)
+        await twilio.fail(OWNER, refusal)
+        made = twilio.made
+        await twilio.fail(OWNER, refusal)
+        assert twilio.made == made, "now it is remembered"
+
+    story()
+
+
+@virtually
+async def test_burst_of_refusals_is_only_suspected() -> None:
+    twilio = Twilio(concurrency=4)
+    await twilio.verify()
+    assert await outcomes(*(twilio.call(ends=REFUSED) for _ in range(20))) == [SuspectedRefusal] * 20
+    assert await twilio.call()
+
+
+@virtually
+async def test_refusal_of_a_recorded_credential_is_suspected_after_a_restart_too() -> None:
+    twilio = Twilio()
+    twilio.limiter.trust(OWNER, ACCOUNT)
+    await twilio.suspect(REFUSED)
+    await twilio.fail(GUESS, REFUSED)
+
+
+@virtually
+async def test_record_does_not_verify_what_twilio_refuses() -> None:
+    """Every reconcile names the recorded login; a confirmed refusal counts until Twilio accepts it again."""
+    twilio = Twilio()
+    await twilio.verify()
+    await twilio.revoke()
+    twilio.limiter.trust(OWNER, ACCOUNT)
+    await twilio.fail(OWNER, REFUSED)
+    twilio.limiter.forget_refusal(OWNER, ACCOUNT)
+    twilio.limiter.trust(OWNER, ACCOUNT)
+    await twilio.fail(OWNER, REFUSED)
+    await asyncio.sleep(MEMORY)
+    twilio.limiter.trust(OWNER, ACCOUNT)
+    await twilio.fail(OWNER, REFUSED)
+    await asyncio.sleep(MEMORY)
+    await twilio.verify()
+    await twilio.suspect(REFUSED)
+
+
+@virtually
+async def test_suspicion_is_kept_for_one_credential_at_one_account_and_api() -> None:
+    twilio = Twilio()
+    await twilio.verify()
+    await twilio.verify(OWNER, ANOTHER)
+    await twilio.suspect(REFUSED)
+    await asyncio.sleep(CONFIRM)
+    with pytest.raises(SuspectedRefusal):
+        await twilio.call(OWNER, ANOTHER, ends=REFUSED)
+
+
+@pytest.mark.parametrize("ends", [DOWN, TIMEOUT, NotFound("20404"), TwilioThrottled("429", 1)])
+def test_answer_that_does_not_speak_of_the_credential_neither_confirms_nor_ends_a_suspicion(ends: Exception) -> None:
+    @virtually
+    async def story() -> None:
+        twilio = Twilio()
+        await twilio.verify()
+        await twilio.suspect(REFUSED)
+        await twilio.fail(OWNER, ends)
+        await asyncio.sleep(CONFIRM)
+        await twilio.fail(OWNER, REFUSED)
+
+    story()
+
+
+@virtually
+async def test_refusal_younger_than_asked_is_not_forgotten() -> None:
+    """Fifty channels that are applied at once with one wrong token cost one call."""
+    twilio = Twilio()
+    await twilio.fail(GUESS, REFUSED)
+    await asyncio.sleep(4)
+    twilio.limiter.forget_refusal(GUESS, ACCOUNT, older_than=5)
+    await twilio.fail(GUESS, REFUSED)
+    assert twilio.made == 1
+    await asyncio.sleep(1)
+    twilio.limiter.forget_refusal(GUESS, ACCOUNT, older_than=5)
+    await twilio.fail(GUESS, REFUSED)
+    assert twilio.made == 2
 
 
 @virtually

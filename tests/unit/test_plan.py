@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from smschannel.api.errors import ChannelError, Refused, TwilioUnavailable, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.reasons import Effective, Reason, Recheck
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
 from smschannel.core.plan import (
     AddFinalizer,
@@ -33,6 +33,7 @@ from smschannel.core.plan import (
     Rules,
     SetWebhook,
     UpdateRecord,
+    Waiter,
     WriteOff,
     desired,
     foresee,
@@ -41,7 +42,7 @@ from smschannel.core.plan import (
     with_record,
     without_record,
 )
-from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
+from smschannel.core.record import Contents, Key, Login, Record, Webhook, WebhookTemplate
 
 ACCOUNT = "AC" + "0" * 32
 OTHER_ACCOUNT = "AC" + "1" * 32
@@ -108,6 +109,7 @@ OLD_UNREADABLE = replace(OLD_RECORD, contents=None)
 DOWN = TwilioUnavailable("Twilio answers HTTP 503.")
 IN_USE = Refused(Reason.NumberInUse, "+61400111222 already serves another channel.")
 DENIED = Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
+NO_SECRET = Refused(Reason.SecretNotFound, "Secret twilio does not exist.")
 DAMAGED = Unreadable("the record cannot be opened")
 NO_RECORD = Refused(Reason.RecordUnreadable, "The operator's record of the number cannot be opened.")
 
@@ -129,6 +131,14 @@ MOVED = replace(CONFIGURED, records=by_number(OLD_RECORD, RECORD), to_restore={"
 DELETING = Observed(records=by_number(RECORD), finalizer=True, deleted_at=NOW, to_restore={"PN1": at(OURS)})
 LATE = replace(DELETING, deleted_at=GRACE_OVER)
 GONE = replace(DELETING, deleted_at=None, finalizer=False)
+HOUR = timedelta(hours=1)
+WAITER = Waiter(Key("team-b", OTHER_INSTANCE), "uid-2", ACCOUNT, NEWER, at(OURS))
+UNSEEN = replace(CONFIGURED, number=DENIED, login=None, unseen={"PN1": True})
+"""Twilio refuses the channel's logins, for less than a second."""
+LONG_UNSEEN = replace(UNSEEN, records=by_number(replace(RECORD, unseen_since=NOW - HOUR)))
+WAITED_FOR = replace(LONG_UNSEEN, waiters={"PN1": WAITER})
+"""For an hour, and a waiter's login sees the number."""
+WITH_THE_WAITERS_LOGIN = replace(RECORD.with_contents(login=NEWER), unseen_since=NOW - HOUR)
 SET_WEBHOOK = SetWebhook(LOGIN, ACCOUNT, "PN1", OURS)
 
 
@@ -233,6 +243,150 @@ CREATED = (
         replace(NEW, login=None),
         (),
         Reason.Pending,
+    ),
+)
+
+REFUSED = (
+    Row(
+        "since when none of the holder's logins sees its number is recorded, so that a restart does not forget it",
+        DESIRED,
+        UNSEEN,
+        (UpdateRecord(replace(RECORD, unseen_since=NOW)),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a number that nobody waits for stays with its holder for good",
+        DESIRED,
+        LONG_UNSEEN,
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a number that somebody waits for stays with its holder for an hour",
+        DESIRED,
+        replace(WAITED_FOR, records=by_number(replace(RECORD, unseen_since=NOW - HOUR + SECOND))),
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "after an hour without a break it is restored with the waiter's login",
+        DESIRED,
+        WAITED_FOR,
+        (RestoreWebhook(WITH_THE_WAITERS_LOGIN, BEFORE),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "and then it is free",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": at(BEFORE)}),
+        (DeleteRecord(replace(RECORD, unseen_since=NOW - HOUR), yielded_to=WAITER),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "after a crash between the two it is only freed",
+        DESIRED,
+        replace(WAITED_FOR, waiters={"PN1": replace(WAITER, number=at(BEFORE))}),
+        (DeleteRecord(replace(RECORD, unseen_since=NOW - HOUR), yielded_to=replace(WAITER, number=at(BEFORE))),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a webhook that somebody changed since stays",
+        DESIRED,
+        replace(WAITED_FOR, waiters={"PN1": replace(WAITER, number=at(ELSEWHERE))}),
+        (DeleteRecord(replace(RECORD, unseen_since=NOW - HOUR), yielded_to=replace(WAITER, number=at(ELSEWHERE))),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "deletionPolicy Retain leaves the webhook for the waiter to change",
+        RETAIN,
+        replace(
+            WAITED_FOR,
+            records=by_number(replace(RECORD, unseen_since=NOW - HOUR, deletion_policy=DeletionPolicy.RETAIN)),
+        ),
+        (
+            DeleteRecord(
+                replace(RECORD, unseen_since=NOW - HOUR, deletion_policy=DeletionPolicy.RETAIN), yielded_to=WAITER
+            ),
+        ),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a restore that fails frees nothing",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": DOWN}),
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a previous webhook that Twilio refuses keeps nobody waiting: the waiter sets its own",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": Refused(Reason.WebhookRefused, "It has a fallback URL.")}),
+        (DeleteRecord(replace(RECORD, unseen_since=NOW - HOUR), yielded_to=WAITER),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a waiter whose login is refused in that moment frees nothing",
+        DESIRED,
+        replace(WAITED_FOR, to_restore={"PN1": DENIED}),
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "an hour that began in the future, by a clock that was ahead, begins now",
+        DESIRED,
+        replace(WAITED_FOR, records=by_number(replace(RECORD, unseen_since=NOW + 24 * HOUR))),
+        (UpdateRecord(replace(RECORD, unseen_since=NOW)),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "a number that moved to another account is restored there",
+        DESIRED,
+        replace(
+            WAITED_FOR,
+            number=Refused(Reason.NumberNotFound, "The account has no such number."),
+            waiters={"PN1": replace(WAITER, account_sid=OTHER_ACCOUNT, login=OTHER_LOGIN)},
+        ),
+        (
+            RestoreWebhook(
+                replace(WITH_THE_WAITERS_LOGIN.with_contents(login=OTHER_LOGIN), account_sid=OTHER_ACCOUNT), BEFORE
+            ),
+        ),
+        Reason.NumberNotFound,
+    ),
+    Row(
+        "one answer that shows the number begins the hour anew",
+        DESIRED,
+        replace(WAITED_FOR, unseen={"PN1": False}, waiters={}),
+        (UpdateRecord(RECORD),),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "an outage neither begins the hour anew nor ends it",
+        DESIRED,
+        replace(WAITED_FOR, unseen={}),
+        (),
+        Reason.AuthenticationFailed,
+    ),
+    Row(
+        "credentials that work again begin the hour anew",
+        DESIRED,
+        replace(CONFIGURED, records=by_number(replace(RECORD, unseen_since=NOW - HOUR))),
+        (UpdateRecord(RECORD),),
+        Reason.Configured,
+    ),
+    Row(
+        "suspend begins the hour anew",
+        SUSPENDED,
+        Observed(records=by_number(replace(RECORD, unseen_since=NOW - HOUR)), finalizer=True),
+        (UpdateRecord(RECORD),),
+        Reason.Suspended,
+    ),
+    Row(
+        "a record that cannot be opened holds its number for good",
+        DESIRED,
+        replace(WAITED_FOR, records=by_number(replace(UNREADABLE, unseen_since=NOW - HOUR)), number=NO_RECORD),
+        (),
+        Reason.RecordUnreadable,
     ),
 )
 
@@ -541,6 +695,13 @@ CHANGED = (
         Reason.TokenRejected,
     ),
     Row(
+        "drift is corrected with the recorded token while the Secret is gone",
+        DESIRED,
+        replace(CONFIGURED, rejected=NO_SECRET, number=at(ELSEWHERE), was_configured=True),
+        (SET_WEBHOOK,),
+        Reason.SecretNotFound,
+    ),
+    Row(
         "suspend leaves Twilio as it is: neither drift is corrected nor a former number restored",
         SUSPENDED,
         replace(MOVED, number=at(ELSEWHERE)),
@@ -819,7 +980,19 @@ SWAPPED = (
         "a holder that waits for our number cannot free the desired one before, so ours is restored first",
         DESIRED,
         replace(CONFIGURED, number=IN_USE, to_restore={"PN1": at(OURS)}),
-        (RestoreWebhook(RECORD, BEFORE),),
+        (UpdateRecord(replace(RECORD, restore_since=NOW)),),
+        Reason.NumberInUse,
+    ),
+    Row(
+        "once that is written down, so that it is finished even if the swap falls through, the number is restored",
+        DESIRED,
+        replace(
+            CONFIGURED,
+            number=IN_USE,
+            records={"PN1": replace(RECORD, restore_since=NOW)},
+            to_restore={"PN1": at(OURS)},
+        ),
+        (RestoreWebhook(replace(RECORD, restore_since=NOW), BEFORE),),
         Reason.NumberInUse,
     ),
     Row(
@@ -1123,6 +1296,7 @@ DELETED = (
 
 TABLE = (
     *CREATED,
+    *REFUSED,
     *CHANGED,
     *POLICY_EDITED,
     *RECORD_UNREADABLE,
@@ -1143,7 +1317,7 @@ def test_table(row: Row) -> None:
     is_suspended = row.desired is not None and row.desired.suspend
     assert planned.verdict.number_sid == ("PN1" if is_found and not is_suspended else ""), "the number that it is about"
     if row.observed.rejected is None:
-        assert planned.verdict.rejected == "", "conditions would report credentials as rejected"
+        assert planned.verdict.rejected is None, "conditions would report credentials as rejected"
 
 
 def test_grace_period_is_judged_when_the_plan_is_made() -> None:
@@ -1189,7 +1363,24 @@ def test_outage_during_the_restore_of_a_former_number_does_not_change_the_verdic
 )
 def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, reason: Reason) -> None:
     verdict = plan(REPORT, replace(observed, rejected=DENIED), RULES, NOW).verdict
-    assert (verdict.reason, verdict.rejected) == (reason, str(DENIED))
+    assert (verdict.reason, verdict.rejected) == (reason, DENIED)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "reason", "recheck"),
+    [
+        (None, Reason.Configured, Recheck.DRIFT),
+        (DENIED, Reason.TokenRejected, Recheck.SLOW),
+        (NO_SECRET, Reason.SecretNotFound, Recheck.DRIFT),
+        (Refused(Reason.TokenUnreadable, "It was cut."), Reason.TokenUnreadable, Recheck.DRIFT),
+    ],
+)
+def test_channel_that_works_is_ready_whatever_its_newer_credentials(
+    rejected: Refused | None, reason: Reason, recheck: Recheck
+) -> None:
+    verdict = plan(DESIRED, replace(CONFIGURED, rejected=rejected), RULES, NOW).verdict
+    assert (verdict.reason, verdict.ready, verdict.progress) == (reason, "True", "Stalled" if rejected else None)
+    assert verdict.recheck is recheck
 
 
 def test_messaging_service_may_keep_the_number() -> None:
@@ -1287,6 +1478,7 @@ def records(draw: st.DrawFn, number_sid: str) -> Record:
         account_sid=draw(st.sampled_from((ACCOUNT, OTHER_ACCOUNT))),
         deletion_policy=draw(st.sampled_from(DeletionPolicy)),
         restore_since=draw(st.sampled_from((None, NOW, DEADLINE_OVER))),
+        unseen_since=draw(st.sampled_from((None, NOW, NOW - HOUR))),
         contents=draw(st.sampled_from((contents, contents, None))),
     )
 
@@ -1329,7 +1521,13 @@ def situations(draw: st.DrawFn) -> tuple[Desired | None, Observed]:
         else:
             to_restore[number_sid] = draw(st.none() | ERRORS | st.builds(at, WEBHOOKS, st.just(number_sid)))
     deleted_at = draw(st.sampled_from((None, NOW, GRACE_OVER))) if channel is None else None
+    opened = [number_sid for number_sid, record in held.items() if record.contents and number is DENIED]
+    unseen = {number_sid: draw(st.booleans()) for number_sid in opened if draw(st.booleans())}
+    waited_for = [number_sid for number_sid, each in unseen.items() if each and draw(st.booleans())]
+    waiters = {each: replace(WAITER, number=at(draw(WEBHOOKS), each)) for each in waited_for}
     return channel, Observed(
+        unseen=unseen,
+        waiters=waiters,
         records=held,
         to_restore=to_restore,
         finalizer=draw(st.booleans()) if channel or deleted_at else False,
@@ -1372,7 +1570,8 @@ def after(change: Change, observed: Observed, failed: Mapping[str, ChannelError 
             return replace(observed, number=replace(observed.number, webhook=webhook))
         case RestoreWebhook(record, webhook):
             number_sid = record.number_sid
-            before_restore = observed.to_restore[number_sid]
+            waiter = observed.waiters.get(number_sid)
+            before_restore = observed.to_restore.get(number_sid, waiter.number if waiter else None)
             assert isinstance(before_restore, Number), "what was not read is not written"
             assert before_restore.webhook != webhook, "nothing is written twice"
             current: Current = failed[number_sid] if number_sid in failed else at(webhook, number_sid)
@@ -1395,7 +1594,8 @@ def check_order(change: Change, observed: Observed) -> None:
             assert held.contents
             assert webhook.url in held.contents.wrote, "a URL is recorded as ours before it is written"
         case RestoreWebhook(record, _):
-            current = observed.to_restore[record.number_sid]
+            waiter = observed.waiters.get(record.number_sid)
+            current = observed.to_restore.get(record.number_sid, waiter.number if waiter else None)
             assert isinstance(current, Number)
             assert record.contents
             assert record.contents.points_at_us(current.webhook), "other webhooks are never overwritten"
@@ -1461,7 +1661,7 @@ def test_suspended_channel_writes_policies_only(situation: tuple[Desired | None,
         for change in plan(replace(channel, suspend=True), observed, RULES, NOW).changes:
             assert isinstance(change, UpdateRecord)
             before = observed.records[change.record.number_sid]
-            assert change.record == replace(before, deletion_policy=channel.deletion_policy)
+            assert change.record == replace(before, deletion_policy=channel.deletion_policy, unseen_since=None)
 
 
 @settings(deadline=None)

@@ -179,7 +179,7 @@ REMOVE_FINALIZER = "remove the finalizer, so that the channel can go"
         pytest.param(
             DESIRED,
             replace(CONFIGURED, number=IN_USE, to_restore={"PN1": at(OURS)}),
-            [RESTORE, FREE],
+            ["record for +61400111222 (PN1): to be restored since 2026-01-02T03:04:05Z", RESTORE, FREE],
             id="two channels swap their numbers",
         ),
         pytest.param(None, DELETING, [RESTORE, FREE, REMOVE_FINALIZER], id="a deletion"),

@@ -32,7 +32,14 @@ def test_not_configured_is_for_instances_without_a_channel() -> None:
     [
         (
             "pending",
-            {"Pending", "TwilioUnavailable", "SecretNotFound", "SecretKeyMissing", "SecretNotLabelled"},
+            {
+                "Pending",
+                "TwilioUnavailable",
+                "SecretNotFound",
+                "SecretKeyMissing",
+                "SecretNotLabelled",
+                "KubernetesRefused",
+            },
             "a REST client can only wait for these",
         ),
         ("removing", {"Restoring", "RestoreFailed"}, "a client that removed the channel need not distinguish them"),
@@ -63,7 +70,7 @@ def test_rest_statuses_are_a_closed_list_without_duplicates() -> None:
         ),
         (
             Recheck.BACKOFF,
-            {"Pending", "TwilioUnavailable", "Restoring", "RestoreFailed"},
+            {"Pending", "TwilioUnavailable", "Restoring", "RestoreFailed", "KubernetesRefused"},
             "the operator has not finished",
         ),
     ],

@@ -50,6 +50,7 @@ RECORD = Record(
     source="secret/twilio@7",
     deletion_policy=DeletionPolicy.CLEAR,
     restore_since=SINCE,
+    unseen_since=SINCE,
     version="7",
     contents=CONTENTS,
 )
@@ -88,14 +89,18 @@ def test_contents_are_not_part_of_the_metadata() -> None:
     assert PASSWORD not in written
 
 
-def test_missing_restore_since_removes_the_annotation() -> None:
+@pytest.mark.parametrize("field", ["restore_since", "unseen_since"])
+def test_missing_time_removes_its_annotation(field: str) -> None:
     """Annotations are written as merge patch: without null the former value would stay."""
-    (name,) = RECORD.annotations().keys() - metadata(replace(RECORD, restore_since=None))["annotations"].keys()
-    assert replace(RECORD, restore_since=None).annotations()[name] is None
+    changes: dict[str, Any] = {field: None}
+    without = replace(RECORD, **changes)
+    (name,) = RECORD.annotations().keys() - metadata(without)["annotations"].keys()
+    assert without.annotations()[name] is None
 
 
-def test_restore_since_is_written_in_utc() -> None:
-    east = replace(RECORD, restore_since=SINCE.astimezone(timezone(timedelta(hours=10))))
+def test_times_are_written_in_utc() -> None:
+    there = SINCE.astimezone(timezone(timedelta(hours=10)))
+    east = replace(RECORD, restore_since=there, unseen_since=there)
     assert east.annotations() == RECORD.annotations()
 
 

@@ -26,7 +26,17 @@ def body(code: object = None) -> str:
         (503, "upstream connect error", TwilioUnavailable, "the text of a proxy"),
         (401, body(20003), Reason.AuthenticationFailed, "a wrong token"),
         (403, body(20003), Reason.AuthenticationFailed, "an API key without the right"),
-        (401, "<html>", Reason.AuthenticationFailed, "401 is enough"),
+        (401, body("20003"), Reason.AuthenticationFailed, "the code as a string"),
+        (401, "<html>", TwilioUnavailable, "a proxy's page does not speak of Twilio's credentials"),
+        (403, "<html>", TwilioUnavailable, "a proxy's page does not speak of Twilio's credentials"),
+        (401, "", TwilioUnavailable, "nothing was said"),
+        (403, body(), TwilioUnavailable, "a gateway's JSON has no code of Twilio's"),
+        (403, body(403), TwilioUnavailable, "a gateway repeats the HTTP status as its code"),
+        (401, body(16), TwilioUnavailable, "the code of a gateway that speaks gRPC"),
+        (401, body("UNAUTHENTICATED"), TwilioUnavailable, "a code in words"),
+        (403, body(True), TwilioUnavailable, "a code that is no number"),
+        (407, "<html>", TwilioUnavailable, "a proxy wants credentials of its own"),
+        (451, "<html>", TwilioUnavailable, "a filter"),
         (403, body(20008), Reason.AuthenticationFailed, "test credentials have no numbers"),
         (401, body(20005), Reason.AccountSuspended, "the account is not active"),
         (403, body(20403), Reason.AccountSuspended, "the account may not do anything"),
@@ -59,6 +69,11 @@ def test_answer_becomes_the_error_of_the_table(
     assert TEXT not in str(error), "Twilio may repeat what it was sent"
     assert error.__cause__ is None
     assert error.__context__ is None
+
+
+@pytest.mark.parametrize(("status", "answer"), [(401, "<html>"), (403, body(403)), (404, "<html>"), (407, "")])
+def test_message_says_that_the_answer_was_not_twilios(status: int, answer: str) -> None:
+    assert f"HTTP {status} is not Twilio's" in str(twilio_error(status, answer))
 
 
 @pytest.mark.parametrize(

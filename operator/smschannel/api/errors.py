@@ -4,7 +4,8 @@
     ├── Retryable                   retry with backoff; not before `retry_after` seconds if the server asked for that
     │   ├── TwilioUnavailable       Twilio answered 5xx, or something that is not valid
     │   │   ├── TwilioTimeout       Twilio did not answer in time
-    │   │   └── TwilioThrottled     Twilio answered 429
+    │   │   ├── TwilioThrottled     Twilio answered 429
+    │   │   └── SuspectedRefusal    Twilio refused credentials that it accepted before, once so far
     │   ├── KubernetesUnavailable   the API server answered 5xx, 429 or something that is not valid, or not at all
     │   │   └── NotConnected        TLS, a proxy or the login failed before the API server was asked
     │   ├── Conflict                409: another client wrote first; read the object again
@@ -50,6 +51,10 @@ class TwilioTimeout(TwilioUnavailable):
 
 class TwilioThrottled(TwilioUnavailable):
     """Twilio answered 429."""
+
+
+class SuspectedRefusal(TwilioUnavailable):
+    """Twilio refused credentials that it accepted before. A second answer, some time later, must confirm that."""
 
 
 class KubernetesUnavailable(Retryable):

@@ -19,7 +19,8 @@ class Row(NamedTuple):
 
     `ready` is the status of the condition Ready; `progress` names the condition that is True beside it, if any
     (Reconciling and Stalled exclude each other); `rest_status` is what REST clients read as `status`; `remedy` is what
-    a person does about it.
+    a person does about it. While a channel works with its recorded credentials, those that it names now being missing
+    or unreadable, Ready and Stalled are True and the REST status is degraded.
     """
 
     ready: str
@@ -150,6 +151,13 @@ class Reason(Row, Enum):
         Recheck.SLOW,
         "Restore the Secret that the message names, or the keyring, in the operator's namespace from a backup.",
     )
+    KubernetesRefused = Row(
+        "False",
+        "Reconciling",
+        "pending",
+        Recheck.BACKOFF,
+        "Give the operator the right, or change the policy or quota, that the message names. The operator retries.",
+    )
 
 
 class Effective(StrEnum):
@@ -164,6 +172,7 @@ class Effective(StrEnum):
     OVERRIDDEN_BY_MESSAGING_SERVICE = "OverriddenByMessagingService"
     MESSAGING_SERVICES_UNREADABLE = "MessagingServicesUnreadable"
     NOT_CHECKED = "NotChecked"
+    NO_LONGER_CHECKED = "NoLongerChecked"
 
 
 NOT_CONFIGURED = "not_configured"

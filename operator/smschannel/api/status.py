@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smschannel.api.reasons import Reason
+from smschannel.api.reasons import Effective, Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION
 
 Status = Mapping[str, Any]
 
 _LONGEST_CHECK_NOW = 256
+_SET_BUT_NOT_EFFECTIVE = {
+    Effective.NOT_SET,
+    Effective.URL_MISMATCH,
+    Effective.METHOD_MISMATCH,
+    Effective.OVERRIDDEN_BY_APPLICATION,
+    Effective.OVERRIDDEN_BY_MESSAGING_SERVICE,
+    Effective.MESSAGING_SERVICES_UNREADABLE,
+    Effective.NO_LONGER_CHECKED,
+}
 
 
 def condition(status: Status, kind: str) -> Mapping[str, Any] | None:
@@ -22,6 +31,23 @@ def reason_of(status: Status) -> Reason | None:
     """Return the reason of the `Ready` condition; None if it is missing or unknown."""
     ready = condition(status, "Ready")
     return Reason.__members__.get(ready["reason"]) if ready else None
+
+
+def rest_status(status: Status) -> str:
+    """Return what REST clients read: that of the reason of Ready, or degraded if the channel works all the same."""
+    reason, ready = reason_of(status), condition(status, "Ready")
+    if reason and ready and ready["status"] == "True" != reason.ready:
+        return Reason.TokenRejected.rest_status
+    return (reason or Reason.Pending).rest_status
+
+
+def was_effective(status: Status) -> bool:
+    """Return whether `WebhookEffective` says that the webhook was set, even if something else receives the messages.
+
+    Unlike Ready, that is not changed by unrelated trouble.
+    """
+    effective = condition(status, "WebhookEffective")
+    return effective is not None and (effective["status"] == "True" or effective["reason"] in _SET_BUT_NOT_EFFECTIVE)
 
 
 def was_well(status: Status, *, generation: int, webhook_url: str) -> bool:

@@ -45,8 +45,8 @@ class Outlook:
     @property
     def stuck(self) -> bool:
         """Return whether the desired state would not be reached."""
-        reason = self.plan.verdict.reason
-        return bool(self._pending()) if reason is Reason.Restoring else reason.ready != "True"
+        verdict = self.plan.verdict
+        return bool(self._pending()) if verdict.reason is Reason.Restoring else verdict.ready != "True"
 
     @property
     def verdict(self) -> str:
@@ -142,7 +142,9 @@ class Outlook:
         if isinstance(change, SetWebhook):
             assert isinstance(self.observed.number, Number), "no webhook is set that was not read"
             return self.observed.number
-        current = self.observed.to_restore[change.record.number_sid]
+        number_sid = change.record.number_sid
+        waiter = self.observed.waiters.get(number_sid)
+        current = self.observed.to_restore.get(number_sid, waiter.number if waiter else None)
         assert isinstance(current, Number), "no webhook is restored that was not read"
         return current
 
@@ -186,6 +188,10 @@ def _updates(before: Record, after: Record) -> str:
         updates.append(f"to be restored since {after.restore_since:%Y-%m-%dT%H:%M:%SZ}")
     if before.restore_since and not after.restore_since:
         updates.append("no longer to be restored")
+    if after.unseen_since and not before.unseen_since:
+        updates.append(f"not accessible to the channel's credentials since {after.unseen_since:%Y-%m-%dT%H:%M:%SZ}")
+    if before.unseen_since and not after.unseen_since:
+        updates.append("accessible to the channel's credentials")
     return ", ".join(updates) or "no change"
 
 

@@ -5,17 +5,18 @@ Every status keeps these rules (`violations` checks them after each reconcile of
 1. Ready is always there; Reconciling and Stalled only while they are True, and never both.
 2. A condition's lastTransitionTime, in whole seconds, moves if and only if its status changes, and never back.
 3. observedGeneration and the conditions come from the same reconcile.
-4. Stalled beside Ready is for TokenRejected only: the channel works, its last change failed.
+4. Stalled beside Ready is for credentials that cannot be used only: the channel works with those before.
+5. What nothing looks at any more is Unknown: CredentialsValid and WebhookEffective say what was seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smschannel.api.reasons import Effective, Reason
-from smschannel.api.status import Status, condition
+from smschannel.api.status import Status, condition, was_effective
 from smschannel.core.plan import Verdict
 
 _TOKEN_REFUSED = {
@@ -27,14 +28,17 @@ _TOKEN_REFUSED = {
     Reason.TokenRejected,
     Reason.AccountSuspended,
 }
-_NOT_CHECKED = {
-    Reason.Pending,
-    Reason.TwilioUnavailable,
+_MAY_BE_DEGRADED = _TOKEN_REFUSED - {Reason.AuthenticationFailed, Reason.AccountSuspended}
+_CHECKED_SOON = {Reason.Pending, Reason.TwilioUnavailable}
+_NO_LONGER_CHECKED = {
     Reason.Suspended,
     Reason.RecordUnreadable,
     Reason.Restoring,
     Reason.RestoreFailed,
+    Reason.KubernetesRefused,
 }
+_REFUSED_FOR = timedelta(minutes=1)
+"""An API server that has just started refuses calls for some seconds, until it knows the operator's rights."""
 _LONGEST_MESSAGE = 32768
 
 
@@ -46,11 +50,11 @@ def next_status(
     `check_now` is the value of the check-now annotation that this reconcile handled; empty if there is none.
     """
     reason = verdict.reason
-    remedy = "" if reason.ready == "True" and reason is not Reason.TokenRejected else f" {reason.remedy}"
+    remedy = "" if verdict.ready == "True" and not verdict.progress else f" {reason.remedy}"
     message = verdict.message + remedy
     found = {
-        "Ready": (reason.ready, reason.name, message),
-        reason.progress: ("True", reason.name, message),
+        "Ready": (verdict.ready, reason.name, message),
+        verdict.progress: ("True", reason.name, message),
         "CredentialsValid": _credentials_valid(before, verdict),
         "WebhookEffective": _webhook_effective(before, verdict),
     }
@@ -73,17 +77,38 @@ def status_while_unavailable(before: Status, message: str, *, generation: int, n
 
     Ready is left as it is. A newer generation gets Reconciling, and keeps the old `observedGeneration`.
     """
-    ready = condition(before, "Ready")
-    if ready is None or ready["status"] != "True":
+    if not _is_ready(before):
         return None
     if before.get("observedGeneration") == generation:
         return dict(before)
+    return _reconciling(before, Reason.TwilioUnavailable, message, generation, now)
+
+
+def status_while_refused(before: Status, message: str, *, generation: int, now: datetime) -> dict[str, Any] | None:
+    """Return the status of a channel that worked before, in the first minute that Kubernetes refuses a call.
+
+    None if it did not work before, or that minute is over. Ready is left as it is, and Reconciling says why.
+    """
+    if not _is_ready(before):
+        return None
+    trying = condition(before, "Reconciling")
+    if trying and trying["reason"] == Reason.KubernetesRefused.name:
+        if abs(now - datetime.fromisoformat(trying["lastTransitionTime"])) >= _REFUSED_FOR:
+            return None  # also if the clock was far ahead then
+        if trying["message"] == message and trying["observedGeneration"] == generation:
+            return dict(before)
+    return _reconciling(before, Reason.KubernetesRefused, message, generation, now)
+
+
+def _is_ready(status: Status) -> bool:
+    ready = condition(status, "Ready")
+    return ready is not None and ready["status"] == "True"
+
+
+def _reconciling(before: Status, reason: Reason, message: str, generation: int, now: datetime) -> dict[str, Any]:
+    """Return `before` with Reconciling in place of Stalled."""
     retrying = _transition(
-        condition(before, "Reconciling"),
-        "Reconciling",
-        ("True", Reason.TwilioUnavailable.name, message),
-        generation,
-        _stamp(now),
+        condition(before, "Reconciling"), "Reconciling", ("True", reason.name, message), generation, _stamp(now)
     )
     others = [each for each in before["conditions"] if each["type"] not in {"Reconciling", "Stalled"}]
     return {**before, "conditions": [others[0], retrying, *others[1:]]}
@@ -95,11 +120,13 @@ def _stamp(now: datetime) -> str:
 
 def _credentials_valid(before: Status, verdict: Verdict) -> tuple[str, str, str]:
     if verdict.rejected:
-        return "False", Reason.TokenRejected.name, verdict.rejected
+        return "False", verdict.rejected.reason.name, str(verdict.rejected)
     if verdict.reason in _TOKEN_REFUSED:
         return "False", verdict.reason.name, verdict.message
-    if verdict.reason in _NOT_CHECKED:
+    if verdict.reason in _CHECKED_SOON:
         return _unchanged(before, "CredentialsValid")
+    if verdict.reason in _NO_LONGER_CHECKED:
+        return "Unknown", Effective.NOT_CHECKED.value, "Not checked at present."
     return "True", "Verified", "Twilio accepts the credentials."
 
 
@@ -108,10 +135,15 @@ def _webhook_effective(before: Status, verdict: Verdict) -> tuple[str, str, str]
         return "False", verdict.effective.value, verdict.message
     if verdict.unknown:
         return "Unknown", Effective.MESSAGING_SERVICES_UNREADABLE.value, verdict.unknown
-    if verdict.reason in {Reason.Configured, Reason.TokenRejected}:
+    if verdict.degraded or verdict.reason in {Reason.Configured, Reason.TokenRejected}:
         message = "The number points at status.webhookUrl, and no application or Messaging Service overrides it."
         return "True", Effective.EFFECTIVE.value, message
-    return _unchanged(before, "WebhookEffective") if verdict.reason in _NOT_CHECKED | _TOKEN_REFUSED else _UNKNOWN
+    if verdict.reason in _CHECKED_SOON:
+        return _unchanged(before, "WebhookEffective")
+    if verdict.reason in _NO_LONGER_CHECKED | _TOKEN_REFUSED and was_effective(before):
+        message = "Not checked at present. The webhook had been set before."
+        return "Unknown", Effective.NO_LONGER_CHECKED.value, message
+    return _UNKNOWN
 
 
 _UNKNOWN = ("Unknown", Effective.NOT_CHECKED.value, "Not checked yet.")
@@ -159,6 +191,7 @@ def violations(before: Status, after: Status) -> list[str]:
         if now < since or (now > since and earlier["status"] == each["status"]):
             broken.append(f"{kind} moved its status and its lastTransitionTime apart")
     ready = kinds.get("Ready", {})
-    if "Stalled" in kinds and ready.get("status") == "True" and ready["reason"] != Reason.TokenRejected.name:
-        broken.append("Stalled beside a Ready that is not TokenRejected")
+    may_be_degraded = ready.get("reason") in {each.name for each in _MAY_BE_DEGRADED}
+    if "Stalled" in kinds and ready.get("status") == "True" and not may_be_degraded:
+        broken.append("Stalled beside a Ready that does not name the credentials")
     return broken

@@ -10,6 +10,7 @@ tests/unit/test_plan.py:
     desired, record               points at us                   none
     desired, number was changed   the new one points at us       restore the old one; then delete its record
     desired, number was changed   its holder waits for ours      restore the old one first; then delete its record
+    desired, refused for an hour  a waiter's login sees it       restore with that login; then delete the record
     being deleted                 points at us                   restore
     being deleted                 points elsewhere, or is gone   delete the record; finally remove the finalizer
     being deleted                 cannot be read                 wait; after the grace period remove the finalizer only
@@ -24,9 +25,9 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from smschannel.api.errors import ChannelError, Refused, Unreadable
-from smschannel.api.reasons import Effective, Reason
+from smschannel.api.reasons import Effective, Reason, Recheck
 from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, TakeoverPolicy
-from smschannel.core.record import Contents, Login, Record, Webhook, WebhookTemplate
+from smschannel.core.record import Contents, Key, Login, Record, Webhook, WebhookTemplate
 
 CONTESTED_AFTER = 3
 """After this many checks in a row that found our webhook overwritten, the webhook counts as contested."""
@@ -70,6 +71,17 @@ class Routing:
     unknown: str = ""
 
 
+@dataclass(frozen=True)
+class Waiter:
+    """A channel that waits for a number, and its login, which Twilio accepts: it sees `number` as it is now."""
+
+    key: Key
+    uid: str
+    account_sid: str
+    login: Login
+    number: Number
+
+
 Current = Number | ChannelError | None
 """A number to be restored: as it is at Twilio, why it could not be read, or None if the account no longer has it."""
 
@@ -80,11 +92,16 @@ class Observed:
 
     `records` are those of this channel (or of one that is gone), by number SID; `to_restore` are the numbers among them
     that are no longer desired. `number` is the desired number, or why it cannot be used. `login` found it, read from
-    `source`; `rejected` is Twilio's refusal of newer credentials, if an older login is used instead.
+    `source`; `rejected` is why newer credentials cannot be used, if the recorded login is used instead.
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
     number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
-    channel that is gone: then no deletion waits for the restore.
+    channel that is gone: then no deletion waits for the restore. Records of a deleted channel that are not in
+    `to_restore` were not read, since its deletion has waited long enough.
+
+    `unseen`, by number SID: whether Twilio shows a number that the channel holds to none of its own logins, because it
+    refuses them or the account has lost it; numbers of which that is not known are missing. `waiters` are channels that
+    wait for such numbers. `lost`: the number that the status names serves another channel.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -98,18 +115,23 @@ class Observed:
     routing: Routing = Routing()
     was_configured: bool = False
     was_named: bool = False
+    unseen: Mapping[str, bool] = field(default_factory=dict)
+    waiters: Mapping[str, Waiter] = field(default_factory=dict)
+    lost: bool = False
     corrections: int = 0
 
 
 @dataclass(frozen=True)
 class Rules:
     """The settings that decisions depend on: `deletion_grace` is how long a deletion waits for the restore,
-    `restore_deadline` how long a restore is tried after that before it is written off.
+    `restore_deadline` how long a restore is tried after that before it is written off, `holder_patience` how long a
+    number that none of its holder's logins sees is kept from a channel that waits for it.
     """
 
     template: WebhookTemplate
     deletion_grace: timedelta
     restore_deadline: timedelta
+    holder_patience: timedelta = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +171,14 @@ class RestoreWebhook:
 
 @dataclass(frozen=True)
 class DeleteRecord:
-    """Free the number. `orphaned`: it keeps our webhook, since its previous webhook is not recorded."""
+    """Free the number. `orphaned`: it keeps our webhook, since its previous webhook is not recorded.
+
+    `yielded_to` is the channel that waits for it, if the holder loses it to that.
+    """
 
     record: Record
     orphaned: bool = False
+    yielded_to: Waiter | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +205,7 @@ class Verdict:
 
     `number_sid` is the number that the verdict is about, empty if none was found. `effective` is what keeps Twilio from
     using the webhook, None if nothing does; `unknown` is why that cannot be read; `rejected` is why the channel's newer
-    token is not used.
+    credentials are not used. `degraded`: the channel works with the recorded ones, so that Ready stays True.
     """
 
     reason: Reason
@@ -187,7 +213,23 @@ class Verdict:
     number_sid: str = ""
     effective: Effective | None = None
     unknown: str = ""
-    rejected: str = ""
+    rejected: Refused | None = None
+    degraded: bool = False
+
+    @property
+    def ready(self) -> str:
+        """Return the status of Ready."""
+        return "True" if self.degraded else self.reason.ready
+
+    @property
+    def progress(self) -> str | None:
+        """Return the condition that is True beside Ready: Reconciling, Stalled or none."""
+        return "Stalled" if self.degraded else self.reason.progress
+
+    @property
+    def recheck(self) -> Recheck:
+        """Return when the channel is reconciled again although nothing changed."""
+        return Recheck.DRIFT if self.degraded and self.reason.ready != "True" else self.reason.recheck
 
 
 @dataclass(frozen=True)
@@ -221,7 +263,7 @@ def plan(desired: Desired | None, observed: Observed, rules: Rules, now: datetim
     """Return the next changes, and what to report if they succeed. Call it again until there are no changes."""
     if desired is None:
         return _plan_restore(observed, rules, now)
-    return _plan_configure(desired, observed, rules.template)
+    return _plan_configure(desired, observed, rules, now)
 
 
 def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Plan:
@@ -247,7 +289,8 @@ def _after(change: Change, observed: Observed) -> Observed:
             assert isinstance(observed.number, Number)
             return replace(observed, number=replace(observed.number, webhook=webhook))
         case RestoreWebhook(record, webhook):
-            current = observed.to_restore[record.number_sid]
+            waiter = observed.waiters.get(record.number_sid)
+            current = observed.to_restore.get(record.number_sid, waiter.number if waiter else None)
             assert isinstance(current, Number)
             return with_current(observed, record, replace(current, webhook=webhook))
 
@@ -272,20 +315,29 @@ def with_current(observed: Observed, record: Record, current: Current) -> Observ
     return replace(observed, to_restore={**observed.to_restore, record.number_sid: current})
 
 
-def _plan_configure(desired: Desired, observed: Observed, template: WebhookTemplate) -> Plan:
+def _plan_configure(desired: Desired, observed: Observed, rules: Rules, now: datetime) -> Plan:
+    template = rules.template
     policies = _update_policies(desired, observed)
     if desired.suspend:
         return Plan(policies, Verdict(Reason.Suspended, "Twilio is left as it is: spec.suspend is true."))
     number, login = observed.number, observed.login
     if isinstance(number, Refused):
         # What is to be restored here is what the holder of the desired number waits for.
-        changes = policies or _restore(observed, desired.deletion_policy)
-        return Plan(changes, Verdict(number.reason, str(number)))
+        changes = (
+            policies
+            or _note_unseen(observed, now)
+            or _yield(observed, desired.deletion_policy, rules, now)
+            or _mark_first(_restore(observed, desired.deletion_policy), now)
+        )
+        message = str(number)
+        if observed.lost or any(number_sid not in observed.records for number_sid in observed.waiters):
+            message += " The number that it had serves another channel now."
+        return Plan(changes, Verdict(number.reason, message))
     if number is None or login is None:
         return Plan((), Verdict(Reason.Pending, "The number has not been read yet."))
 
     record = observed.records.get(number.sid)
-    rejected = str(observed.rejected or "")
+    rejected = observed.rejected
     refusal = _refusal(desired, observed, number, template)
     if record is None and refusal:
         return Plan(policies, replace(refusal, rejected=rejected))
@@ -294,12 +346,16 @@ def _plan_configure(desired: Desired, observed: Observed, template: WebhookTempl
         claim = CreateRecord(_new_record(desired, observed, number, login, template))
         return Plan((*finalizer, claim), Verdict(Reason.Pending, "The number is being claimed.", number.sid))
 
-    updates = [
-        UpdateRecord(new) for old in observed.records.values() if (new := _updated(desired, observed, old)) != old
-    ]
     writes: tuple[Change, ...] = ()
     if not refusal and number.webhook != desired.webhook:
         writes = (SetWebhook(login, desired.account_sid, number.sid, desired.webhook),)
+        record = _with_previous(record, number, template)
+    records = {**observed.records, number.sid: record}
+    updates = [
+        UpdateRecord(new)
+        for number_sid, old in observed.records.items()
+        if (new := _updated(desired, observed, records[number_sid])) != old
+    ]
     changes = (*finalizer, *updates, *writes) or _restore(observed, desired.deletion_policy)
     return Plan(changes, replace(refusal or _configured(number, observed), rejected=rejected))
 
@@ -312,7 +368,7 @@ def _refusal(desired: Desired, observed: Observed, number: Number, template: Web
         return Verdict(Reason.RecordUnreadable, message, number.sid)
     if not number.receives_sms:
         return Verdict(Reason.NumberLacksSms, f"{number.phone_number} cannot receive SMS.", number.sid)
-    if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and _used(number.webhook.url, template):
+    if record is None and desired.takeover_policy is TakeoverPolicy.IF_UNUSED and is_used(number.webhook.url, template):
         message = "The number already points elsewhere, and spec.takeoverPolicy is IfUnused."
         return Verdict(Reason.WebhookForeign, message, number.sid, Effective.FOREIGN_URL)
     if record is None or record.contents is None or desired.drift_policy is DriftPolicy.CORRECT:
@@ -335,7 +391,7 @@ def _mismatch(found: Webhook, desired: Webhook) -> Effective:
     return Effective.METHOD_MISMATCH if found.url == desired.url else Effective.URL_MISMATCH
 
 
-def _used(url: str, template: WebhookTemplate) -> bool:
+def is_used(url: str, template: WebhookTemplate) -> bool:
     """Return whether a webhook is in use: neither empty, nor this operator's, nor the demo URL of new numbers."""
     try:
         host = urlsplit(url).hostname
@@ -361,12 +417,24 @@ def _new_record(
     )
 
 
+def _with_previous(record: Record, number: Number, template: WebhookTemplate) -> Record:
+    """The record of a number whose webhook is overwritten next.
+
+    The number may have been read before its last holder restored it, and claimed afterwards. So as long as its previous
+    webhook is unknown, the first foreign one that is overwritten is recorded, whatever crashed in between.
+    """
+    contents, webhook = record.contents, number.webhook
+    if contents is None or contents.previous or contents.points_at_us(webhook) or template.made(webhook.url):
+        return record
+    return record.with_contents(previous=webhook)
+
+
 def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
     """Return a record of this channel as it should be.
 
     A newly accepted login is recorded for all numbers of its account: the one before may be revoked at any time.
     """
-    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None)
+    record = replace(record, deletion_policy=desired.deletion_policy, restore_since=None, unseen_since=None)
     contents = record.contents
     if contents is None:
         return record
@@ -384,12 +452,56 @@ def _updated(desired: Desired, observed: Observed, record: Record) -> Record:
 
 
 def _update_policies(desired: Desired, observed: Observed) -> tuple[Change, ...]:
-    """Return updates of the deletion policy alone, so that it applies even if the channel cannot be configured."""
-    return tuple(
-        UpdateRecord(replace(record, deletion_policy=desired.deletion_policy))
-        for record in observed.records.values()
-        if record.deletion_policy is not desired.deletion_policy
-    )
+    """Return updates of the deletion policy alone, so that it applies even if the channel cannot be configured.
+
+    While the channel is suspended its logins are not tried, so that a break in what was seen of them begins, too.
+    """
+    changes: list[Change] = []
+    for record in observed.records.values():
+        unseen_since = None if desired.suspend else record.unseen_since
+        new = replace(record, deletion_policy=desired.deletion_policy, unseen_since=unseen_since)
+        if new != record:
+            changes.append(UpdateRecord(new))
+    return tuple(changes)
+
+
+def _note_unseen(observed: Observed, now: datetime) -> tuple[Change, ...]:
+    """Record since when none of the channel's own logins sees a number that it holds, or that one does again."""
+    changes: list[Change] = []
+    for number_sid, unseen in observed.unseen.items():
+        if record := observed.records.get(number_sid):
+            noted = now.replace(microsecond=0)  # the clock may have been ahead when the record was written
+            since = min(record.unseen_since or noted, noted) if unseen else None
+            if since != record.unseen_since:
+                changes.append(UpdateRecord(replace(record, unseen_since=since)))
+    return tuple(changes)
+
+
+def _yield(observed: Observed, policy: DeletionPolicy, rules: Rules, now: datetime) -> tuple[Change, ...]:
+    """Restore with a waiter's login what none of the holder's has seen for long, and free it for the waiter."""
+    changes: list[Change] = []
+    for number_sid, waiter in observed.waiters.items():
+        record = observed.records.get(number_sid)
+        if record is None or record.contents is None or not observed.unseen.get(number_sid):
+            continue
+        if record.unseen_since is None or now - record.unseen_since < rules.holder_patience:
+            continue
+        current = observed.to_restore.get(number_sid, waiter.number)
+        if isinstance(current, ChannelError) and not _is_webhook_refused(current):
+            continue  # the restore failed just now
+        webhook = webhook_to_restore(record.contents, policy)
+        points_at_us = isinstance(current, Number) and record.contents.points_at_us(current.webhook)
+        if webhook and isinstance(current, Number) and points_at_us and webhook != current.webhook:
+            tried = replace(record.with_contents(login=waiter.login), account_sid=waiter.account_sid)
+            changes.append(RestoreWebhook(tried, webhook))
+        else:
+            changes.append(DeleteRecord(record, yielded_to=waiter))
+    return tuple(changes)
+
+
+def _is_webhook_refused(current: Current) -> bool:
+    """Return whether Twilio refuses the webhook to restore: then the waiter, which sets its own, need not wait."""
+    return isinstance(current, Refused) and current.reason is Reason.WebhookRefused
 
 
 def _configured(number: Number, observed: Observed) -> Verdict:
@@ -412,7 +524,9 @@ def _configured(number: Number, observed: Observed) -> Verdict:
         return Verdict(Reason.WebhookContested, message, number.sid, Effective.URL_MISMATCH)
     unknown = observed.routing.unknown
     if observed.rejected:
-        return Verdict(Reason.TokenRejected, str(observed.rejected), number.sid, unknown=unknown)
+        refused = observed.rejected.reason is Reason.AuthenticationFailed
+        reason = Reason.TokenRejected if refused else observed.rejected.reason
+        return Verdict(reason, str(observed.rejected), number.sid, unknown=unknown, degraded=True)
     message = "The number points at the instance's webhook."
     for number_sid, current in observed.to_restore.items():
         if isinstance(current, Refused | Unreadable):
@@ -426,6 +540,10 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     if changes:
         return Plan(changes, Verdict(Reason.Restoring, "The number is being restored."))
     finish: tuple[Change, ...] = (RemoveFinalizer(),) if observed.finalizer else ()
+    unread = [record for number_sid, record in observed.records.items() if number_sid not in observed.to_restore]
+    if unread:
+        marks = tuple(_marked(record, now) for record in unread if record.restore_since is None)
+        return Plan((*marks, *finish), Verdict(Reason.Restoring, "The number is restored when the channel is gone."))
     pending = _pending(observed)
     if not pending:
         return Plan(finish, Verdict(Reason.Restoring, "The number is restored."))
@@ -438,10 +556,23 @@ def _plan_restore(observed: Observed, rules: Rules, now: datetime) -> Plan:
     for number_sid, why in pending.items():
         record = observed.records[number_sid]
         if record.restore_since is None:
-            late.append(UpdateRecord(replace(record, restore_since=now.replace(microsecond=0))))
+            late.append(_marked(record, now))
         elif now - record.restore_since >= rules.restore_deadline:
             late.append(WriteOff(record, str(why)))
     return Plan((*late, *finish), verdict)
+
+
+def _mark_first(changes: tuple[Change, ...], now: datetime) -> tuple[Change, ...]:
+    """Return updates that write down what is to be restored, as long as they are missing, and then the changes.
+
+    Once a number is restored it must be freed, even if the channel that waited for it no longer does.
+    """
+    records = [change.record for change in changes if isinstance(change, RestoreWebhook)]
+    return tuple(_marked(record, now) for record in records if record.restore_since is None) or changes
+
+
+def _marked(record: Record, now: datetime) -> UpdateRecord:
+    return UpdateRecord(replace(record, restore_since=now.replace(microsecond=0)))
 
 
 def _pending(observed: Observed) -> dict[str, ChannelError]:
@@ -463,7 +594,7 @@ def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change,
         contents = record.contents
         if isinstance(current, ChannelError) or contents is None:
             continue
-        webhook = _restored(record, contents, policy or record.deletion_policy)
+        webhook = webhook_to_restore(contents, policy or record.deletion_policy)
         points_at_us = current is not None and contents.points_at_us(current.webhook)
         if webhook and current and points_at_us and webhook != current.webhook:
             changes.append(RestoreWebhook(record, webhook))
@@ -473,7 +604,7 @@ def _restore(observed: Observed, policy: DeletionPolicy | None) -> tuple[Change,
     return tuple(changes)
 
 
-def _restored(record: Record, contents: Contents, policy: DeletionPolicy) -> Webhook | None:
+def webhook_to_restore(contents: Contents, policy: DeletionPolicy) -> Webhook | None:
     """Return the webhook to restore; None if the number is left as it is."""
     match policy:
         case DeletionPolicy.RETAIN:

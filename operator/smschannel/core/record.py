@@ -31,6 +31,7 @@ _ACCOUNT_SID = f"{GROUP}/account-sid"
 _SOURCE = f"{GROUP}/credentials-source"
 _DELETION_POLICY = f"{GROUP}/deletion-policy"
 _RESTORE_SINCE = f"{GROUP}/restore-since"
+_UNSEEN_SINCE = f"{GROUP}/unseen-since"
 
 _REVEAL = "reveal"
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -95,8 +96,9 @@ class Record:
     """One number, and the channel (namespace, name, uid) that holds it.
 
     `source` names the credentials that `contents.login` was read from (see `secret_source`); `restore_since` is set
-    when the finalizer is removed although the number was not restored; `version` is the Secret's resourceVersion, empty
-    if it was not read; `contents` is None if the record was not opened, or cannot be.
+    when the finalizer is removed although the number was not restored; `unseen_since` is since when Twilio shows the
+    number to none of the channel's own logins, None if it does; `version` is the Secret's resourceVersion, empty if it
+    was not read; `contents` is None if the record was not opened, or cannot be.
     """
 
     number_sid: str
@@ -108,6 +110,7 @@ class Record:
     source: str = ""
     deletion_policy: DeletionPolicy = DeletionPolicy.RESTORE
     restore_since: datetime | None = None
+    unseen_since: datetime | None = None
     version: str = ""
     contents: Contents | None = None
 
@@ -140,7 +143,8 @@ class Record:
             _ACCOUNT_SID: self.account_sid,
             _SOURCE: self.source,
             _DELETION_POLICY: self.deletion_policy.value,
-            _RESTORE_SINCE: self.restore_since.astimezone(UTC).strftime(_TIME) if self.restore_since else None,
+            _RESTORE_SINCE: _written(self.restore_since),
+            _UNSEEN_SINCE: _written(self.unseen_since),
         }
 
     @classmethod
@@ -152,10 +156,6 @@ class Record:
             policy = DeletionPolicy(notes.get(_DELETION_POLICY, ""))
         except ValueError:
             policy = DeletionPolicy.RESTORE
-        try:
-            since = datetime.strptime(notes.get(_RESTORE_SINCE, ""), _TIME).replace(tzinfo=UTC)
-        except ValueError:
-            since = None
         return cls(
             number_sid="PN" + meta["name"][2:],
             phone_number=notes.get(_PHONE_NUMBER, ""),
@@ -165,9 +165,21 @@ class Record:
             uid=notes.get(_UID, ""),
             source=notes.get(_SOURCE, ""),
             deletion_policy=policy,
-            restore_since=since,
+            restore_since=_time(notes.get(_RESTORE_SINCE, "")),
+            unseen_since=_time(notes.get(_UNSEEN_SINCE, "")),
             version=meta["resourceVersion"],
         )
+
+
+def _written(time: datetime | None) -> str | None:
+    return time.astimezone(UTC).strftime(_TIME) if time else None
+
+
+def _time(written: str) -> datetime | None:
+    try:
+        return datetime.strptime(written, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def secret_source(name: str, resource_version: str) -> str:

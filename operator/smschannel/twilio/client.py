@@ -46,6 +46,8 @@ _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
 _PAGE_SIZE = 1000
 _LACKS_SMS = {21407}
+_FIRST_CODE = 10_000
+"""Twilio's error codes have five digits; a gateway's JSON may repeat the HTTP status as its `code`."""
 
 
 class TwilioClient:
@@ -84,9 +86,16 @@ class TwilioClient:
         if self._transport:
             await self._transport.session.close()
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """Make the next call with these credentials although Twilio refused them, because a person asked for it."""
-        self._limiter.forget_refusal(login, account_sid)
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
+        """Make the next call with these credentials although Twilio refused them, because a person asked for it.
+
+        A refusal that is not `older_than` seconds old is kept.
+        """
+        self._limiter.forget_refusal(login, account_sid, older_than=older_than)
+
+    def trust(self, login: Login, account_sid: str) -> None:
+        """Count these credentials as accepted before: a record contains them."""
+        self._limiter.trust(login, account_sid)
 
     async def find_number(self, login: Login, account_sid: str, phone_number: str) -> Number | None:
         """Find the account's number that is exactly `phone_number`; None if it has none."""
@@ -94,8 +103,8 @@ class TwilioClient:
         try:
             async with self._limiter.call(login, account_sid):
                 with _parsing():
-                    found = await numbers.list_async(phone_number=phone_number)  # Twilio matches parts of numbers too
-                    return next((_number(each) for each in found if each.phone_number == phone_number), None)
+                    found = [_number(each) for each in await numbers.list_async(phone_number=phone_number)]
+                return next((each for each in found if each.phone_number == phone_number), None)  # it matches parts too
         except NotFound:
             return None
 
@@ -286,10 +295,7 @@ def _kind(method: str, url: str, params: Mapping[str, object]) -> str:
 
 def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:
     """Map an error answer to an error of this project, by HTTP status and the code in the body, never by its text."""
-    try:
-        code = int(_object(body, status).get("code") or 0)
-    except (TwilioUnavailable, TypeError, ValueError, OverflowError):
-        code = 0
+    code = _code(body)
     answer = f"Twilio answers HTTP {status}" + (f", code {code}" if code else "")
     if status == 429:
         return TwilioThrottled(f"{answer}.", retry_after)
@@ -299,7 +305,7 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
         return Refused(Reason.AccountSuspended, f"The Twilio account is suspended or closed ({answer}).")
     if code == 20008:
         return Refused(Reason.AuthenticationFailed, f"These are test credentials, which have no numbers ({answer}).")
-    if status in {401, 403}:
+    if status in {401, 403} and code:
         return Refused(Reason.AuthenticationFailed, f"Twilio refuses the credentials ({answer}).")
     if code in _LACKS_SMS:
         return Refused(Reason.NumberLacksSms, f"The number cannot receive SMS ({answer}).")
@@ -312,7 +318,20 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
         return Refused(Reason.WebhookRefused, f"Twilio refuses the webhook ({answer}).")
     if code == 20404:  # a 404 without it comes from a proxy or a wrong URL, and does not mean that a number is gone
         return NotFound(f"{answer}.")
-    return TwilioUnavailable(f"{answer}, which is an unexpected error.")
+    if code:
+        return TwilioUnavailable(f"{answer}, which is an unexpected error.")
+    return TwilioUnavailable(
+        f"The answer with HTTP {status} is not Twilio's: a proxy or gateway on the way to Twilio seems to have sent it."
+    )
+
+
+def _code(body: str) -> int:
+    """Return Twilio's error code; 0 if the body is not an error of Twilio's."""
+    try:
+        code = int(_object(body, 0).get("code") or 0)
+    except (TwilioUnavailable, TypeError, ValueError, OverflowError):
+        return 0
+    return code if code >= _FIRST_CODE else 0
 
 
 def _object(body: str, status: int) -> dict[str, Any]:
@@ -322,10 +341,15 @@ def _object(body: str, status: int) -> dict[str, Any]:
         document = None
     if isinstance(document, dict):
         return document
-    raise TwilioUnavailable(f"Twilio answers HTTP {status} with a body that is not a JSON object.")
+    raise TwilioUnavailable(
+        f"The answer with HTTP {status} is not a JSON object, so it is not Twilio's: a proxy or gateway on the way to"
+        " Twilio seems to have sent it."
+    )
 
 
 def _number(instance: IncomingPhoneNumberInstance) -> Number:
+    if not instance.sid or not instance.phone_number:
+        raise ValueError("the answer describes no number")
     capabilities: Any = instance.capabilities or {}
     return Number(
         sid=str(instance.sid),

@@ -5,6 +5,10 @@ a client that knows an account SID and uses a wrong token has limits of its own,
 owner. A credential that Twilio has not accepted yet is unverified: all such share a small pool, and have one call at
 a time per account, so that guesses cost the others little.
 
+A refusal of an unverified credential is remembered at once. That of a verified one is suspected to be a passing fault:
+the caller is to try again later, other callers ask Twilio themselves, and only a refusal that comes some time after the
+first, with no success in between, is remembered.
+
 Two circuit breakers keep callers from waiting for a timeout each. Deletions in particular must end in time:
 
 - per credential key: after two consecutive timeouts, calls with that credential fail immediately, for as long as the
@@ -24,7 +28,7 @@ from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from smschannel.api.errors import Refused, TwilioThrottled, TwilioTimeout
+from smschannel.api.errors import Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
 
@@ -37,6 +41,7 @@ _CREDENTIALS_TO_OPEN = 3
 _REMEMBERED = 65_536
 _SHORTEST_PAUSE = 1.0  # seconds
 _NEVER = float("-inf")
+_NOT_REFUSED = (_NEVER, Reason.AuthenticationFailed, "")
 _NOT_PAUSED = (_NEVER, "")
 _NO_TIMEOUTS = (0, _NEVER, "")
 
@@ -45,12 +50,21 @@ class Limiter:
     """Limits for the calls of one event loop.
 
     `concurrency` is how many calls a verified credential has in flight, `refusal_memory` for how many seconds a
-    refused credential is not tried again. Times are seconds of `clock`.
+    refused credential is not tried again, `confirm_after` how many seconds after the first refusal of a verified
+    credential another one confirms it. Times are seconds of `clock`.
     """
 
-    def __init__(self, *, concurrency: int, refusal_memory: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        refusal_memory: float,
+        confirm_after: float = 60,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._concurrency = concurrency
         self._refusal_memory = refusal_memory
+        self._confirm_after = confirm_after
         self._clock = clock
         self._breakers: dict[Origin, _OriginBreaker] = {
             "api": _OriginBreaker(clock),
@@ -61,6 +75,7 @@ class Limiter:
         # All by credential key.
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
         self._refused: LRUCache[bytes, tuple[float, Reason, str]] = LRUCache(_REMEMBERED)  # until, reason, message
+        self._suspected: LRUCache[bytes, float] = LRUCache(_REMEMBERED)  # when a verified credential was refused first
         self._paused: LRUCache[bytes, tuple[float, str]] = LRUCache(_REMEMBERED)  # until, message
         self._timeouts: LRUCache[bytes, tuple[int, float, str]] = LRUCache(_REMEMBERED)  # in a row, until, message
 
@@ -70,7 +85,8 @@ class Limiter:
 
         Raises without a call: `Refused` for a while after Twilio refused the credential,
         `TwilioThrottled` during a pause that Twilio asked for, and `TwilioTimeout` while a circuit breaker is open.
-        The message is that of the call that failed, so that a status that repeats it does not change.
+        The message is that of the call that failed, so that a status that repeats it does not change. A refusal that is
+        only suspected becomes `SuspectedRefusal`.
         """
         key = _credential_key(login, account_sid, origin)
         breaker = self._breakers[origin]
@@ -81,15 +97,24 @@ class Limiter:
                 with self._timeouts_counted(key, breaker), self._refusals_kept(key):
                     yield
 
-    def forget_refusal(self, login: Login, account_sid: str) -> None:
-        """Let the next call with these credentials be made, although Twilio refused them."""
+    def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
+        """Let the next call with these credentials be made, although Twilio refused them `older_than` seconds ago."""
         for origin in self._breakers:
-            self._refused.pop(_credential_key(login, account_sid, origin), None)
+            key = _credential_key(login, account_sid, origin)
+            until, reason, message = self._refused.get(key, _NOT_REFUSED)
+            if self._clock() - (until - self._refusal_memory) >= older_than and key in self._refused:
+                self._refused[key] = _NEVER, reason, message  # it stays there, so that a record does not verify it
+
+    def trust(self, login: Login, account_sid: str) -> None:
+        """Count a credential as verified because a record contains it, unless Twilio's last answer was a refusal."""
+        key = _credential_key(login, account_sid, "api")
+        if key not in self._refused:
+            self._verified[key] = True
 
     def _raise_known(self, key: bytes) -> None:
         """Raise the error that a call with this credential would end with, if it is known."""
         now = self._clock()
-        until, reason, message = self._refused.get(key, (_NEVER, Reason.AuthenticationFailed, ""))
+        until, reason, message = self._refused.get(key, _NOT_REFUSED)
         if now < until:
             raise Refused(reason, message)
         _, until, message = self._timeouts.get(key, _NO_TIMEOUTS)
@@ -137,18 +162,33 @@ class Limiter:
             yield
         except Refused as refused:
             if refused.reason in {Reason.AuthenticationFailed, Reason.AccountSuspended}:
+                self._raise_if_only_suspected(key, refused)
                 self._verified.pop(key, None)
+                self._suspected.pop(key, None)
                 # Not the exception: it would keep every frame that it passed alive, and the tokens in them.
                 self._refused[key] = (self._clock() + self._refusal_memory, refused.reason, str(refused))
             else:
-                self._verified[key] = True  # Twilio checks the credentials before anything else
+                self._accepted(key)  # Twilio checks the credentials before anything else
             raise
         except TwilioThrottled as error:
             until = self._clock() + (error.retry_after or _SHORTEST_PAUSE)
             self._paused[key] = max((until, str(error)), self._paused.get(key, _NOT_PAUSED))
             raise
+        self._accepted(key)
+
+    def _accepted(self, key: bytes) -> None:
         self._verified[key] = True
+        self._suspected.pop(key, None)
         self._refused.pop(key, None)  # a call that was in flight at the same time was refused
+
+    def _raise_if_only_suspected(self, key: bytes, refused: Refused) -> None:
+        """Raise `SuspectedRefusal` if the credential is verified, and its first refusal is not long enough ago."""
+        if key not in self._verified:
+            return
+        now = self._clock()
+        since = self._suspected.setdefault(key, now)
+        if (left := since + self._confirm_after - now) > 0:
+            raise SuspectedRefusal(f"{refused} It accepted them before, so they are tried once more soon.", left)
 
     @contextmanager
     def _timeouts_counted(self, key: bytes, breaker: _OriginBreaker) -> Iterator[None]:
