@@ -98,10 +98,11 @@ class Channels:
         key = await self._sealing_key.get()
         token = SecretStr(setup.auth_token.get_secret_value())
         sealed = key.seal(token, Binding(self.namespace, name, setup.account_sid))
+        login = {"sid": setup.api_key_sid} if setup.api_key_sid else {}
         spec = {
             "accountSid": setup.account_sid,
             "phoneNumber": setup.phone_number,
-            "credentials": {"sealed": sealed},
+            "credentials": {**login, "sealed": sealed},
         }
         for attempt in range(_ATTEMPTS):
             if attempt and disconnected.is_set():

@@ -67,6 +67,7 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
     created = await apply(shim, body)
     changed = copy.deepcopy(body)
     changed["spec"]["phoneNumber"] = "+61400111223"
+    changed["spec"]["credentials"]["sid"] = f"SK{'0' * 32}"
     assert (await apply(shim, changed))["metadata"]["uid"] == created["metadata"]["uid"]
     await shim.request("DELETE", channels_path(CHANNELS, created["metadata"]["name"]))
 
@@ -80,7 +81,9 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
             id="secretKeyRef: the operator would send a tenant's token to Twilio",
         ),
         pytest.param(
-            manifest(credentials={"sealed": SEALED, "sid": f"SK{'0' * 32}"}), "as the account itself", id="sid"
+            manifest(credentials={"sealed": SEALED, "sid": f"AC{'0' * 32}"}),
+            "as the account itself",
+            id="the login of another account",
         ),
         pytest.param(manifest(suspend=True), "accountSid, phoneNumber", id="suspend"),
         pytest.param(manifest(deletionPolicy="Clear"), "accountSid, phoneNumber", id="deletionPolicy"),

@@ -724,6 +724,16 @@ async def test_abandoned_write_is_not_retried_over_a_later_one(
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
 
 
+async def test_api_key_sid_becomes_the_login(kubernetes: Kubernetes) -> None:
+    """Leaving it out later removes it: the next token is the account's again."""
+    key_sid = "SK" + "0a" * 16
+    async with shim(kubernetes) as (_, client):
+        for more, login in (({"api_key_sid": key_sid}, key_sid), ({"api_key_sid": None}, None), ({}, None)):
+            assert await status(client, "POST", CALL, json={**SETUP, **more}) in {200, 201}
+            assert kubernetes.channel
+            assert kubernetes.channel["spec"]["credentials"].get("sid") == login
+
+
 async def test_every_write_carries_a_precondition(kubernetes: Kubernetes) -> None:
     """Otherwise it could change a channel that another client just created, took over or replaced."""
     async with shim(kubernetes) as (_, client):
