@@ -107,7 +107,8 @@ class Kubernetes:
             )
         if request.method == "PATCH":
             self.channel = json.loads(await request.text())
-            managed = {"manager": "sms-api-shim", "fieldsV1": {"f:spec": {}}}
+            fields = {f"f:{field}": {} for field in self.channel["spec"]}
+            managed = {"manager": "sms-api-shim", "operation": "Apply", "fieldsV1": {"f:spec": fields}}
             self.channel["metadata"] |= {
                 "generation": 1,
                 "resourceVersion": "7",
