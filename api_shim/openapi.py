@@ -31,7 +31,7 @@ without that header, repeating alone does not help.
 **Request IDs.** Every answer has `X-Request-Id`: the one that was sent, or else a new one. The log has it too.
 
 **Statuses.** If the table says to change a field of `spec` or to seal a token, POST the correct values again.
-`suspended` and the policies can be set in Kubernetes only, by the owner of the channel there.
+`suspended` and the policies can be set in Kubernetes only, and are kept by POST.
 
 | status | what to do |
 |---|---|
@@ -216,8 +216,9 @@ _ERRORS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     405: ("Method not allowed.", ("Allow",)),
     408: ("The body did not arrive in time.", ()),
     409: (
-        "The channel is managed in Kubernetes (change it there, in Git or with kubectl), is still being removed, or is"
-        " being changed by other clients at the same time (the last two have Retry-After).",
+        "The channel is managed in Kubernetes (change it there, in Git or with kubectl, or have it handed over with"
+        " 'kubectl sms adopt'), is still being removed, or is being changed"
+        " by other clients at the same time (the last two have Retry-After).",
         ("Retry-After",),
     ),
     413: (f"The body is larger than {BODY_BYTES} bytes.", ()),
