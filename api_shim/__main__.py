@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import sys
 
@@ -42,6 +43,13 @@ async def run(settings: Settings) -> None:
             await asyncio.wait_for(stop_now.wait(), settings.drain_seconds)
 
 
+def _raise_open_files_limit() -> None:
+    """Allow as many open files as the process may have, since each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @click.command(
     help=f"Serve the REST API of SMS channels. There are no arguments, only environment variables:\n\n"
     f"{settings_help(Settings)}"
@@ -51,6 +59,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit(explain(error, Settings))
+    _raise_open_files_limit()
     log_to_stderr(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -225,7 +225,10 @@ _ERRORS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     415: ("The Content-Type is not JSON.", ()),
     417: ("The Expect header is not 100-continue.", ()),
     422: ("The path or the body is invalid; detail has all errors.", ()),
-    429: ("Too many authentication failures from your address.", ("Retry-After",)),
+    429: (
+        "Too many authentication failures from your address, or too many concurrent requests of yours.",
+        ("Retry-After",),
+    ),
     500: ("Internal server error.", ()),
     503: (
         "Kubernetes is not available, or the service has too many requests. A write was complete, or not made at all.",

@@ -107,7 +107,7 @@ class Kubernetes:
             )
         if request.method == "PATCH":
             self.channel = json.loads(await request.text())
-            fields = {f"f:{field}": {} for field in self.channel["spec"]}
+            fields: dict[str, Any] = {f"f:{field}": {} for field in self.channel["spec"]}
             managed = {"manager": "sms-api-shim", "operation": "Apply", "fieldsV1": {"f:spec": fields}}
             self.channel["metadata"] |= {
                 "generation": 1,
