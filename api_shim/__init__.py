@@ -2,10 +2,11 @@
 
 A request passes through these modules:
 
+    connections    limits connections in number, time and memory, before anybody is authenticated
     server         gives it an ID, a time limit and a JSON answer for every error; counts it, and logs writes
     routes         checks authentication (401), path (422), authorization (403), media type (415) and body (422)
     auth           X-Api-Key against a Secret of hashes; bearer tokens by TokenReview and SubjectAccessReview
-    clients        the client's address, and the limit of its authentication failures (429)
+    clients        the client's address, its share of the service, and the limit of its authentication failures (429)
     schemas        the bodies as pydantic models; `HttpError`, every answer with status 400 or above
     channels       reads the SmsChannel, seals the token and applies, deletes; refuses channels that others own (409)
     waiting        `Prefer: wait=N`: one watch for all requests that wait

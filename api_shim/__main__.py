@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 
@@ -43,6 +44,13 @@ async def run(settings: Settings) -> None:
             await asyncio.wait_for(stop_now.wait(), settings.drain_seconds)
 
 
+def _raise_open_files_limit() -> None:
+    """Allow as many open files as the process may have, since each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @click.command(
     help=f"Serve the REST API of SMS channels. There are no arguments, only environment variables:\n\n"
     f"{settings_help(Settings)}"
@@ -52,6 +60,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit(explain(error, Settings))
+    _raise_open_files_limit()
     log_to_stderr(settings.log_level, settings.log_format)
     for unknown in unknown_variables(Settings, os.environ):
         log.warning("unknown environment variable", variable=unknown)

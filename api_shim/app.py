@@ -13,6 +13,7 @@ from api_shim import docs
 from api_shim.auth import ApiKeys, Auth, Reviews
 from api_shim.channels import Channels, SealingKeyCache
 from api_shim.clients import FailureLimiter
+from api_shim.connections import ConnectionLimits
 from api_shim.metrics import REGISTRY
 from api_shim.routes import Routes
 from api_shim.schemas import HttpError
@@ -72,10 +73,15 @@ async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     auth = Auth(keys, reviews, FailureLimiter(settings.authentication_failures_per_minute))
     sealing_key = SealingKeyCache(api, settings.operator_namespace, seconds)
     channels = Channels(api, settings.channel_namespace, sealing_key)
-    waiter = ChannelWaiter(api, channels, max_waiting=settings.max_waiting)
+    waiter = ChannelWaiter(api, channels, max_waiting=settings.max_waiting, per_caller=settings.max_waiting_per_caller)
+    connections = ConnectionLimits(
+        settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
+    )
     server = HttpServer(
         namespace=settings.channel_namespace,
         max_requests=settings.max_requests,
+        max_requests_per_caller=settings.max_requests_per_caller,
+        connections=connections,
         request_seconds=seconds,
         trusted_proxies=settings.trusted_proxies,
     )

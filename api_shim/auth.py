@@ -213,6 +213,11 @@ class Caller:
     key: tuple[str, ApiKey] | None
     user: User | None
 
+    @property
+    def share(self) -> str:
+        """Who has a share of the service: the key if there is one, so that nobody has several with more tokens."""
+        return f"api-key:{self.key[0]}" if self.key else str(self)
+
     def __str__(self) -> str:
         names = [f"api-key:{self.key[0]}"] if self.key else []
         return " ".join([*names, *([f"user:{self.user.name}"] if self.user else [])])

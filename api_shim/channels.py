@@ -1,8 +1,9 @@
 """Read, apply and delete SmsChannels; refuse (409) to write those that others own.
 
-The managedFields of a channel say who owns it: the shim writes a channel only while it is the only owner of fields
-under `spec`. Every write carries the uid and resourceVersion that were read, so that the API server rejects it if the
-channel changed meanwhile. A creation carries resourceVersion "0", with which an apply creates, but never changes.
+The managedFields of a channel say who owns it (`smschannel.api.ownership`): the shim writes a channel only while it
+alone owns account, number and credentials. Other fields may belong to anybody, and an apply keeps them. Every write
+carries the uid and resourceVersion that were read, so that the API server rejects it if the channel changed meanwhile.
+A creation carries resourceVersion "0", with which an apply creates, but never changes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from api_shim.single_flight import SingleFlight
 from smschannel.api.errors import Conflict, KubernetesRefused, NotFound
 from smschannel.api.kube_client import APPLY_PATCH, KubeClient, Object
 from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path, core_path
+from smschannel.api.ownership import REST_LABELS, REST_MANAGER, other_owners, owned_by_rest
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from smschannel.api.sealing import Binding, PublicKey
 
-FIELD_MANAGER = "sms-api-shim"
-LABELS = {"app.kubernetes.io/created-by": FIELD_MANAGER}
 _ATTEMPTS = 8  # the operator writes a new channel two or three times, and each write may be a conflict
 _KEY_SECONDS = 30  # how long a public key is cached: an older one still seals readable values
 
@@ -98,10 +98,11 @@ class Channels:
         key = await self._sealing_key.get()
         token = SecretStr(setup.auth_token.get_secret_value())
         sealed = key.seal(token, Binding(self.namespace, name, setup.account_sid))
+        login = {"sid": setup.api_key_sid} if setup.api_key_sid else {}
         spec = {
             "accountSid": setup.account_sid,
             "phoneNumber": setup.phone_number,
-            "credentials": {"sealed": sealed},
+            "credentials": {**login, "sealed": sealed},
         }
         for attempt in range(_ATTEMPTS):
             if attempt and disconnected.is_set():
@@ -133,14 +134,14 @@ class Channels:
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": name, "labels": LABELS, "finalizers": [FINALIZER], **precondition},
+            "metadata": {"name": name, "labels": REST_LABELS, "finalizers": [FINALIZER], **precondition},
             "spec": spec,
         }
         return await self._api.request(
             "PATCH",
             channels_path(self.namespace, name),
             body,
-            params={"fieldManager": FIELD_MANAGER},
+            params={"fieldManager": REST_MANAGER},
             content_type=APPLY_PATCH,
         )
 
@@ -174,25 +175,14 @@ class Channels:
         raise _write_conflict()
 
     def _check_ownership(self, channel: Object) -> None:
-        """Raise `HttpError` (409) unless the shim is the only owner of the channel's spec."""
-        owners = spec_owners(channel)
-        others = sorted(owners - {FIELD_MANAGER})
-        if others or not owners:
-            name, names = channel["metadata"]["name"], ", ".join(others) or "an unknown field manager"
+        """Raise `HttpError` (409) unless REST owns the channel."""
+        if not owned_by_rest(channel):
+            name, names = channel["metadata"]["name"], ", ".join(other_owners(channel)) or "an unknown field manager"
             raise HttpError(
                 409,
-                f"This channel is managed in Kubernetes, by {names}: change or delete it there. To hand it over to"
-                f" this API, delete it there first (kubectl -n {self.namespace} delete smschannel {name}), then POST.",
+                f"This channel is managed in Kubernetes, by {names}: change or delete it there. An administrator can"
+                f" hand it over to this API: kubectl sms adopt {name} --for rest -n {self.namespace}",
             )
-
-
-def spec_owners(channel: Object) -> set[str]:
-    """Return the field managers that own any field under `spec`."""
-    return {
-        entry.get("manager", "")
-        for entry in channel["metadata"].get("managedFields", ())
-        if not entry.get("subresource") and "f:spec" in entry.get("fieldsV1", {})
-    }
 
 
 async def _back_off(attempt: int) -> None:

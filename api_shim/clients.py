@@ -1,8 +1,9 @@
-"""Identify the client of a request by its address, and limit how often it may fail to authenticate. No I/O."""
+"""Identify the client of a request by its address, and limit what one client may use. No I/O."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Sequence
 
 from cachetools import LRUCache
@@ -47,6 +48,36 @@ def _address(text: str) -> Address | None:
 
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
+
+
+def is_trusted(peer: str | None, trusted: Sequence[Network]) -> bool:
+    """Return whether `peer` is a trusted proxy, whose connections carry the requests of many clients."""
+    address = _address(peer or "")
+    return address is not None and _is_in(address, trusted)
+
+
+class Shares:
+    """Limit how many places each holder has at the same time: an address, an API key or a user.
+
+    Forgets holders without places, so that it needs no more memory than there are places in all.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: Counter[str] = Counter()
+
+    def take(self, holder: str) -> bool:
+        """Take a place; return False if the holder has all of its share already."""
+        if self._taken[holder] >= self._limit:
+            return False
+        self._taken[holder] += 1
+        return True
+
+    def give_back(self, holder: str) -> None:
+        """Give back a place that `take` returned True for."""
+        self._taken[holder] -= 1
+        if not self._taken[holder]:
+            del self._taken[holder]
 
 
 class FailureLimiter:

@@ -115,15 +115,20 @@ def _call(path: str, method: str, item: Object, described: Object) -> Iterator[s
 
 
 def _example(path: str, method: str, item: Object, described: Object) -> str:
-    """Return a curl command for the call, with the examples of its parameters and of its body's fields."""
+    """Return a curl command for the call, with the examples of its parameters and of its body's required fields.
+
+    Other users of a machine can read the arguments of programs, so the key and the body come from files.
+    """
     for parameter in item.get("parameters", ()):
         path = path.replace("{" + parameter["name"] + "}", parameter["example"])
-    lines = [f'curl -X {method.upper()} "$API_URL{path}"', '-H "X-Api-Key: $API_KEY"']
+    lines = [f'curl -X {method.upper()} "$API_URL{path}"', "-H @api-key.txt"]
+    body = ""
     if content := item[method].get("requestBody", {}).get("content"):
         schema = _resolve(content["application/json"]["schema"], described)
-        example = {name: field["examples"][0] for name, field in schema["properties"].items()}
-        lines += ['-H "Content-Type: application/json"', f"-d '{json.dumps(example)}'"]
-    return " \\\n  ".join(lines)
+        example = {name: schema["properties"][name]["examples"][0] for name in schema["required"]}
+        lines += ['-H "Content-Type: application/json"', "--data @setup.json"]
+        body = f"setup.json: {json.dumps(example)}\n\n"
+    return body + " \\\n  ".join(lines)
 
 
 def _resolve(schema: Object, described: Object) -> Object:

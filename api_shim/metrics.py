@@ -29,6 +29,13 @@ SECONDS = Histogram(
     registry=REGISTRY,
 )
 IN_FLIGHT = Gauge("smsshim_requests_in_flight", "Requests in flight.", registry=REGISTRY)
+CONNECTIONS = Gauge("smsshim_connections", "Open connections.", registry=REGISTRY)
+CONNECTIONS_REFUSED = Counter(
+    "smsshim_connections_refused",
+    "Connections that were closed early: too_many in all or of a client, or the client did not read (unread).",
+    ["reason"],
+    registry=REGISTRY,
+)
 AUTHENTICATION_FAILURES = Counter(
     "smsshim_authentication_failures", "Requests with an invalid API key or bearer token.", registry=REGISTRY
 )

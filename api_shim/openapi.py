@@ -18,6 +18,9 @@ Configure the Twilio number of an instance, and see whether its messages arrive.
 **Authentication.** Send `X-Api-Key`, or `Authorization: Bearer` with a Kubernetes token for this API's audience. One is
 enough; if both are sent, both must be valid. A client with too many failures is answered 429 for a while.
 
+A key, token or setup on a command line is visible to other users of the machine, so the examples below read them from
+files that only you can read: `setup.json`, and `api-key.txt` with the line `X-Api-Key: KEY`.
+
 **Result.** POST is answered at once, usually with `pending`: the operator then verifies the credentials and configures
 the number. With `Prefer: wait=10` the answer waits for the result, at most 10 seconds; `Preference-Applied` confirms
 that it waited. A channel that does not work is not an HTTP error: its `status` gives the reason.
@@ -28,7 +31,7 @@ without that header, repeating alone does not help.
 **Request IDs.** Every answer has `X-Request-Id`: the one that was sent, or else a new one. The log has it too.
 
 **Statuses.** If the table says to change a field of `spec` or to seal a token, POST the correct values again.
-`suspended` and the policies can be set in Kubernetes only, by the owner of the channel there.
+`suspended` and the policies can be set in Kubernetes only, and are kept by POST.
 
 | status | what to do |
 |---|---|
@@ -213,15 +216,19 @@ _ERRORS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     405: ("Method not allowed.", ("Allow",)),
     408: ("The body did not arrive in time.", ()),
     409: (
-        "The channel is managed in Kubernetes (change it there, in Git or with kubectl), is still being removed, or is"
-        " being changed by other clients at the same time (the last two have Retry-After).",
+        "The channel is managed in Kubernetes (change it there, in Git or with kubectl, or have it handed over with"
+        " 'kubectl sms adopt'), is still being removed, or is being changed"
+        " by other clients at the same time (the last two have Retry-After).",
         ("Retry-After",),
     ),
     413: (f"The body is larger than {BODY_BYTES} bytes.", ()),
     415: ("The Content-Type is not JSON.", ()),
     417: ("The Expect header is not 100-continue.", ()),
     422: ("The path or the body is invalid; detail has all errors.", ()),
-    429: ("Too many authentication failures from your address.", ("Retry-After",)),
+    429: (
+        "Too many authentication failures from your address, or too many concurrent requests of yours.",
+        ("Retry-After",),
+    ),
     500: ("Internal server error.", ()),
     503: (
         "Kubernetes is not available, or the service has too many requests. A write was complete, or not made at all.",

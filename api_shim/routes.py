@@ -79,7 +79,8 @@ class Routes:
 
     async def _authorized_instance(self, request: web.Request, verb: Verb) -> str:
         """Return the normalised instance ID of the path, once the caller is allowed `verb` on it."""
-        caller = request[CALLER] = await self._auth.authenticate(request.headers, lambda: self._server.client(request))
+        caller = await self._auth.authenticate(request.headers, lambda: self._server.client(request))
+        self._server.identify(request, caller)
         name = request[INSTANCE] = instance_id(request.match_info["instance_id"])
         await self._auth.authorize(caller, verb, name)
         return name
@@ -114,11 +115,12 @@ class Routes:
     def _wait_slot(self, request: web.Request) -> Iterator[tuple[int, float]]:
         """Yield how many seconds the request may wait, and until when (loop time); extend its time limit by that.
 
-        The seconds are 0 without `Prefer: wait=N`, or if too many requests are waiting already.
+        The seconds are 0 without `Prefer: wait=N`, or if too many requests are waiting already, in all or of the
+        caller.
         """
         found = _WAIT.search(",".join(request.headers.getall("Prefer", ())))
         seconds = min(int(found[1]), self._wait_limit) if found else 0
-        with self._waiter.slot() if seconds else nullcontext(False) as may_wait:
+        with self._waiter.slot(request[CALLER].share) if seconds else nullcontext(False) as may_wait:
             if not may_wait:
                 seconds = 0
             limit = request[TIME_LIMIT]

@@ -7,11 +7,13 @@ the token.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, LiteralString, TypedDict
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,6 +35,7 @@ from smschannel.api.status import rest_status
 from smschannel.api.text import clean, clean_phone_number, unexpected
 
 _PATTERN = "string_pattern_mismatch"
+_API_KEY_SID = re.compile("SK[0-9a-f]{32}")
 
 
 class ErrorItem(TypedDict):
@@ -86,10 +89,23 @@ def _clean(value: object) -> object:
     return clean(value) if isinstance(value, str) else value
 
 
+def _check_api_key_sid(value: str) -> str:
+    if not _API_KEY_SID.fullmatch(value):
+        raise PydanticCustomError(
+            _PATTERN,
+            'api_key_sid is "SK" and 32 of the digits 0-9 and a-f; leave it out if auth_token is the account\'s',
+        )
+    return value
+
+
 def _at_most_30(value: object) -> object:
     if isinstance(value, str) and len(value) > 30:
         raise PydanticCustomError("string_too_long", "String should have at most 30 characters")
     return value
+
+
+def _api_key_sid_schema(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"type": "string", "pattern": r"^\s*SK[0-9a-f]{32}\s*$"}, {"type": "null"}]
 
 
 class Setup(BaseModel):
@@ -111,7 +127,8 @@ class Setup(BaseModel):
         Secret[Annotated[str, StringConstraints(max_length=512, pattern=r"^[!-~]+$"), BeforeValidator(_clean)]],
         _pattern_message("auth_token has letters, digits and punctuation only, no spaces within, and is not empty"),
         Field(
-            description="The account's auth token. It is stored encrypted; it can be replaced, but not read.",
+            description="The account's auth token, or the secret of the API key api_key_sid. It is stored encrypted;"
+            " it can be replaced, but not read.",
             examples=["0123456789abcdef0123456789abcdef"],
             json_schema_extra={
                 "type": "string",
@@ -137,6 +154,16 @@ class Setup(BaseModel):
             },
         ),
     ]
+
+    api_key_sid: Annotated[
+        Annotated[str, BeforeValidator(_clean), AfterValidator(_check_api_key_sid)] | None,
+        Field(
+            description="The SID of the Twilio API key whose secret auth_token is. Null, or left out: auth_token is the"
+            " account's.",
+            examples=["SK00000000000000000000000000000000"],
+            json_schema_extra=_api_key_sid_schema,
+        ),
+    ] = None
 
     @classmethod
     def parse(cls, body: bytes) -> Setup:

@@ -6,13 +6,11 @@ Errors become answers here and nowhere else. Neither answers nor logs quote what
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import traceback
 import uuid
 from collections.abc import Sequence
-from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
@@ -22,13 +20,13 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from api_shim.auth import Caller, Unauthenticated
-from api_shim.clients import Network, client_of
+from api_shim.clients import Network, Shares, client_of
+from api_shim.connections import Connection, ConnectionLimits
 from api_shim.metrics import AUTHENTICATION_FAILURES, IN_FLIGHT, count
 from api_shim.schemas import HttpError
 from smschannel.api.errors import KubernetesRefused, NoKindMatch, NotFound, Retryable
 
 BODY_BYTES = 64 * 1024
-_HEAD_SECONDS = 10
 _KEEPALIVE_SECONDS = 75  # longer than proxies keep connections: the proxy closes first, and never uses a closed one
 _REQUEST_ID = re.compile(r"[-._~+/=:@a-zA-Z0-9]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for logs and metrics; it is never sent
@@ -43,10 +41,42 @@ _MESSAGES = {
     417: "The only supported expectation is 100-continue.",
 }
 
+
+class TooManyOfCaller(HttpError):
+    """429: the caller, or before its authentication its address, has all of its share of requests in flight."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            429, "You have too many concurrent requests. Try again when some are answered.", Retry_After="1"
+        )
+
+
+class _Place:
+    """A request's place among those in flight: of its address, and of its caller once that is known."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._holder: str | None = None
+
+    def move(self, holder: str) -> None:
+        """Give back the place, and take one of `holder`. Raises `TooManyOfCaller`."""
+        self.leave()
+        if not self._shares.take(holder):
+            raise TooManyOfCaller
+        self._holder = holder
+
+    def leave(self) -> None:
+        """Give back the place, if there is one."""
+        if self._holder is not None:
+            self._shares.give_back(self._holder)
+            self._holder = None
+
+
 CALLER = web.RequestKey("caller", Caller)
 INSTANCE = web.RequestKey("instance", str)
 TIME_LIMIT = web.RequestKey("time_limit", asyncio.Timeout)
 _ID = web.RequestKey("id", str)
+_PLACE = web.RequestKey("place", _Place)
 
 log = structlog.get_logger()
 
@@ -55,10 +85,19 @@ class HttpServer:
     """Add routes to `application`, and run `runner`. `namespace` is that of the channels, for the log."""
 
     def __init__(
-        self, *, namespace: str, max_requests: int, request_seconds: float, trusted_proxies: Sequence[Network]
+        self,
+        *,
+        namespace: str,
+        max_requests: int,
+        max_requests_per_caller: int,
+        connections: ConnectionLimits,
+        request_seconds: float,
+        trusted_proxies: Sequence[Network],
     ) -> None:
         self._namespace = namespace
         self._max_requests = max_requests
+        self._shares = Shares(max_requests_per_caller)
+        self._connections = connections
         self._seconds = request_seconds
         self._trusted_proxies = trusted_proxies
         self._in_flight = 0
@@ -71,6 +110,7 @@ class HttpServer:
         """Return a runner that, at cleanup, gives requests in flight `shutdown_seconds` to finish."""
         return _Runner(
             self.application,
+            self._connections,
             access_log=None,
             shutdown_timeout=shutdown_seconds,
             keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -80,6 +120,11 @@ class HttpServer:
     def client(self, request: web.Request) -> str:
         """Return the address of the request's client, as `clients.client_of` does."""
         return client_of(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted_proxies)
+
+    def identify(self, request: web.Request, caller: Caller) -> None:
+        """Count the request for its caller from now on. Raises `HttpError` (429) if the caller has too many."""
+        request[_PLACE].move(caller.share)
+        request[CALLER] = caller
 
     @web.middleware
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -114,8 +159,20 @@ class HttpServer:
             )
 
     async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._in_flight > self._max_requests and request.path not in _PROBES:
+        if request.path in _PROBES:
+            return await self._answer(request, handler)
+        if self._in_flight > self._max_requests:
             return _response(HttpError(503, "Too many concurrent requests. Try again.", Retry_After="1"))
+        place = request[_PLACE] = _Place(self._shares)
+        try:
+            place.move(f"address:{self.client(request)}")
+            return await self._answer(request, handler)
+        except TooManyOfCaller as error:
+            return _response(error)
+        finally:
+            place.leave()
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             async with asyncio.timeout(self._seconds) as request[TIME_LIMIT]:
                 return await handler(request)
@@ -136,7 +193,8 @@ class HttpServer:
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.popall("Server", None)  # does not reveal the software and its version
-        if self.draining:  # the client's next request then goes to another replica
+        pipelined = isinstance(request.protocol, Connection) and request.protocol.has_read_ahead
+        if self.draining or pipelined:  # the client's next request then goes to another replica, or another connection
             response.headers["Connection"] = "close"
             response.force_close()
 
@@ -185,50 +243,21 @@ def _new_id() -> str:
     return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
-class _Connection(RequestHandler):
-    """Limit the time until the first request of a connection, and answer malformed HTTP in JSON too."""
-
-    __slots__ = ()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        # By default, aiohttp waits for the first request as long as between two requests.
-        if self._keepalive_handle is not None:
-            self._keepalive_handle.cancel()
-        self._next_keepalive_close_time = self._loop.time() + _HEAD_SECONDS
-        self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        log.info("rejected malformed request", status=status, error=type(exc).__name__)
-        count("malformed", "other", status, 0)
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer was sent in part")
-        body = json.dumps({"detail": _MESSAGES.get(status, HTTPStatus(status).phrase)})
-        headers = {"X-Request-Id": _new_id(), "Server": "sms-channels"}  # without a Server header, aiohttp adds its own
-        response = web.Response(status=status, text=body, content_type="application/json", headers=headers)
-        response.force_close()
-        return response
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Log an error without its text: aiohttp's errors about a malformed body quote it."""
-        log.info("connection failed", error=type(kw.get("exc_info")).__name__)
-
-
 class _Server(web.Server):
-    """Create a `_Connection` for each connection."""
+    """Create a `Connection` for each connection."""
+
+    limits: ConnectionLimits
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self._loop, limits=self.limits, messages=_MESSAGES, **self._kwargs)
 
 
 class _Runner(web.AppRunner):
     """Run a `_Server`, which aiohttp offers no option for."""
+
+    def __init__(self, application: web.Application, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(application, **options)
+        self._limits = limits
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -241,10 +270,12 @@ class _Runner(web.AppRunner):
                 response.headers.update({"X-Request-Id": _new_id(), "Server": "sms-channels"})
                 return response
 
-        return _Server(
+        server = _Server(
             handle,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,
             **made._kwargs,
         )
+        server.limits = self._limits
+        return server

@@ -55,9 +55,19 @@ class Settings(EnvironmentSettings):
     authentication_failures_per_minute: int = Field(
         default=60, ge=1, description="Invalid API keys and tokens that a client may send; above that it gets 429."
     )
+    max_connections: int = Field(default=4000, ge=1, description="Open connections; above that new ones are closed.")
+    max_connections_per_client: int = Field(
+        default=500, ge=1, description="Of those, connections from one address that is not a trusted proxy's."
+    )
     max_requests: int = Field(default=2000, ge=1, description="Requests in flight; above that clients get 503.")
+    max_requests_per_caller: int = Field(
+        default=500, ge=1, description="Of those, requests of one API key or user; above that it gets 429."
+    )
     max_waiting: int = Field(
         default=1000, ge=0, description="Of those, requests that may wait; above that 'Prefer: wait' is ignored."
+    )
+    max_waiting_per_caller: int = Field(
+        default=250, ge=0, description="Of those, waiting requests of one API key or user."
     )
     request_seconds: float = Field(
         default=15, gt=0, le=120, allow_inf_nan=False, description="The time limit of a request, without waiting."

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import structlog
 
 from api_shim.channels import Channels
+from api_shim.clients import Shares
 from api_shim.schemas import is_being_deleted, is_observed
 from smschannel.api.errors import ChannelError, Expired, Retryable
 from smschannel.api.kube_client import KubeClient, Object
@@ -37,24 +38,27 @@ class ChannelWaiter:
     the watch starts at or before what a request read first.
     """
 
-    def __init__(self, api: KubeClient, channels: Channels, *, max_waiting: int) -> None:
+    def __init__(self, api: KubeClient, channels: Channels, *, max_waiting: int, per_caller: int) -> None:
         self._api = api
         self._channels = channels
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watch: asyncio.Task[None] | None = None
         self._max_waiting = max_waiting
         self._slots_taken = 0
+        self._shares = Shares(per_caller)
         self._stopped = False
 
     @contextmanager
-    def slot(self) -> Iterator[bool]:
-        """Take one of the `max_waiting` slots while the context is open; yield False if none is free."""
-        free = not self._stopped and self._slots_taken < self._max_waiting
+    def slot(self, caller: str) -> Iterator[bool]:
+        """Take a slot while the context is open; yield False if none is free, or the caller has all of its share."""
+        free = not self._stopped and self._slots_taken < self._max_waiting and self._shares.take(caller)
         self._slots_taken += free
         try:
             yield free
         finally:
-            self._slots_taken -= free
+            if free:
+                self._slots_taken -= 1
+                self._shares.give_back(caller)
 
     async def wait_until(
         self, channel: Object, done: Callable[[Object | None], bool], deadline: float

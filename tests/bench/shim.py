@@ -35,11 +35,11 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
-from api_shim.channels import LABELS
 from deploy.local.build import BuildError, Narrator, Progress
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import ROOT, Options, Stack, StackError, free_port
 from smschannel.api.kube_client import APPLY_PATCH
+from smschannel.api.ownership import REST_LABELS
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from tests.bench.gauges import Processes
 from tests.bench.load import PATH, LoadError, connect
@@ -156,7 +156,7 @@ class Bench:
 
 def applied(name: str, change: str, precondition: dict[str, str] | None = None) -> Any:
     """Return an SmsChannel like the shim's, of the same size; `change` makes the token a different one."""
-    meta = {"name": name, "labels": LABELS, "finalizers": [FINALIZER], **(precondition or {})}
+    meta = {"name": name, "labels": REST_LABELS, "finalizers": [FINALIZER], **(precondition or {})}
     credentials = {"sealed": "A" * 1600 + change}
     spec = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": credentials}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": spec}

@@ -279,16 +279,43 @@ def test_channel_of_kubectl_can_be_read_and_not_written(stack: Stack, rest: Rest
         answer = rest(method, instance, body)
         assert answer.status == 409
         assert "managed in Kubernetes, by kubectl:" in answer.body["detail"]
-        assert f"kubectl -n {CHANNELS} delete smschannel {instance}" in answer.body["detail"]
+        assert f"kubectl sms adopt {instance} --for rest -n {CHANNELS}" in answer.body["detail"]
     assert resource(stack, instance)["metadata"]["resourceVersion"] == version
 
 
-def test_one_field_of_another_manager_is_409(stack: Stack, rest: Rest, number: str, instance: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "back"),
+    [("suspend", True, False), ("driftPolicy", "Report", "Correct")],
+    ids=["suspend", "policy"],
+)
+def test_other_fields_of_spec_may_belong_to_anybody(
+    stack: Stack, rest: Rest, number: str, instance: str, field: str, value: Any, back: Any
+) -> None:
+    """On-call suspends a channel or changes a policy, and back: REST keeps that, and is not locked out."""
     rest("POST", instance, rest.setup(number), Prefer="wait=30")
-    patch(stack, instance, {"spec": {"suspend": True}}, manager="kubectl-edit")
-    shown = rest("GET", instance).body
-    assert (shown["status"], shown["enabled"]) == ("suspended", False)
-    assert "by kubectl-edit:" in rest("DELETE", instance).body["detail"]
+    patch(stack, instance, {"spec": {field: value}}, manager="kubectl-patch")
+    for each in (value, back):
+        patch(stack, instance, {"spec": {field: each}}, manager="kubectl-edit")
+        answer = rest("POST", instance, rest.setup(number), Prefer="wait=30")
+        assert (answer.status, answer.body["enabled"]) == (200, each is not True)
+        assert resource(stack, instance)["spec"][field] == each
+    assert rest("DELETE", instance, Prefer="wait=30").status == 204
+
+
+@pytest.mark.parametrize(
+    "change", [{"phoneNumber": "+61400111999"}, {"credentials": {"sid": "SK" + "0" * 32}}], ids=["number", "login"]
+)
+def test_one_owned_field_of_another_manager_is_409(
+    stack: Stack, rest: Rest, number: str, instance: str, change: Any
+) -> None:
+    """The answer names the owner and the command that hands the channel over."""
+    rest("POST", instance, rest.setup(number), Prefer="wait=30")
+    patch(stack, instance, {"spec": change}, manager="kubectl-edit")
+    for method, body in (("POST", rest.setup(number)), ("DELETE", None)):
+        answer = rest(method, instance, body)
+        assert answer.status == 409
+        assert "by kubectl-edit:" in answer.body["detail"]
+        assert f"kubectl sms adopt {instance} --for rest -n {CHANNELS}" in answer.body["detail"]
 
 
 def test_labels_annotations_and_status_do_not_make_an_owner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
-from api_shim.channels import FIELD_MANAGER, LABELS
 from deploy.local.stack import CHANNELS, Stack
 from smschannel.api.errors import KubernetesRefused
 from smschannel.api.kube_client import APPLY_PATCH, MERGE_PATCH, KubeClient, Object
 from smschannel.api.names import channels_path
+from smschannel.api.ownership import REST_FIELDS, REST_LABELS, REST_MANAGER, owned_by_rest
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 
 SEALED = "A" * 2048
@@ -38,12 +39,12 @@ async def admin(installed: Stack) -> AsyncIterator[KubeClient]:
 
 def manifest(*, metadata: Object | None = None, **spec: Any) -> Object:
     """Return what the shim applies, with some fields replaced."""
-    meta = {"name": str(uuid.uuid4()), "labels": LABELS, "finalizers": [FINALIZER], **(metadata or {})}
+    meta = {"name": str(uuid.uuid4()), "labels": REST_LABELS, "finalizers": [FINALIZER], **(metadata or {})}
     fields = {"accountSid": f"AC{'0' * 32}", "phoneNumber": "+61400111222", "credentials": {"sealed": SEALED}, **spec}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": fields}
 
 
-async def apply(api: KubeClient, body: Object, manager: str = FIELD_MANAGER, **params: str) -> Object:
+async def apply(api: KubeClient, body: Object, manager: str = REST_MANAGER, **params: str) -> Object:
     path = channels_path(CHANNELS, body["metadata"]["name"])
     return await api.request(
         "PATCH", path, body, params={"fieldManager": manager, "force": "true", **params}, content_type=APPLY_PATCH
@@ -67,6 +68,7 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
     created = await apply(shim, body)
     changed = copy.deepcopy(body)
     changed["spec"]["phoneNumber"] = "+61400111223"
+    changed["spec"]["credentials"]["sid"] = f"SK{'0' * 32}"
     assert (await apply(shim, changed))["metadata"]["uid"] == created["metadata"]["uid"]
     await shim.request("DELETE", channels_path(CHANNELS, created["metadata"]["name"]))
 
@@ -80,7 +82,9 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
             id="secretKeyRef: the operator would send a tenant's token to Twilio",
         ),
         pytest.param(
-            manifest(credentials={"sealed": SEALED, "sid": f"SK{'0' * 32}"}), "as the account itself", id="sid"
+            manifest(credentials={"sealed": SEALED, "sid": f"AC{'0' * 32}"}),
+            "as the account itself",
+            id="the login of another account",
         ),
         pytest.param(manifest(suspend=True), "accountSid, phoneNumber", id="suspend"),
         pytest.param(manifest(deletionPolicy="Clear"), "accountSid, phoneNumber", id="deletionPolicy"),
@@ -89,7 +93,7 @@ async def test_shim_may_do_what_it_does(shim: KubeClient) -> None:
         pytest.param(
             manifest(metadata={"finalizers": [FINALIZER, "example.com/x"]}), "finalizer only", id="another finalizer"
         ),
-        pytest.param(manifest(metadata={"labels": {**LABELS, "team": "a"}}), "label only", id="another label"),
+        pytest.param(manifest(metadata={"labels": {**REST_LABELS, "team": "a"}}), "label only", id="another label"),
         pytest.param(
             manifest(metadata={"labels": {"app.kubernetes.io/created-by": "kubectl"}}),
             "label only",
@@ -138,7 +142,7 @@ async def test_labels_and_annotations_of_others_are_kept(shim: KubeClient, admin
     await apply(shim, body)
     await patch(admin, name, {"metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}}})
     applied = await apply(shim, body)
-    assert applied["metadata"]["labels"] == {**LABELS, "team": "a"}
+    assert applied["metadata"]["labels"] == {**REST_LABELS, "team": "a"}
     with pytest.raises(KubernetesRefused, match="label only"):
         await patch(shim, name, {"metadata": {"labels": {"team": None}}})
     with pytest.raises(KubernetesRefused, match="no annotations"):
@@ -162,6 +166,144 @@ async def test_channels_of_other_managers_are_neither_changed_nor_deleted(
         with pytest.raises(KubernetesRefused, match=f"it belongs to {manager}"):
             await write
     assert "deletionTimestamp" not in (await admin.request("GET", path))["metadata"]
+
+
+UNKNOWN = "it belongs to an unknown field manager"
+MUST_APPLY = "must apply accountSid, phoneNumber and credentials as the field manager sms-api-shim"
+
+
+async def reset_managed_fields(admin: KubeClient, name: str) -> None:
+    """What some tools do to channels: nobody is the owner of any field afterwards."""
+    assert "managedFields" not in (await patch(admin, name, {"metadata": {"managedFields": [{}]}}))["metadata"]
+
+
+@pytest.mark.parametrize("manager", ["argocd-controller", REST_MANAGER])
+async def test_channel_without_managed_fields_is_refused(shim: KubeClient, admin: KubeClient, manager: str) -> None:
+    """Whoever owned it before: the policy fails closed."""
+    body = manifest()
+    name = body["metadata"]["name"]
+    await apply(admin, body, manager)
+    await reset_managed_fields(admin, name)
+    path = channels_path(CHANNELS, name)
+    for write in (
+        apply(shim, body),
+        patch(shim, name, {"spec": {"phoneNumber": "+61400111223"}}),
+        shim.request("DELETE", path),
+    ):
+        with pytest.raises(KubernetesRefused, match=UNKNOWN):
+            await write
+    assert (await admin.request("GET", path))["spec"]["phoneNumber"] == body["spec"]["phoneNumber"]
+
+
+FORGED = {
+    "manager": REST_MANAGER,
+    "operation": "Apply",
+    "apiVersion": API_VERSION,
+    "fieldsType": "FieldsV1",
+    "fieldsV1": {"f:spec": {f"f:{field}": {} for field in REST_FIELDS}},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"managedFields": [FORGED]}},
+        {"metadata": {"managedFields": [FORGED]}, "spec": {"phoneNumber": "+61400111223"}},
+    ],
+    ids=["managedFields alone", "with a number"],
+)
+async def test_forged_managed_fields_do_not_take_over_a_channel(
+    shim: KubeClient, admin: KubeClient, change: Object
+) -> None:
+    other = manifest()
+    await apply(admin, other, "argocd-controller")
+    with pytest.raises(KubernetesRefused, match="it belongs to argocd-controller"):
+        await patch(shim, other["metadata"]["name"], change)
+
+
+async def test_creation_under_another_field_manager_is_refused(shim: KubeClient) -> None:
+    """It would be a channel that REST can neither change nor delete."""
+    with pytest.raises(KubernetesRefused, match=MUST_APPLY):
+        await apply(shim, manifest(), "kubectl")
+    post = functools.partial(shim.request, "POST", channels_path(CHANNELS))
+    for params in ({}, {"fieldManager": "kubectl"}, {"fieldManager": REST_MANAGER}):
+        with pytest.raises(KubernetesRefused, match=MUST_APPLY):
+            await post(manifest(), params=params)
+    for forged in ([FORGED], [{**FORGED, "manager": "kubectl"}]):
+        with pytest.raises(KubernetesRefused, match=MUST_APPLY):
+            await post(manifest(metadata={"managedFields": forged}), params={"fieldManager": "kubectl"})
+
+
+async def test_creation_without_one_of_the_fields_is_refused(shim: KubeClient) -> None:
+    body = manifest()
+    del body["spec"]["credentials"]
+    with pytest.raises(KubernetesRefused):
+        await apply(shim, body)
+
+
+@pytest.mark.parametrize(
+    ("change", "params"),
+    [
+        pytest.param({"spec": {"phoneNumber": "+61400111223"}}, {"fieldManager": "kubectl"}, id="another manager"),
+        pytest.param({"spec": {"phoneNumber": "+61400111223"}}, {"fieldManager": REST_MANAGER}, id="not applied"),
+        pytest.param({"metadata": {"managedFields": [{}]}}, {}, id="managedFields emptied"),
+        pytest.param({"metadata": {"managedFields": [{**FORGED, "manager": "x"}]}}, {}, id="another owner forged"),
+    ],
+)
+async def test_the_shim_cannot_give_its_channel_away(
+    shim: KubeClient, admin: KubeClient, change: Object, params: dict[str, str]
+) -> None:
+    body = manifest()
+    name = body["metadata"]["name"]
+    await apply(shim, body)
+    path = channels_path(CHANNELS, name)
+    with pytest.raises(KubernetesRefused, match=MUST_APPLY):
+        await shim.request("PATCH", path, change, params=params, content_type=MERGE_PATCH)
+    assert owned_by_rest(await admin.request("GET", path))
+    await shim.request("DELETE", path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("suspend", True), ("driftPolicy", "Report"), ("takeoverPolicy", "IfUnused")]
+)
+async def test_other_fields_of_spec_may_belong_to_anybody(
+    shim: KubeClient, admin: KubeClient, field: str, value: Any
+) -> None:
+    """The shim's apply keeps them, without force; with the stolen token they cannot be changed."""
+    body = manifest()
+    name = body["metadata"]["name"]
+    await apply(shim, body)
+    path = channels_path(CHANNELS, name)
+    await patch(admin, name, {"spec": {field: value}})
+    params = {"fieldManager": REST_MANAGER}
+    applied = await shim.request("PATCH", path, body, params=params, content_type=APPLY_PATCH)
+    assert applied["spec"][field] == value
+    with pytest.raises(KubernetesRefused, match="may set accountSid, phoneNumber"):
+        await apply(shim, {**body, "spec": {**body["spec"], field: manifest_default(field)}})
+    await shim.request("DELETE", path)
+
+
+def manifest_default(field: str) -> Any:
+    return {"suspend": False, "driftPolicy": "Correct", "takeoverPolicy": "Always"}[field]
+
+
+@pytest.mark.parametrize(
+    "change", [{"phoneNumber": "+61400111223"}, {"credentials": {"sid": f"SK{'0' * 32}"}}], ids=["number", "login"]
+)
+async def test_one_field_of_another_manager_is_enough(shim: KubeClient, admin: KubeClient, change: Object) -> None:
+    body = manifest()
+    name = body["metadata"]["name"]
+    await apply(shim, body)
+    await admin.request(
+        "PATCH",
+        channels_path(CHANNELS, name),
+        {"spec": change},
+        params={"fieldManager": "kubectl-patch"},
+        content_type=MERGE_PATCH,
+    )
+    for write in (apply(shim, body), shim.request("DELETE", channels_path(CHANNELS, name))):
+        with pytest.raises(KubernetesRefused, match="it belongs to kubectl-patch"):
+            await write
 
 
 async def test_policy_applies_to_the_shim_only(admin: KubeClient) -> None:

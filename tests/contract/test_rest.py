@@ -214,6 +214,39 @@ def test_invalid_field_is_named_and_not_quoted(field: str, value: Any, kind: str
     assert not isinstance(value, str) or not value.strip() or value not in str(only)
 
 
+KEY_SID = "SK" + "0a" * 16
+
+
+@pytest.mark.parametrize("more", [{}, {"api_key_sid": None}])
+def test_api_key_sid_is_optional(more: dict[str, Any]) -> None:
+    assert Setup.parse(json.dumps({**GOOD, **more}).encode()).api_key_sid is None
+
+
+def test_api_key_sid_is_the_login() -> None:
+    assert Setup.parse(json.dumps({**GOOD, "api_key_sid": f" {KEY_SID}\n"}).encode()).api_key_sid == KEY_SID
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (7, "string_type"),
+        ([KEY_SID], "string_type"),
+        ("", "string_pattern_mismatch"),
+        (KEY_SID[:-1], "string_pattern_mismatch"),
+        (KEY_SID.upper(), "string_pattern_mismatch"),
+        (SID, "string_pattern_mismatch"),
+        (KEY_SID + "\u200b", "string_pattern_mismatch"),
+        (TOKEN, "string_pattern_mismatch"),
+    ],
+)
+def test_invalid_api_key_sid_is_named_and_not_quoted(value: Any, kind: str) -> None:
+    """An account's SID is not accepted: the login of another account is a matter for the owner of the cluster."""
+    (only,) = errors({**GOOD, "api_key_sid": value})
+    assert (only["loc"], only["type"]) == (["body", "api_key_sid"], kind)
+    assert kind == "string_type" or only["msg"].startswith('api_key_sid is "SK" and 32 of the digits 0-9 and a-f;')
+    assert TOKEN not in str(only)
+
+
 @pytest.mark.parametrize("field", GOOD)
 def test_missing_field_is_named(field: str) -> None:
     assert error({name: value for name, value in GOOD.items() if name != field}) == (["body", field], "missing")

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from multidict import CIMultiDictProxy
 
+import api_shim.connections
 import api_shim.routes
 import api_shim.server
 from api_shim.openapi import document
@@ -287,7 +288,7 @@ async def test_body_announced_as_too_large_is_413_at_once(kubernetes: Kubernetes
 async def test_slow_request_head_closes_the_connection(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
-    monkeypatch.setattr(api_shim.server, "_HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(api_shim.connections, "_HEAD_SECONDS", 0.2)
     async with shim(kubernetes) as (service, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
         writer.write(head)

@@ -67,7 +67,7 @@ def test_page_shows_every_schema_and_status(shown: Page) -> None:
 def test_examples_are_complete_curl_commands(shown: Page) -> None:
     instance = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
     assert f'curl -X POST "$API_URL/v1/instances/{instance}/channels/sms"' in shown.text
-    assert '-H "X-Api-Key: $API_KEY"' in shown.text
+    assert "-H @api-key.txt" in shown.text
     assert '"phone_number": "+61400111222"' in shown.text
 
 
@@ -91,3 +91,15 @@ def test_text_of_the_document_is_escaped() -> None:
     assert "<script" not in html
     assert "<strong>&lt;b&gt;</strong> <code>&lt;c&gt;</code>" in html
     assert "<td>&lt;d&gt;</td>" in html
+
+
+def test_examples_have_no_secret_among_the_arguments(shown: Page) -> None:
+    """Other users of the machine can read arguments; the key and the body come from files."""
+    commands = [each for each in shown.text.split("curl ")[1:] if each.startswith("-X")]
+    assert len(commands) == 3
+    for command in commands:
+        assert "-H @api-key.txt" in command
+    assert "--data @setup.json" in commands[1]
+    for leak in ("$API_KEY", "X-Api-Key: $", " -d ", "--data '", "--data-raw", "Bearer $"):
+        assert leak not in shown.text, leak
+    assert not [each for each in shown.text.splitlines() if "auth_token" in each and "curl" in each]

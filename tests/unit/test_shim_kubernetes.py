@@ -107,7 +107,8 @@ class Kubernetes:
             )
         if request.method == "PATCH":
             self.channel = json.loads(await request.text())
-            managed = {"manager": "sms-api-shim", "fieldsV1": {"f:spec": {}}}
+            fields: dict[str, Any] = {f"f:{field}": {} for field in self.channel["spec"]}
+            managed = {"manager": "sms-api-shim", "operation": "Apply", "fieldsV1": {"f:spec": fields}}
             self.channel["metadata"] |= {
                 "generation": 1,
                 "resourceVersion": "7",
@@ -722,6 +723,16 @@ async def test_abandoned_write_is_not_retried_over_a_later_one(
         assert kubernetes.calls == before, "no further call to Kubernetes"
         assert kubernetes.channel
         assert kubernetes.channel["spec"]["phoneNumber"] == later["phone_number"]
+
+
+async def test_api_key_sid_becomes_the_login(kubernetes: Kubernetes) -> None:
+    """Leaving it out later removes it: the next token is the account's again."""
+    key_sid = "SK" + "0a" * 16
+    async with shim(kubernetes) as (_, client):
+        for more, login in (({"api_key_sid": key_sid}, key_sid), ({"api_key_sid": None}, None), ({}, None)):
+            assert await status(client, "POST", CALL, json={**SETUP, **more}) in {200, 201}
+            assert kubernetes.channel
+            assert kubernetes.channel["spec"]["credentials"].get("sid") == login
 
 
 async def test_every_write_carries_a_precondition(kubernetes: Kubernetes) -> None:

@@ -1,6 +1,7 @@
 """What the operator, the REST shim and the command line share, and the only part of `smschannel` the shim may import.
 
     resource      the SmsChannel resource: validation of what users write
+    ownership     who owns a channel: REST or somebody in Kubernetes
     reasons       the table of reasons: conditions, REST statuses and remedies
     status        reads a channel's status
     names         names and paths of the Kubernetes objects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from smschannel.cli.adopt import adopt
 from smschannel.cli.detach import detach
 from smschannel.cli.key import key
 from smschannel.cli.plan import plan
@@ -16,7 +17,7 @@ def cli() -> None:
     """Manage the SMS channels of HydraCore instances on Kubernetes."""
 
 
-for command in (seal, public_key, plan, detach, key):
+for command in (seal, public_key, plan, adopt, detach, key):
     cli.add_command(command)
 
 
