@@ -40,7 +40,7 @@ async def run(settings: Settings) -> None:
     try:
         async with (
             await KubeClient.connect() as api,
-            twilio_client(settings) as twilio,
+            twilio_client(settings, confirms_refusals=True) as twilio,
         ):
             kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
             for each in (signal.SIGTERM, signal.SIGINT):

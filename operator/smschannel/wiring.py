@@ -18,13 +18,17 @@ from smschannel.twilio.client import TwilioClient
 from smschannel.twilio.limits import Limiter
 
 
-def twilio_client(settings: Settings) -> TwilioClient:
-    """Build the Twilio client with its limiter; use it as a context manager."""
+def twilio_client(settings: Settings, *, confirms_refusals: bool = False) -> TwilioClient:
+    """Build the Twilio client with its limiter; use it as a context manager.
+
+    `confirms_refusals`: a refusal of credentials that worked before is not believed until it is repeated later. A
+    command line has no later, and shows what Twilio answers now.
+    """
     return TwilioClient(
         Limiter(
             concurrency=settings.twilio_concurrency,
             refusal_memory=settings.slow_interval_seconds / 4,
-            confirm_after=settings.retry_ceiling_seconds / 5,
+            confirm_after=settings.retry_ceiling_seconds / 5 if confirms_refusals else 0,
         ),
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,

@@ -17,6 +17,7 @@ from tests.cluster.steps import (
     expect_record_written,
     name_of,
     rotate_token,
+    wait_checked,
     wait_reason,
     webhook,
 )
@@ -105,6 +106,27 @@ def test_revoked_api_key_is_noticed(stack: Stack, account: dict[str, Any]) -> No
     stack.twin_call("DELETE", f"/keys/{key['sid']}")
     check_now(stack, manifest)
     wait_reason(stack, name_of(manifest), "AuthenticationFailed")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param({"kind": "status", "status": 401, "code": 20003}, id="Twilio refuses a token that it accepted"),
+        pytest.param({"kind": "status", "status": 401, "code": 20005}, id="Twilio says that the account is suspended"),
+        pytest.param({"kind": "html", "status": 403}, id="a proxy's page with 403"),
+        pytest.param({"kind": "html", "status": 401}, id="a proxy's page with 401"),
+        pytest.param({"kind": "html200"}, id="a login page with 200"),
+    ],
+)
+def test_one_wrong_answer_changes_no_channel(stack: Stack, account: dict[str, Any], action: dict[str, Any]) -> None:
+    manifests = [stack.manifest(number, account=account) for number in account["phone_numbers"][:2]]
+    before = [configured(stack, manifest)["status"]["conditions"] for manifest in manifests]
+    match = {"account": account["account_sid"], "count": 1}
+    added = stack.twin_call("POST", "/faults", {"match": match, "action": action})["id"]
+    after = [wait_checked(stack, manifest)["status"]["conditions"] for manifest in manifests]
+    rules = stack.twin_call("GET", "/faults")["faults"]
+    assert [each["hit"] for each in rules if each["id"] == added] == [1]
+    assert after == before
 
 
 def test_unverified_credentials_change_nothing_for_the_owner(stack: Stack, account: dict[str, Any]) -> None:

@@ -331,6 +331,15 @@ def test_refusal_is_confirmed_by_a_later_one(refusal: Refused) -> None:
 
 
 @virtually
+async def test_refusal_counts_at_once_if_nothing_confirms_it() -> None:
+    """As for a command line, which has no later."""
+    twilio = Twilio()
+    twilio.limiter = Limiter(concurrency=2, refusal_memory=MEMORY, confirm_after=0, clock=now)
+    twilio.limiter.trust(OWNER, ACCOUNT)
+    await twilio.fail(OWNER, REFUSED)
+
+
+@virtually
 async def test_burst_of_refusals_is_only_suspected() -> None:
     twilio = Twilio(concurrency=4)
     await twilio.verify()

@@ -1367,6 +1367,22 @@ def test_rejected_token_is_reported_whatever_else_is_wrong(observed: Observed, r
 
 
 @pytest.mark.parametrize(
+    ("refused", "observed", "says_so"),
+    [
+        (DENIED, replace(UNSEEN, records={}, lost=True), True),
+        (DENIED, replace(WAITED_FOR, records={}), True),
+        (DENIED, WAITED_FOR, False),
+        (IN_USE, replace(UNSEEN, records={}, lost=True), False),
+    ],
+    ids=["it was lost before", "it was lost just now", "it is still held", "its own message says so"],
+)
+def test_reason_of_a_channel_that_lost_its_number_says_so(refused: Refused, observed: Observed, says_so: bool) -> None:
+    verdict = plan(DESIRED, replace(observed, number=refused), RULES, NOW).verdict
+    assert verdict.reason is refused.reason
+    assert ("serves another channel now" in verdict.message) is says_so
+
+
+@pytest.mark.parametrize(
     ("rejected", "reason", "recheck"),
     [
         (None, Reason.Configured, Recheck.DRIFT),

@@ -330,7 +330,8 @@ def _plan_configure(desired: Desired, observed: Observed, rules: Rules, now: dat
             or _mark_first(_restore(observed, desired.deletion_policy), now)
         )
         message = str(number)
-        if observed.lost or any(number_sid not in observed.records for number_sid in observed.waiters):
+        lost = observed.lost or any(number_sid not in observed.records for number_sid in observed.waiters)
+        if lost and number.reason is not Reason.NumberInUse:  # whose own message says so
             message += " The number that it had serves another channel now."
         return Plan(changes, Verdict(number.reason, message))
     if number is None or login is None:
