@@ -432,3 +432,25 @@ def test_closed_standard_input_counts_as_empty(key_file: Path) -> None:
     closed = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
     assert closed.returncode == 1
     assert "The token is empty" in closed.stderr
+
+
+def test_token_given_as_an_argument_is_not_repeated(seal: Run) -> None:
+    result = seal(TOKEN)
+    assert result.exit_code == 2
+    assert TOKEN not in result.output
+    assert "replace it at Twilio" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--all", INSTANCE, "--restore"], "name the INSTANCEs or use --all, not both"),
+        (["--all", "--restore", "--orphan"], "use --restore or --orphan, not both"),
+        (["--restore"], "name the INSTANCEs, or use --all"),
+        (["--all"], "use --restore (as the deletion policies say) or --orphan"),
+    ],
+)
+def test_detach_says_which_options_contradict(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli, ["detach", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

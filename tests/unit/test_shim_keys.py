@@ -7,13 +7,17 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from api_shim.auth import decode_keys
 from smschannel.api.api_keys import NewKey, Verb, decode_key, encode_key, find_key, make_key, secret_of
+from smschannel.api.kube_client import KubeClient
 from smschannel.cli import key as key_module
+from smschannel.cli.key import KeyStore
 from smschannel.cli.main import cli
 
 INSTANCE = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
@@ -119,3 +123,15 @@ def test_create_rejects_invalid_options(stored: list[NewKey], arguments: list[st
     assert result.exit_code == 2
     assert expected in re.sub(r"\s+", " ", result.stderr)
     assert (result.stdout, stored) == ("", [])
+
+
+async def test_key_given_in_place_of_its_id_is_not_repeated() -> None:
+    class Keys(KeyStore):
+        async def entries(self) -> dict[str, str]:
+            return {}
+
+    made = make_key(["*"], ["get"]).key.get_secret_value()
+    with pytest.raises(click.ClickException) as refused:
+        await Keys(cast(KubeClient, None), "sms-operator").remove([made])
+    assert made not in str(refused.value)
+    assert "not its ID" in str(refused.value)

@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, Str
 
 from smschannel.api.names import API_KEYS_SECRET
 
-_PREFIX = "smsch"
+KEY_PREFIX = "smsch_"
 _NO_DIGEST = "0" * 64  # compared with when the key ID is unknown
 
 
@@ -104,7 +104,7 @@ def make_key(
 ) -> NewKey:
     """Make a key with 256 random bits. `instances` are UUIDs, or "*" for all; without `key_id` the ID is random."""
     key_id = key_id or secrets.token_hex(4)
-    key = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+    key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
     entry = ApiKey(
         sha256=hashlib.sha256(key.encode()).hexdigest(),
         instances=tuple("*" if each == "*" else UUID(each) for each in instances),

@@ -72,9 +72,13 @@ def detach(
       kubectl -n sms-operator scale deployment sms-channel-operator --replicas=0
       kubectl sms detach --all --restore
     """
-    if everything == bool(instances):
+    if everything and instances:
+        raise click.UsageError("name the INSTANCEs or use --all, not both")
+    if restore and orphan:
+        raise click.UsageError("use --restore or --orphan, not both")
+    if not everything and not instances:
         raise click.UsageError("name the INSTANCEs, or use --all")
-    if restore == orphan:
+    if not restore and not orphan:
         raise click.UsageError("use --restore (as the deletion policies say) or --orphan (Twilio is left as it is)")
     if instances:
         namespace = namespace or context_namespace(kubeconfig, context)

@@ -17,7 +17,7 @@ from uuid import UUID
 import click
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from smschannel.api.api_keys import ApiKey, NewKey, Verb, decode_key, encode_key, make_key, secret_of
+from smschannel.api.api_keys import KEY_PREFIX, ApiKey, NewKey, Verb, decode_key, encode_key, make_key, secret_of
 from smschannel.api.errors import Conflict, NotFound
 from smschannel.api.names import API_KEYS_SECRET, core_path
 from smschannel.api.text import clean, unexpected
@@ -71,6 +71,11 @@ class KeyStore:
         """Remove all of these keys, or none and raise `click.ClickException` if one does not exist."""
         existing = await self.entries()
         unknown = [each for each in key_ids if each not in existing]
+        if any(KEY_PREFIX in each for each in unknown):
+            raise click.ClickException(
+                "This is a key and not its ID, which is the part between its two underscores. Revoke that ID: others"
+                " may have seen the key on the command line."
+            )
         if unknown:
             raise click.ClickException(
                 f"No key has the ID {', '.join(unknown)}. The IDs are: {', '.join(sorted(existing)) or 'none'}"

@@ -109,7 +109,8 @@ class _Asked(NamedTuple):
 
 def _lines(key: Key, outlooks: list[Outlook]) -> Iterator[str]:
     changes = [f"  would {text}" for outlook in outlooks for _, text in outlook.changes()]
-    count = "nothing to do" if not changes else "1 change" if len(changes) == 1 else f"{len(changes)} changes"
+    nothing = "would change nothing" if any(outlook.stuck for outlook in outlooks) else "nothing to do"
+    count = nothing if not changes else "1 change" if len(changes) == 1 else f"{len(changes)} changes"
     yield f"SmsChannel {key.namespace}/{key.name}: {count}"
     yield from changes
     yield from (f"  {text}" for outlook in outlooks for _, text in outlook.not_restored())

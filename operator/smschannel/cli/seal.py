@@ -39,7 +39,23 @@ _MAX_TOKEN_LENGTH = 512
 _OFFLINE = "Without a cluster: --public-key FILE, with the output of 'kubectl sms public-key'."
 
 
-@click.command()
+class _Seal(click.Command):
+    """Does not repeat an argument that it does not expect: it may be the token."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "extra argument" not in error.message:
+                raise
+            raise click.UsageError(
+                "Give one INSTANCE and no other argument. The token is asked for, or read from standard input. If you"
+                " wrote it on the command line, others may have seen it: replace it at Twilio.",
+                ctx,
+            ) from None
+
+
+@click.command(cls=_Seal)
 @click.argument("instance", type=INSTANCE)
 @click.option("--account-sid", type=ACCOUNT_SID, required=True, help="The Twilio account that owns the number.")
 @click.option(
