@@ -13,7 +13,7 @@ from api_shim import docs
 from api_shim.auth import ApiKeys, Auth, Reviews
 from api_shim.channels import Channels, SealingKeyCache
 from api_shim.clients import FailureLimiter
-from api_shim.connections import ConnectionLimits
+from api_shim.connections import ConnectionLimits, Site
 from api_shim.metrics import REGISTRY
 from api_shim.routes import Routes
 from api_shim.schemas import HttpError
@@ -93,7 +93,7 @@ async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     await runner.setup()
     try:
         context = tls.context if tls else None
-        await web.TCPSite(runner, settings.http_host, settings.http_port, ssl_context=context).start()
+        await Site(runner, settings.http_host, settings.http_port, ssl_context=context).start()
         yield Service(runner.addresses[0][1], server)
     finally:
         server.draining = True

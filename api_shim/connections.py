@@ -27,6 +27,7 @@ from api_shim.metrics import CONNECTIONS, CONNECTIONS_REFUSED, count
 
 HEAD_BYTES = 64 * 1024
 _HEAD_SECONDS = 10  # from the first byte of a request's head, or from the connection, to its last
+_TLS_SECONDS = 10  # for a handshake, and for the end of a TLS connection; asyncio's are 60 and 30
 _UNREAD_SECONDS = 10  # answers are small: a client that has not read one for so long is not going to
 _SOCKET_BYTES = 64 * 1024  # the kernel's buffers count as this process's memory in a container
 _BODY = json.dumps({"detail": "Too many connections. Close some, or try again."})
@@ -190,3 +191,24 @@ class Connection(RequestHandler):
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log an error without its text: aiohttp's errors about a malformed body quote it."""
         log.info("connection failed", error=type(kw.get("exc_info")).__name__)
+
+
+class Site(web.TCPSite):
+    """A TCPSite with time limits for TLS, for which aiohttp has no option."""
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None
+        tls_seconds = _TLS_SECONDS if self._ssl_context else None  # None is the only value without TLS
+        listening = await asyncio.get_running_loop().create_server(
+            server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=tls_seconds,
+            ssl_shutdown_timeout=tls_seconds,
+        )
+        self._server = listening
+        self._bound_port = listening.sockets[0].getsockname()[1]

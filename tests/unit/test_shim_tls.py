@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes.aio.client.configuration import Configuration
 from structlog.testing import capture_logs
 
+import api_shim.connections
 import api_shim.tls
 from api_shim.__main__ import main
 from api_shim.app import serve
@@ -73,6 +76,13 @@ def mounted(tmp_path: Path) -> Path:
 @pytest.fixture
 async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(api_shim.tls, "_POLL_SECONDS", 0.05)
+    async with serving(mounted) as port:
+        yield port
+
+
+@asynccontextmanager
+async def serving(mounted: Path) -> AsyncIterator[int]:
+    """A shim with this certificate, whose API server refuses connections; the port."""
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"
     settings = Settings(
@@ -83,6 +93,23 @@ async def port(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     )
     async with KubeClient(configuration) as api, serve(settings, api) as service:
         yield service.port
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_client_that_does_not_finish_the_handshake_is_disconnected(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Any
+) -> None:
+    """Such a connection is not counted yet: only its time is limited."""
+    monkeypatch.setattr(api_shim.connections, "_TLS_SECONDS", 0.3)
+
+    async def connect() -> None:
+        async with serving(mounted) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await asyncio.wait_for(reader.read(), 3) == b""
+            writer.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(connect())
 
 
 async def test_renewed_certificate_is_served_without_restart(port: int, mounted: Path) -> None:
