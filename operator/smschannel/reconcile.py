@@ -385,7 +385,7 @@ class Reconciler:
         if not verdict.message.endswith("."):
             verdict = replace(verdict, message=f"{verdict.message}.")
         requeue = RequeueRateLimited(at_most=self._grace_left(channel) or None)
-        return Outcome(verdict, ready=await self._report.report_refused(channel, verdict), requeue=requeue)
+        return Outcome(verdict, ready=await self._report.report_refused(channel, verdict, error), requeue=requeue)
 
     def _grace_left(self, channel: SmsChannel | None) -> float | None:
         """Return the seconds until a deletion no longer waits for the restore; None if the channel is not deleted."""

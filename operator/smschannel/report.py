@@ -22,6 +22,10 @@ from smschannel.metrics import DRIFT
 log = structlog.get_logger()
 
 
+class StatusRefused(KubernetesRefused):
+    """Kubernetes refuses to have the status written: writing another one would be refused, too."""
+
+
 class Reporter:
     """Writes a channel's status and Events. `clock` returns the time for conditions."""
 
@@ -74,25 +78,29 @@ class Reporter:
         await self._write_status(channel, status)
         return reason_of(status) or verdict.reason
 
-    async def report_refused(self, channel: SmsChannel, verdict: Verdict) -> Reason:
+    async def report_refused(self, channel: SmsChannel, verdict: Verdict, refused: KubernetesRefused) -> Reason:
         """Report what Kubernetes refuses and return the reason that Ready has now, or should have.
 
-        A channel that worked before is not reported as broken for the first minute. If the status is refused, too, an
-        Event and the log say so.
+        A channel that worked before is not reported as broken for the first minute. If the status itself is refused,
+        an Event and the log say so.
         """
         meta = channel.metadata
+        if isinstance(refused, StatusRefused):
+            return await self._report_without_status(channel, verdict, refused)
         status = status_while_refused(channel.status, verdict.message, generation=meta.generation, now=self._clock())
         try:
             if status is None:
                 return await self.report(channel, verdict)
             await self._write_status(channel, status)
-        except NoKindMatch:
-            raise
-        except KubernetesRefused as error:
-            log.warning("cannot write status", namespace=meta.namespace, name=meta.name, error=str(error))
-            await self._post_event(channel, warning=True, reason=verdict.reason.name, note=verdict.message)
-            return verdict.reason
+        except StatusRefused as error:
+            return await self._report_without_status(channel, verdict, error)
         return reason_of(status) or verdict.reason
+
+    async def _report_without_status(self, channel: SmsChannel, verdict: Verdict, error: StatusRefused) -> Reason:
+        meta = channel.metadata
+        log.warning("cannot write status", namespace=meta.namespace, name=meta.name, error=str(error))
+        await self._post_event(channel, warning=True, reason=verdict.reason.name, note=verdict.message)
+        return verdict.reason
 
     async def previous_unknown(self, channel: SmsChannel, phone_number: str) -> None:
         """Report a number that cannot be restored, since its previous webhook is not recorded."""
@@ -128,8 +136,14 @@ class Reporter:
             DRIFT.labels("reported").inc()
 
     async def _write_status(self, channel: SmsChannel, status: Mapping[str, Any]) -> None:
-        if status != channel.status:
+        if status == channel.status:
+            return
+        try:
             await self._kube.write_status(channel, status)
+        except NoKindMatch:
+            raise
+        except KubernetesRefused as error:
+            raise StatusRefused(error.status, str(error)) from None
 
     async def _post_event(self, channel: SmsChannel, *, warning: bool, reason: str, note: str) -> None:
         """Post an Event. A failure is only logged: the conditions contain the same."""
