@@ -498,21 +498,6 @@ def test_operator_outside_of_the_cluster_is_noticed(
     assert "Stop it and repeat." in message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        pytest.param(["--restore"], "name the INSTANCEs, or use --all", id="neither instances nor all"),
-        pytest.param([str(uuid.UUID(int=0)), "--all", "--orphan"], "name the INSTANCEs, or", id="both"),
-        pytest.param(["--all"], "use --restore", id="neither way"),
-        pytest.param(["--all", "--restore", "--orphan"], "use --restore", id="both ways"),
-    ],
-)
-def test_arguments_must_name_channels_and_a_way(arguments: list[str], expected: str) -> None:
-    result = run_detach(*arguments)
-    assert result.exit_code == 2
-    assert expected in result.stderr
-
-
 def test_missing_right_is_named(quiet: Stack) -> None:
     message = refusal(
         run_detach("--all", "--restore", "--kubeconfig", str(quiet.home / "sms-channel-operator.kubeconfig"))
