@@ -277,7 +277,8 @@ class Reconciler:
                     number = await self._twilio.set_webhook(login, account_sid, number_sid, webhook)
                 except NotFound:
                     raise TwilioUnavailable("The number vanished while it was being configured.") from None
-                await self._undo_if_freed(observed.records[number_sid], login)
+                if not observed.claimed:  # else it was written just now, which saves a read for every new channel
+                    await self._undo_if_freed(observed.records[number_sid], login)
                 if observed.corrections:
                     self._observe.corrected(desired.uid, observed.corrections)
                 return replace(observed, number=number)
@@ -304,7 +305,7 @@ class Reconciler:
             if unused_only and is_used(current.webhook.url, self._rules.template):
                 await self._kube.delete_record(record)
                 return observed
-        return with_record(observed, record)
+        return replace(with_record(observed, record), claimed=True)
 
     async def _undo_if_freed(self, record: Record, login: Login) -> None:
         """Undo the webhook just set if the number no longer belongs to the channel. Raise `Conflict` then.

@@ -152,7 +152,11 @@ class _Bench:
         )
 
     def _manifests(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
-        return islice(manifests(self._public, self._stack.twin["accounts"], chance), self._load.channels + _ALONE)
+        """Numbers of new accounts: those of the runs before still point where they were pointed."""
+        count = self._load.channels + _ALONE
+        new = {"accounts": self._load.accounts, "numbers": -(-count // self._load.accounts)}
+        accounts = self._stack.twin_call("POST", "/seed", new)["accounts"]
+        return islice(manifests(self._public, accounts, chance), count)
 
     async def _idle_writes(self, channels: Channels, names: Sequence[str]) -> int:
         """Ask for a check of each of `names`, where nothing has changed, and return the number of writes.

@@ -95,9 +95,9 @@ class Observed:
     `source`; `rejected` is why newer credentials cannot be used, if the recorded login is used instead.
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
-    number. `corrections` counts the checks in a row that found our webhook overwritten. `deleted_at` is None for a
-    channel that is gone: then no deletion waits for the restore. Records of a deleted channel that are not in
-    `to_restore` were not read, since its deletion has waited long enough.
+    number. `corrections` counts the checks in a row that found our webhook overwritten. `claimed`: this reconcile has
+    created the number's record. `deleted_at` is None for a channel that is gone: then no deletion waits for the restore.
+    Records of a deleted channel that are not in `to_restore` were not read, since its deletion has waited long enough.
 
     `unseen`, by number SID: whether Twilio shows a number that the channel holds to none of its own logins, because it
     refuses them or the account has lost it; numbers of which that is not known are missing. `waiters` are channels that
@@ -119,6 +119,7 @@ class Observed:
     waiters: Mapping[str, Waiter] = field(default_factory=dict)
     lost: bool = False
     corrections: int = 0
+    claimed: bool = False
 
 
 @dataclass(frozen=True)
