@@ -96,8 +96,8 @@ class Observed:
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
     number. `corrections` counts the checks in a row that found our webhook overwritten. `claimed`: this reconcile has
-    created the number's record. `deleted_at` is None for a channel that is gone: then no deletion waits for the restore.
-    Records of a deleted channel that are not in `to_restore` were not read, since its deletion has waited long enough.
+    created the number's record. `deleted_at` is None for a channel that is gone: then no deletion waits for it. Records
+    of a deleted channel that are not in `to_restore` were not read, since its deletion has waited long enough.
 
     `unseen`, by number SID: whether Twilio shows a number that the channel holds to none of its own logins, because it
     refuses them or the account has lost it; numbers of which that is not known are missing. `waiters` are channels that
