@@ -6,8 +6,8 @@
     apply               writes, in the safe order that the plan gives
     report              status and Events, only if something changed
 
-A key is a namespace and a name. Numbers that deleted channels of that name held are restored before its current channel
-claims anything.
+A key is a namespace and a name. Numbers that deleted channels of that name held are restored first: its current channel
+can claim such a number only after that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which channel holds which number: an index of the records. No I/O.
 
 The API server decides, since creating a record is the claim. The index only saves calls: it may be out of date, and
-every write has a precondition.
+every write of a record has a precondition.
 """
 
 from __future__ import annotations
