@@ -37,6 +37,7 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
+	$(BIN)/python -m tests.gitops --vet
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .

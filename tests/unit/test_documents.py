@@ -56,6 +56,7 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
         case ["kubectl", "sms", *arguments]:
             monkeypatch.chdir(tmp_path)
             Path("channel.yaml").touch()
+            Path("sealing.key").touch()
             _parse(arguments)
         case ["kubectl", ("apply" | "delete"), *_]:
             files = re.findall(r"-f (\S+)", command.text)
