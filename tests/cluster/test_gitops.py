@@ -114,7 +114,7 @@ def _is_part(wanted: Any, found: Any) -> bool:
 def from_backup(channel: dict[str, Any]) -> dict[str, Any]:
     """The channel as Velero creates it anew: without status, uid and what else the API server gives."""
     meta = {name: channel["metadata"][name] for name in ("name", "namespace", "finalizers")}
-    return {**channel, "metadata": meta, "status": None}
+    return {**{field: channel[field] for field in ("apiVersion", "kind", "spec")}, "metadata": meta}
 
 
 @pytest.mark.parametrize("operator_is_down", [False, True], ids=["operator runs", "operator is down meanwhile"])
@@ -126,8 +126,10 @@ def test_restored_backup_ends_configured_and_keeps_the_previous_webhook(
     name, uid = name_of(channel), channel["metadata"]["uid"]
     if operator_is_down:
         stack.stop_process("operator")
+    patch(stack, name, {"metadata": {"finalizers": ["example.com/hold"]}})
+    stack.delete(name)
     remove_finalizers(stack, name)
-    stack.channels.delete(name=name, namespace=CHANNELS)
+    stack.wait_gone(name)
     stack.channels.create(body=from_backup(channel), namespace=CHANNELS)
     if operator_is_down:
         stack.start_operator()

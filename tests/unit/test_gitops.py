@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,10 @@ from smschannel.api.resource import GROUP, SmsChannel
 from smschannel.api.sealing import Binding, Keyring, PublicKey
 from tests.documents import PAGES, ROOT, table
 from tests.gitops import GITOPS
+from tests.unit.memory import BEFORE, MemoryApi, MemoryTwilio, running, url_of
+from tests.unit.virtual_time import virtually
 
+PHONE = "+61400111222"
 CLUSTERS = ("east", "west")
 KEYRINGS = {
     name: Keyring.load(json.dumps(each))
@@ -136,3 +140,44 @@ def test_tests_that_the_page_names_exist() -> None:
 
 def test_page_names_the_annotations_that_exist() -> None:
     assert set(re.findall(rf"{re.escape(GROUP)}/[a-z-]+", PAGES["docs/gitops.md"])) <= {f"{GROUP}/check-now"}
+
+
+# Backups that restore neither status nor uid
+
+
+@pytest.mark.parametrize("operator_is_down", [False, True], ids=["operator runs", "operator is down meanwhile"])
+def test_restored_backup_ends_configured_and_keeps_the_previous_webhook(operator_is_down: bool) -> None:
+    """The record still names the former uid. A channel of another uid does not take it over: it claims anew."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), MemoryTwilio(PHONE)
+        async with running(api, twilio):
+            api.apply(1, PHONE)
+            await asyncio.sleep(30)
+            assert api.reason(1) == "Configured"
+            if not operator_is_down:
+                _come_back_from_backup(api)
+                await asyncio.sleep(60)
+        if operator_is_down:
+            _come_back_from_backup(api)
+        async with running(api, twilio):
+            await asyncio.sleep(60)
+            assert (api.reason(1), twilio.webhook(PHONE)) == ("Configured", url_of(1))
+            channel = api.channel(1)
+            assert channel
+            assert [each.uid for each in api.records().values()] == [channel["metadata"]["uid"]]
+            api.delete(1)
+            await asyncio.sleep(60)
+            assert (api.channel(1), twilio.webhook(PHONE)) == (None, BEFORE)
+
+    story()
+
+
+def _come_back_from_backup(api: MemoryApi) -> None:
+    former = api.channel(1)
+    assert former
+    api.delete(1, force=True)
+    restored = api.apply(1, PHONE)
+    assert restored["metadata"]["uid"] != former["metadata"]["uid"]
+    assert "conditions" not in restored.get("status", {})
