@@ -150,7 +150,7 @@ class Stack:
     def install(self) -> None:
         """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
-        names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
+        names = ["namespaces", "operator-rbac", "operator-ownership", "namespace-warning", "shim-rbac", "shim-policy"]
         if self.options.finalizer_policy:
             names.append("finalizer-policy")
         for name in names:
