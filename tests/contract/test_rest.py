@@ -36,6 +36,7 @@ STATUSES = (
     "suspended",
     "removing",
     "record_unreadable",
+    "invalid",
 )
 
 
