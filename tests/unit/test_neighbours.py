@@ -25,7 +25,7 @@ from tests.unit.virtual_time import now, virtually
 HOSTILE = "hostile"
 CHANNELS = 300
 TWILIO = 0.2
-LATE = 3.0
+LATE = 1.5
 """Seconds until Ready that no channel beside a hostile namespace may take. It makes five calls, a second in all."""
 
 
