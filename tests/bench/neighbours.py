@@ -230,14 +230,14 @@ async def _others(stack: Stack, session: aiohttp.ClientSession, seconds: float, 
 
 
 async def _rest(client: aiohttp.ClientSession, key: str, account: Mapping[str, Any], number: str, run: Run) -> None:
-    """Create a channel with a call that waits for it; again while it is not configured."""
+    """Create a channel with a call that waits for it; again while it is not active."""
     body = {"account_sid": account["account_sid"], "auth_token": account["auth_token"], "phone_number": number}
     path, headers = f"/v1/instances/{uuid.uuid4()}/channels/sms", {"X-Api-Key": key, "Prefer": "wait=30"}
     began = perf_counter()
     while perf_counter() - began < _LONGEST:
         async with client.post(path, json=body, headers=headers) as answer:
             found = await answer.json()
-        if found.get("status") == "configured":
+        if found.get("status") == "active":
             run.seconds[REST].append(perf_counter() - began)
             return
     run.late += 1
