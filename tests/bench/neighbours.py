@@ -17,6 +17,7 @@ import base64
 import itertools
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -157,7 +158,10 @@ class Run:
 async def measure(
     sources: Mapping[str, Path | None], cases: list[str], channels: int, seconds: float, home: Path, progress: Progress
 ) -> list[Run]:
-    """Measure every case with every operator."""
+    """Measure every case with every operator. SIGTERM stops everything, as Ctrl-C does."""
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     options = Options(
         numbers=4,
         finalizer_policy=False,
