@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -132,3 +133,25 @@ def test_sbom_names_every_locked_package_with_version_and_hashes_and_is_reproduc
 
 def _makefile() -> str:
     return (ROOT / "Makefile").read_text().replace("\\\n", " ")
+
+
+# The workflow files
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_workflow_pins_actions_by_commit_and_may_write_nothing_by_default(name: str) -> None:
+    text = (ROOT / ".github/workflows" / name).read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    used = re.findall(r"uses: (.*)$", text, re.MULTILINE)
+    assert used
+    for each in used:
+        assert re.fullmatch(r"[a-z-]+/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each), each
+    targets = set(re.findall(r"^([a-z]+):", _makefile(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", text)) <= targets
+
+
+def test_only_publishing_may_sign_and_push() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    allowed = {name: job.get("permissions") for name, job in workflow["jobs"].items()}
+    assert allowed == {"test": None, "publish": {"contents": "read", "id-token": "write", "packages": "write"}}
