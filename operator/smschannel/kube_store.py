@@ -393,7 +393,8 @@ class KubeStore:
             self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
-                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
+                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring that this release can read: run the release"
+                " that wrote it, or a newer one; if it is damaged, restore it from its backup"
             ) from None
         return self._keyring
 

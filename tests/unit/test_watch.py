@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
@@ -126,3 +128,17 @@ async def test_kopf_receives_the_metadata_of_secrets_and_nothing_else() -> None:
     assert set(server.accepted) == {(False, listed), (True, watched)}, "no other type is accepted instead"
     assert {each["labelSelector"] for each in server.queries} == {f"{CREDENTIALS_LABEL}=true"}
     assert server.queries[0]["limit"] == "20", "kopf's lists are paged as ours are"
+
+
+async def test_kopf_starts_for_a_user_id_that_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the user's id has no entry in /etc/passwd, and asking for the user's name raises `KeyError`."""
+
+    def no_name() -> NoReturn:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.setattr(getpass, "getuser", no_name)
+    over = asyncio.Event()
+    over.set()  # before kopf asks anything of API server or controller
+    await asyncio.wait_for(
+        watch(cast(Any, None), cast(Any, None), ["sms-channels"], stop=asyncio.Event(), over=over), 30
+    )
