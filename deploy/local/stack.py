@@ -1,7 +1,7 @@
 """Everything at once on this machine: control plane, Twilio twin, operator and shim, as separate processes.
 
 `make up`, `make demo`, `make bench` and the cluster tests all start it through `Stack`. Operator and shim run under
-the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
+the ServiceAccounts and the RBAC of `deploy/manifests`, as they would in a cluster.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from smschannel.api.sealing import Binding, PublicKey
 from smschannel.core.record import WebhookTemplate
 
 ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "deploy/manifests"
+_ELSEWHERE = {"crd.yaml", "operator.yaml", "shim.yaml", "network-policies.yaml"}
+"""What `Stack.install` does not apply: the CRD comes first, and there are no pods."""
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
 AUDIENCE = "sms-channels-api"
 EXAMPLE_TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
@@ -150,11 +153,12 @@ class Stack:
     def install(self) -> None:
         """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
-        names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
+        names: list[str] = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
         if self.options.finalizer_policy:
-            names.append("finalizer-policy")
+            names.append("finalizer-policy.yaml")
         for name in names:
-            self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
+            if name not in _ELSEWHERE:
+                self._apply(yaml.safe_load_all((MANIFESTS / name).read_text()))
         for namespace in self.options.more_namespaces:
             self.add_namespace(namespace)
         self._wait_for_admission()
@@ -172,14 +176,14 @@ class Stack:
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
 
     def install_crd(self, *, wait_for_admission: bool = True) -> None:
-        self._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
+        self._apply(yaml.safe_load_all((MANIFESTS / "crd.yaml").read_text()))
         self._wait_for_crd()
         if wait_for_admission:
             self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
-        """Make a namespace for channels, with the RoleBinding that `deploy/` has for the default one."""
-        rbac = yaml.safe_load_all((ROOT / "deploy/operator-rbac.yaml").read_text())
+        """Make a namespace for channels, with the RoleBinding that `deploy/manifests` has for the default one."""
+        rbac = yaml.safe_load_all((MANIFESTS / "operator-rbac.yaml").read_text())
         [binding] = [
             each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
         ]

@@ -211,7 +211,7 @@ class _Bench:
         """Install or remove the admission policy, and wait until the API server applies it."""
         if at_birth is self._at_birth:
             return
-        for manifest in yaml.safe_load_all((ROOT / "deploy/finalizer-policy.yaml").read_text()):
+        for manifest in yaml.safe_load_all((ROOT / "deploy/manifests/finalizer-policy.yaml").read_text()):
             resource = self._stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
             if at_birth:
                 resource.create(body=manifest)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,8 +59,14 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             monkeypatch.chdir(tmp_path)
             Path("channel.yaml").touch()
             _parse(arguments)
+        case ["helm", "install", _, chart, *arguments]:
+            values = yaml.safe_load((ROOT / chart / "values.yaml").read_text())
+            for name in re.findall(r"--set ([\w.]+)=", shlex.join(arguments)):
+                assert reduce(operator.getitem, name.split("."), values) is not None
+        case ["helm", "uninstall", *_] | ["kubectl", "delete", ("crd" | "namespace"), *_]:
+            pass  # tests/chart and the real pods run them
         case ["kubectl", ("apply" | "delete"), *_]:
-            files = re.findall(r"-f (\S+)", command.text)
+            files = re.findall(r"-[fk] (\S+)", command.text)
             assert files
             assert [file for file in files if file != "channel.yaml" and not (ROOT / file).exists()] == []
         case ["pip", "install", "--require-hashes", "-r", file]:
@@ -241,7 +249,7 @@ def test_rights_are_in_the_table() -> None:
     documents = [
         each
         for name in ("operator-rbac", "shim-rbac")
-        for each in yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text())
+        for each in yaml.safe_load_all((ROOT / f"deploy/manifests/{name}.yaml").read_text())
     ]
     roles = {
         (each["kind"], each["metadata"]["name"], each["metadata"].get("namespace")): each["rules"]
