@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,9 @@ def test_manifests_are_those_of_the_chart() -> None:
     assert chart.KUSTOMIZATION.read_text() == chart.kustomization(), "run: make manifests"
 
 
-def test_change_of_the_chart_or_of_a_manifest_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_of_the_chart_or_of_a_manifest_changes_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chart, "ROOT", tmp_path)
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("1")
@@ -99,14 +100,6 @@ def paths(values: Any, stop: set[str], path: str = "") -> Iterator[str]:
         yield from paths(inner, stop, f"{path}.{name}")
 
 
-def test_every_value_is_explained() -> None:
-    """Each group or value has a comment above it, or is in a group that has one."""
-    lines = (chart.CHART / "values.yaml").read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
-        if found := re.match(r"(\w+):", line):
-            assert before.startswith("#") or f"\n{found[1]}:\n" in f"\n{line}\n" or found[1] == "imagePullSecrets", line
-
-
 def test_defaults_fit_the_schema() -> None:
     assert wrong(VALUES) == []
 
@@ -147,7 +140,7 @@ MISTAKES: tuple[tuple[str, Any], ...] = (
     ("operator.settings", {"logLevel": "debug"}),
     ("operator.settings", {"twilioTimeoutSeconds": 0}),
     ("operator.settings", {"workers": "64"}),
-    ("operator.settings", {"httpHost": "0.0.0.0"}),
+    ("operator.settings", {"httpHost": "127.0.0.1"}),
     ("operator.resources", {"request": {"cpu": "1"}}),
     ("operator.extraEnv", {"NAME": "value"}),
     ("operator.podLabels", {"replicas": 2}),
@@ -206,7 +199,9 @@ def test_no_null_and_no_empty_map_is_shipped() -> None:
     """GitOps controllers would report them as a difference forever; only selectors of everything are empty."""
 
     def empty(value: Any, path: str) -> Iterator[str]:
-        if value is None or value == {} and path.rpartition(".")[2] not in {"namespaceSelector", "objectSelector", "status"}:
+        if value is None or (
+            value == {} and path.rpartition(".")[2] not in {"namespaceSelector", "objectSelector", "status"}
+        ):
             yield path
         inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for name, each in inside:
@@ -221,6 +216,6 @@ def test_selectors_find_the_pods() -> None:
         for each in OBJECTS:
             if each["kind"] in {"Service", "PodDisruptionBudget", "NetworkPolicy"} and each["metadata"]["name"] == name:
                 spec = each["spec"]
-                selector = spec.get("podSelector", spec["selector"] if "selector" in spec else {})
+                selector = spec.get("podSelector", spec.get("selector", {}))
                 assert selector.get("matchLabels", selector).items() <= labels.items()
                 assert selector

@@ -268,7 +268,7 @@ def test_rights_are_in_the_table() -> None:
                 f"{each} {' '.join(rule.get('resourceNames', ()))}".strip() for each in rule["resources"]
             )
             rows.append([subject["name"], namespace or "everywhere", resources, ", ".join(rule["verbs"])])
-    assert table("Who", "Where", "Resources", "Verbs") == rows
+    assert sorted(table("Who", "Where", "Resources", "Verbs")) == sorted(rows)
 
 
 def test_layout_names_every_package() -> None:
