@@ -6,8 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
+BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command -v $(each)),$(each))))
+IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down check fix manifests chart bench lock clean
+.PHONY: help demo test faults up down image check fix manifests chart bench lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -31,6 +34,11 @@ up: $(INSTALLED) ## Start API server, Twilio twin, operator and shim in the back
 down: $(INSTALLED) ## Stop what `make up` started
 	@$(BIN)/python -m deploy.local down
 
+image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=python:3.13-slim BUILD_BASE=... BUILDER=...)
+	@test -n '$(BUILDER)' || { echo 'This needs docker, buildah or podman.' >&2; exit 1; }
+	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
+		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
+
 check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,9 +60,10 @@ bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
-lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all); UPGRADE=1 takes the newest versions
+lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -build.lock; UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(LOCK) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
 clean: down ## Remove what was installed and left here (not the cached control plane)
 	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,10 @@ from smschannel.api.kube_client import KubeClient
 from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 from smschannel.controller import Controller
 
+# For kopf's peering, which is not used. By default kopf asks for the user's name, and fails if the user's id has none,
+# as in a container. The type is Any, because kopf does not export its own.
+_IDENTITY: Any = "smschannel"
+
 
 async def watch(
     api: KubeClient, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
@@ -39,7 +43,12 @@ async def watch(
         controller.on_secret(event["type"], event["object"])
 
     tasks = await kopf.spawn_tasks(
-        registry=registry, settings=_settings(), standalone=True, namespaces=namespaces, stop_flag=over
+        registry=registry,
+        settings=_settings(),
+        standalone=True,
+        namespaces=namespaces,
+        stop_flag=over,
+        identity=_IDENTITY,
     )
     for each in (signal.SIGTERM, signal.SIGINT):  # kopf has just put its own handlers there
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
