@@ -36,6 +36,9 @@ from smschannel.api.text import clean, clean_phone_number, unexpected
 
 _PATTERN = "string_pattern_mismatch"
 _API_KEY_SID = re.compile("SK[0-9a-f]{32}")
+_API_KEY_SID_MESSAGE: LiteralString = (
+    'api_key_sid is "SK" and 32 of the digits 0-9 and a-f; leave it out if auth_token is the account\'s'
+)
 
 
 class ErrorItem(TypedDict):
@@ -74,9 +77,7 @@ def _pattern_message(message: LiteralString, cleaned: Callable[[str], str] = cle
         except ValidationError as error:
             if error.errors(include_input=False)[0]["type"] != _PATTERN:
                 raise
-            if wrong := unexpected(cleaned(value)):
-                raise PydanticCustomError(_PATTERN, "it contains {wrong}; " + message, {"wrong": wrong}) from None
-            raise PydanticCustomError(_PATTERN, message) from None
+            raise _pattern_error(message, cleaned(value)) from None
 
     return WrapValidator(validate)
 
@@ -90,12 +91,16 @@ def _clean(value: object) -> object:
 
 
 def _check_api_key_sid(value: str) -> str:
-    if not _API_KEY_SID.fullmatch(value):
-        raise PydanticCustomError(
-            _PATTERN,
-            'api_key_sid is "SK" and 32 of the digits 0-9 and a-f; leave it out if auth_token is the account\'s',
-        )
-    return value
+    if _API_KEY_SID.fullmatch(value):
+        return value
+    raise _pattern_error(_API_KEY_SID_MESSAGE, value)
+
+
+def _pattern_error(message: LiteralString, value: str) -> PydanticCustomError:
+    """Return an error that says what is expected, and names the first character of `value` that is not plain text."""
+    if wrong := unexpected(value):
+        return PydanticCustomError(_PATTERN, "it contains {wrong}; " + message, {"wrong": wrong})
+    return PydanticCustomError(_PATTERN, message)
 
 
 def _at_most_30(value: object) -> object:

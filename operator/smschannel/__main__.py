@@ -101,7 +101,7 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Co
     give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_log_retry):
         with attempt:
-            keyring = await kube.open_keyring()
+            keyring = await kube.open_keyring(settings.channel_namespaces)
             await _publish(settings, kube)
             channels = ChannelCache(kube.claims)
             controller = Controller(

@@ -349,6 +349,7 @@ class Controller:
         The listed objects are not used otherwise: a list may be older than an event. Raises Kubernetes' errors.
         """
         changed = await self._list_records()
+        await self._kube.check_own_objects(changed)
         self._orphans.forget_others({record.uid for record in self._claims})
         for key in changed:
             if key.namespace in self._namespaces:

@@ -31,6 +31,9 @@ CHANNELS = Gauge("smschannel_channels", "Channels by the reason that Ready carri
 DRIFT = Counter("smschannel_drift", "Webhooks found changed at Twilio, by action.", ["action"])
 CLAIMS = Gauge("smschannel_claims", "Numbers that are held by a channel.")
 PENDING_RESTORES = Gauge("smschannel_pending_restores", "Numbers that are no longer desired and not restored yet.")
+FOREIGN_CHANGES = Counter(
+    "smschannel_foreign_changes", "Objects of the operator's own that others changed or deleted, by kind.", ["object"]
+)
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
 
 

@@ -297,13 +297,30 @@ def test_webhook_set_by_somebody_else_is_left_alone(quiet: Stack, configured: Co
 
 def test_only_named_instances_are_detached(quiet: Stack, configured: Configured) -> None:
     one, other = configured(2)
-    unknown = str(uuid.uuid4())
-    text = done(run_detach(name_of(one), unknown, "--restore", "--yes"))
-    assert f"{unknown}: nothing to detach in {CHANNELS}\n" in text
+    text = done(run_detach(name_of(one), "--restore", "--yes"))
     assert text.endswith("1 of 1 detached.\n")
     assert url_at(quiet, one) == before(one)
     assert url_at(quiet, other) == ours(quiet, other)
     assert finalizers(quiet, other) == [FINALIZER]
+
+
+def test_mistyped_instance_is_an_error_and_the_others_are_detached(quiet: Stack, configured: Configured) -> None:
+    [one] = configured()
+    unknown = str(uuid.uuid4())
+    result = run_detach(name_of(one), unknown, "--restore", "--yes")
+    assert f"1 of 1 detached. There is no channel, nor a record of one, in {CHANNELS}: {unknown}." in refusal(result)
+    assert url_at(quiet, one) == before(one)
+    again = run_detach(name_of(one), "--restore", "--yes")
+    assert done(again) == f"{name_of(one)}: nothing to detach in {CHANNELS}\nNothing to detach.\n", "it may be repeated"
+    assert f"Nothing to detach. There is no channel, nor a record of one, in {CHANNELS}: {unknown}." in refusal(
+        run_detach(unknown, "--restore", "--yes")
+    )
+
+
+def test_mistyped_namespace_is_an_error(quiet: Stack) -> None:
+    for chosen in ([str(uuid.uuid4())], ["--all"]):
+        result = run_detach(*chosen, "-n", "nosuch", "--orphan", "--yes")
+        assert "There is no namespace nosuch. Nothing was changed." in refusal(result)
 
 
 def test_channel_without_a_record_loses_its_finalizer_too(quiet: Stack, configured: Configured) -> None:

@@ -9,6 +9,8 @@ API_KEYS_SECRET = "smschannel-api-keys"  # noqa: S105  (a name)
 PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
 """The key of the public sealing key in the ConfigMap's `data`."""
+NAMESPACES = "namespaces"
+"""The key beside it for the namespaces that the operator watches, separated by spaces."""
 SETTINGS_CONFIGMAP = "smschannel-settings"
 OPERATOR = "sms-channel-operator"
 """The operator's ServiceAccount and Deployment, and the `app.kubernetes.io/managed-by` label of what it writes."""

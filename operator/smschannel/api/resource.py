@@ -222,3 +222,15 @@ class SmsChannel(_Model):
     @property
     def has_finalizer(self) -> bool:
         return FINALIZER in self.metadata.finalizers
+
+
+def trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an SmsChannel without the metadata that the operator does not read, which may be of any size."""
+    meta = {name: body["metadata"][name] for name in _METADATA if name in body["metadata"]}
+    annotations = meta.pop("annotations", None) or {}
+    if CHECK_NOW_ANNOTATION in annotations:
+        meta["annotations"] = {CHECK_NOW_ANNOTATION: annotations[CHECK_NOW_ANNOTATION]}
+    return {"metadata": meta, **{name: body[name] for name in ("spec", "status") if name in body}}
+
+
+_METADATA = tuple(str(field.alias) for field in Metadata.model_fields.values())

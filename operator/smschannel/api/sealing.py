@@ -163,6 +163,10 @@ class Keyring:
         """Return all seeds as JSON, for the keyring Secret."""
         return json.dumps({"seeds": [base64.b64encode(key.seed).decode() for key in self._keys.values()]})
 
+    def has(self, encoded: str) -> bool:
+        """Return whether `encoded` is the public half of one of the keys."""
+        return any(key.public.encoded == encoded for key in self._keys.values())
+
     @property
     def current(self) -> SealingKey:
         """Return the newest key."""

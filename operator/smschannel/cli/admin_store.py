@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Collection
 
-from smschannel.api.errors import KeyringLost, NoKindMatch, NotFound
+from smschannel.api.errors import KeyringLost, KubernetesRefused, NoKindMatch, NotFound
 from smschannel.api.kube_client import Object
 from smschannel.api.names import KEYRING_SECRET, OPERATOR, SETTINGS_CONFIGMAP, channels_path, core_path
 from smschannel.api.resource import FINALIZER
@@ -33,6 +33,16 @@ class AdminStore(KubeStore):
         except NotFound:
             return {}
         return dict(published.get("data") or {})
+
+    async def is_namespace_absent(self, name: str) -> bool:
+        """Return whether the cluster has no namespace of this name; False, too, for users who may not ask."""
+        try:
+            await self._api.request("GET", f"/api/v1/namespaces/{name}")
+        except NotFound:
+            return True
+        except KubernetesRefused:
+            pass
+        return False
 
     async def load_claims(self) -> None:
         """Bring `claims` up to date from a list of all records."""

@@ -149,8 +149,9 @@ async def _detach(
         if not force:
             await _refuse_if_running(kube)
         targets = await _find(kube, selection)
-        for name in sorted(selection.names - {each.key.name for each in targets}):
-            click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
+        unknown = await _unknown(kube, selection, {each.key.name for each in targets})
+        if not targets and unknown:
+            raise click.ClickException(f"Nothing to detach. {_not_found(unknown, selection.namespace)}")
         if not targets:
             click.echo("Nothing to detach.")
             return
@@ -169,7 +170,30 @@ async def _detach(
             f"{detached} Not restored: {', '.join(map(str, pending))}. Fix the causes above and repeat the command;"
             " or give them up: --orphan"
         )
+    if unknown:
+        raise click.ClickException(f"{detached} {_not_found(unknown, selection.namespace)}")
     click.echo(detached)
+
+
+async def _unknown(kube: AdminStore, selection: _Selection, found: set[str]) -> list[str]:
+    """Return the names of channels that do not exist. Print those that do, and have nothing to detach."""
+    namespace = selection.namespace
+    if namespace and not found and await kube.is_namespace_absent(namespace):
+        raise click.ClickException(f"There is no namespace {namespace}. Nothing was changed.")
+    unknown = []
+    for name in sorted(selection.names - found):
+        if namespace and await kube.channel(namespace, name):
+            click.echo(f"{name}: nothing to detach in {namespace}")
+        else:
+            unknown.append(name)
+    return unknown
+
+
+def _not_found(unknown: list[str], namespace: str | None) -> str:
+    return (
+        f"There is no channel, nor a record of one, in {namespace or 'any namespace'}: {', '.join(unknown)}. Name its"
+        " namespace with -n, or leave it out if it was deleted."
+    )
 
 
 async def _refuse_if_running(kube: AdminStore) -> None:

@@ -193,6 +193,8 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
     await kube.load_claims()
     channel = await _channel(asked, kube, key.namespace)
     if channel is None and not kube.claims.of(key):
+        if await kube.is_namespace_absent(key.namespace):
+            raise click.ClickException(f"There is no namespace {key.namespace}.")
         raise click.ClickException(
             f"There is no channel {key.name} in namespace {key.namespace}, nor a record of one. To see what a manifest"
             " would do before it is applied: -f FILE"
