@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from deploy import chart
 from smschannel.api.environment import EnvironmentSettings
 from smschannel.api.names import OPERATOR
 from tests.documents import ROOT
+from tests.unit.test_documents import parse
 
 VALUES = yaml.safe_load((chart.CHART / "values.yaml").read_text())
 SCHEMA = json.loads(chart.SCHEMA.read_text())
@@ -163,6 +166,16 @@ def test_schema_refuses_a_mistake(name: str, value: Any) -> None:
     for each in reversed(name.split(".")):
         given = {each: given}
     assert wrong(given)
+
+
+def test_notes_name_commands_that_exist() -> None:
+    notes = re.sub(
+        r"\{\{.*?\}\}", "", (chart.CHART / "templates/NOTES.txt").read_text().replace("{{ $channels }}", "team-b")
+    )
+    found = re.findall(r"^  kubectl sms (.*)$", notes, re.MULTILINE)
+    for command in found:
+        parse(shlex.split(command))
+    assert len(found) == 2
 
 
 # Objects

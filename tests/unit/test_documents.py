@@ -58,7 +58,7 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
         case ["kubectl", "sms", *arguments]:
             monkeypatch.chdir(tmp_path)
             Path("channel.yaml").touch()
-            _parse(arguments)
+            parse(arguments)
         case ["helm", "install", _, chart, *arguments]:
             values = yaml.safe_load((ROOT / chart / "values.yaml").read_text())
             for name in re.findall(r"--set ([\w.]+)=", shlex.join(arguments)):
@@ -84,9 +84,9 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             assert command.text.startswith(RUN_ON_A_CLUSTER), "nothing checks this command"
 
 
-def _parse(arguments: list[str]) -> None:
+def parse(arguments: list[str]) -> None:
     """Raises `click.UsageError` for a command or option that does not exist, or a value that is refused."""
-    real = {"AC...": ACCOUNT_SID, "NAMESPACE": "team-b", "ID": "0123abcd"}
+    real = {"INSTANCE": INSTANCE, "AC...": ACCOUNT_SID, "NAMESPACE": "team-b", "ID": "0123abcd"}
     rest = [real.get(each, each) for each in arguments]
     if ">" in rest:
         rest = rest[: rest.index(">")]
