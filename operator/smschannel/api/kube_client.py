@@ -19,6 +19,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    Fenced,
     KubeconfigError,
     KubernetesRefused,
     KubernetesUnavailable,
@@ -28,6 +29,7 @@ from smschannel.api.errors import (
     retry_after_seconds,
 )
 from smschannel.api.kubeconfig import Access, load_access
+from smschannel.api.names import FENCE
 
 Object = dict[str, Any]
 """One JSON object as the API server sends or accepts it: a resource, a list, a review, a watch event."""
@@ -247,4 +249,6 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         return Expired(message)
     if status in {404, 429} or status >= 500:
         return KubernetesUnavailable(f"the API server answers HTTP {status}: {message}", retry_after)
+    if status in {403, 422} and f"'{FENCE}'" in message:
+        return Fenced(message)
     return KubernetesRefused(status, message)
