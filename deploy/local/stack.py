@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from typing import Any, Self
 import psutil
 import yaml
 from kubernetes import client, config, dynamic, watch
+from kubernetes.client.exceptions import ApiException
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -39,6 +41,7 @@ MANIFESTS = ROOT / "deploy/manifests"
 _ELSEWHERE = {"crd.yaml", "operator.yaml", "shim.yaml", "network-policies.yaml"}
 """What `Stack.install` does not apply: the CRD comes first, and there are no pods."""
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
+OPERATOR_ACCOUNT = "sms-channel-operator"
 AUDIENCE = "sms-channels-api"
 EXAMPLE_TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
 _YEAR = 365 * 24 * 3600
@@ -170,8 +173,8 @@ class Stack:
             namespace=CHANNELS,
         )
         self._apply(_api_user())
-        self._write_kubeconfig("sms-channel-operator")
-        self._write_kubeconfig("sms-api-shim")
+        self.make_pod("operator")
+        self._write_kubeconfig("sms-api-shim", self._token("sms-api-shim", OPERATOR, []))
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
 
@@ -209,13 +212,33 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
+    def make_pod(self, name: str) -> Path:
+        """Make the Pod of an operator, which no kubelet runs. Return a kubeconfig with a token that is bound to it."""
+        core = client.CoreV1Api(self.api.client)
+        container = client.V1Container(name="operator", image="none")
+        spec = client.V1PodSpec(service_account_name=OPERATOR_ACCOUNT, containers=[container])
+        with suppress(ApiException):  # it is there already, from before a restart
+            core.create_namespaced_pod(OPERATOR, client.V1Pod(metadata=client.V1ObjectMeta(name=name), spec=spec))
+        meta = core.read_namespaced_pod(name, OPERATOR).metadata
+        assert meta
+        bound = client.V1BoundObjectReference(api_version="v1", kind="Pod", name=name, uid=meta.uid)
+        return self._write_kubeconfig(name, self._token(OPERATOR_ACCOUNT, OPERATOR, [], bound))
+
+    def operator_kubeconfig(self, name: str = "operator") -> Path:
+        """A kubeconfig with the operator's rights, as the Pod of this name; the Pod is made at the first call."""
+        path = self.home / f"{name}.kubeconfig"
+        return path if path.exists() else self.make_pod(name)
+
     def start_operator(
         self, name: str = "operator", port: int | None = None, settings: Mapping[str, str] | None = None
     ) -> None:
-        """Start the operator; with another name and port, a second one beside it. `settings` override the options."""
+        """Start the operator; with another name and port, a second one that stands by. `settings` override the options.
+
+        As in a cluster, a process that is started again is the same pod.
+        """
         url = f"http://127.0.0.1:{port}" if port else self.operator_url
         environment = {
-            "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
+            "KUBECONFIG": str(self.operator_kubeconfig(name)),
             "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
             "SMSCHANNEL_HTTP_PORT": str(port or self.operator_port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
@@ -487,17 +510,19 @@ class Stack:
             with attempt:
                 self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
 
-    def _write_kubeconfig(self, account: str) -> None:
-        write_kubeconfig(
-            self.home / f"{account}.kubeconfig",
-            url=self.cluster.url,
-            ca_data=self.cluster.ca_data,
-            token=self._token(account, OPERATOR, []),
-            namespace=CHANNELS,
-        )
+    def _write_kubeconfig(self, name: str, token: str) -> Path:
+        path = self.home / f"{name}.kubeconfig"
+        write_kubeconfig(path, url=self.cluster.url, ca_data=self.cluster.ca_data, token=token, namespace=CHANNELS)
+        return path
 
-    def _token(self, account: str, namespace: str, audiences: list[str]) -> str:
-        spec = client.V1TokenRequestSpec(audiences=audiences, expiration_seconds=_YEAR)
+    def _token(
+        self,
+        account: str,
+        namespace: str,
+        audiences: list[str],
+        bound: client.V1BoundObjectReference | None = None,
+    ) -> str:
+        spec = client.V1TokenRequestSpec(audiences=audiences, expiration_seconds=_YEAR, bound_object_ref=bound)
         answer = client.CoreV1Api(self.api.client).create_namespaced_service_account_token(
             account, namespace, client.AuthenticationV1TokenRequest(spec=spec)
         )

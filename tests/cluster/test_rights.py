@@ -134,7 +134,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, 
         authority = base64.b64decode(stack.cluster.ca_data).decode()
         upstream = Upstream(stack.cluster.url, ssl.create_default_context(cadata=authority))
         with Recorder(upstream, Upstream(stack.twilio_url)) as recorder:
-            for program in ("sms-channel-operator", "sms-api-shim"):
+            for program in ("operator", "sms-api-shim"):
                 _send_through(recorder, home / f"{program}.kubeconfig")
             stack.start_operator()
             stack.start_shim()
