@@ -10,10 +10,10 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down image sbom check fix bench lock clean
+.PHONY: help demo test faults up down image sbom check fix manifests chart bench lock clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the product's story on a real API server, checking each step, then stop everything
 	@$(BIN)/python -m deploy.local demo
@@ -55,6 +55,12 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values from the chart (HELM=path names a helm)
+	@HELM=$(HELM) $(BIN)/python -m deploy.chart
+
+chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=, KUBECONFORM= and KUBE_SCORE= name them)
+	@CHART=required HELM=$(HELM) KUBECONFORM=$(KUBECONFORM) KUBE_SCORE=$(KUBE_SCORE) $(BIN)/python -m pytest tests/chart -n 0 $(T)
 
 bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null

@@ -87,6 +87,8 @@ class Controller:
         self._secret_versions: dict[Key, str] = {}
         self._clock = asyncio.get_running_loop().time
         self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
+        self._in_flight: set[asyncio.Future[bool]] = set()
+        self._patience = _SHUTDOWN_SECONDS
         self._queue: WorkQueue[Key] = WorkQueue(
             flow_of=self._flow_of,
             flow_limit=flow_limit(workers, concurrency),
@@ -272,19 +274,29 @@ class Controller:
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 
+    def abort(self) -> None:
+        """Cancel the reconciles in flight at once; call it when `run` is cancelled, which alone lets them end."""
+        self._patience = 0
+        for reconcile in self._in_flight:
+            reconcile.cancel()
+
     async def _work(self) -> None:
         while True:
             key, waited = await self._queue.get()
             metrics.QUEUE_WAIT_SECONDS.observe(waited)
             started = time.perf_counter()
             reconcile, succeeded = asyncio.ensure_future(self._reconcile_or_retry(key)), True
+            self._in_flight.add(reconcile)
             try:
                 # Shielded: at shutdown a reconcile in flight gets some seconds to end.
                 succeeded = await asyncio.shield(reconcile)
             except asyncio.CancelledError:
-                await asyncio.wait({reconcile}, timeout=_SHUTDOWN_SECONDS)
+                await asyncio.wait({reconcile}, timeout=self._patience)
+                reconcile.cancel()
+                await asyncio.wait({reconcile})
                 raise
             finally:
+                self._in_flight.discard(reconcile)
                 self._queue.done(key, succeeded=succeeded)
                 metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 

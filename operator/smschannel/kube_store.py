@@ -20,6 +20,7 @@ from cachetools import TTLCache
 
 from smschannel.api.errors import (
     Conflict,
+    Fenced,
     KeyringLost,
     KubernetesRefused,
     KubernetesUnavailable,
@@ -30,6 +31,7 @@ from smschannel.api.errors import (
 )
 from smschannel.api.kube_client import MERGE_PATCH, METADATA_OF_ONE, KubeClient, Object
 from smschannel.api.names import (
+    FENCE_PROBE,
     KEYRING_SECRET,
     NAMESPACES,
     OPERATOR,
@@ -359,6 +361,18 @@ class KubeStore:
         record = replace(record, version=saved["metadata"]["resourceVersion"])
         self.claims.put(record)
         return record
+
+    async def has_fence(self) -> bool | None:
+        """Return whether the API server admits writes of the leader only; None if it does not say. Changes nothing."""
+        probe = self._own_object("Secret", FENCE_PROBE, {})
+        probe["metadata"]["labels"] = {**_MANAGED, RECORD_LABEL: "true"}
+        try:
+            await self._api.request("POST", core_path(self.namespace, "secrets"), probe, params={"dryRun": "All"})
+        except Fenced:
+            return True
+        except KubernetesRefused:
+            return None
+        return False
 
     # The keyring
 

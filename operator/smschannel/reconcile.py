@@ -23,6 +23,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     KubernetesRefused,
+    LeaseEndsSoon,
     NoKindMatch,
     NotFound,
     Refused,
@@ -344,6 +345,8 @@ class Reconciler:
             current = await self._twilio.set_webhook(login, record.account_sid, record.number_sid, webhook)
         except NotFound:
             return None
+        except LeaseEndsSoon:  # says nothing about the number
+            raise
         except ChannelError as error:
             return error
         if current.webhook != webhook and record.contents.points_at_us(current.webhook):

@@ -184,10 +184,8 @@ class _Bench:
             with operator(stack, settings) as process:
                 yield process
             return
-        # kopf posts Events of the core API group, which the operator's ServiceAccount may not.
-        kubeconfig = (
-            stack.home / "sms-channel-operator.kubeconfig" if case.variant == "floor" else stack.cluster.kubeconfig
-        )
+        # As an administrator: the others hold no Lease, which the fence asks of the operator's ServiceAccount.
+        kubeconfig = stack.cluster.kubeconfig
         with (stack.logs / f"{case.variant}.log").open("ab") as log:
             program = subprocess.Popen(
                 [sys.executable, "-m", f"tests.bench.{case.variant}", workers],
@@ -211,7 +209,7 @@ class _Bench:
         """Install or remove the admission policy, and wait until the API server applies it."""
         if at_birth is self._at_birth:
             return
-        for manifest in yaml.safe_load_all((ROOT / "deploy/finalizer-policy.yaml").read_text()):
+        for manifest in yaml.safe_load_all((ROOT / "deploy/manifests/finalizer-policy.yaml").read_text()):
             resource = self._stack.api.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
             if at_birth:
                 resource.create(body=manifest)

@@ -31,7 +31,7 @@ def keyring(installed: Stack) -> Keyring:
     """The keyring that the operator creates at its first start, with the operator's own rights."""
 
     async def first_start() -> Keyring:
-        async with await KubeClient.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
+        async with await KubeClient.connect(str(installed.operator_kubeconfig())) as api:
             return await KubeStore(api, OPERATOR).open_keyring([CHANNELS])
 
     return asyncio.run(first_start())

@@ -41,7 +41,7 @@ Numbers = Callable[[int], list[str]]
 @pytest.fixture(autouse=True)
 def _in_the_operators_pod(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's rights and Twilio's URL; the command reads the other settings as the operator published them."""
-    monkeypatch.setenv("KUBECONFIG", str(stack.home / "sms-channel-operator.kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(stack.operator_kubeconfig()))
     monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", stack.twilio_url)
 
 

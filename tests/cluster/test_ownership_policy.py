@@ -124,7 +124,7 @@ async def write(api: KubeClient, method: str, path: str, body: Object | None = N
         pytest.param("POST", SECRETS, {"metadata": {"generateName": RECORD[:29]}}, id="with a generated name"),
         pytest.param("POST", SECRETS, named("x", labels={RECORD_LABEL: "true"}), id="a record under another name"),
         pytest.param("POST", SECRETS, named("x", labels={RECORD_LABEL: "written-off"}), id="a written-off record"),
-        pytest.param("POST", LEASES, named("smschannel-operator"), id="the Lease"),
+        pytest.param("POST", LEASES, named("sms-channel-operator"), id="the Lease"),
     ],
 )
 async def test_rights_on_the_objects_are_not_enough(writer: KubeClient, method: str, path: str, body: Any) -> None:

@@ -20,6 +20,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    Fenced,
     KubeconfigError,
     KubernetesRefused,
     KubernetesUnavailable,
@@ -29,6 +30,7 @@ from smschannel.api.errors import (
     retry_after_seconds,
 )
 from smschannel.api.kubeconfig import Access, load_access
+from smschannel.api.names import FENCE
 from smschannel.api.paging import MAX_ANSWER_BYTES, AnswerTooLarge, BoundedPages, BoundedResponse
 
 Object = dict[str, Any]
@@ -261,4 +263,6 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         return Expired(message)
     if status in {404, 429} or status >= 500:
         return KubernetesUnavailable(f"the API server answers HTTP {status}: {message}", retry_after)
+    if status in {403, 422} and f"'{FENCE}'" in message:
+        return Fenced(message)
     return KubernetesRefused(status, message)

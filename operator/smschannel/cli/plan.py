@@ -172,7 +172,7 @@ async def _read(
 
         kube = AdminStore(api, operator_namespace)
         settings = await settings_of(kube)
-        async with twilio_client(settings) as twilio:
+        async with twilio_client(settings, lambda seconds: False) as twilio:  # it never writes
             try:
                 return await _preview(asked, kube, twilio, settings)
             except TwilioUnavailable as error:

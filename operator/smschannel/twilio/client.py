@@ -8,7 +8,7 @@ sees them.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from smschannel.api.causes import in_words
 from smschannel.api.egress import proxy_for, public_tls
 from smschannel.api.errors import (
     ChannelError,
+    LeaseEndsSoon,
     NotFound,
     Refused,
     TwilioThrottled,
@@ -59,6 +60,10 @@ class TwilioClient:
     the result. `timeout` is the seconds that one call may take; `ca_bundle` a file of CA certificates (PEM) that are
     trusted beside the system's. Calls go through the proxy that HTTPS_PROXY names. Entering the context raises
     `EgressError` if one of these cannot be used.
+
+    `lease_outlasts` says whether this process leads for so many seconds more. Twilio cannot tell the leader from a
+    former one, so a request that writes is not sent, and raises `LeaseEndsSoon`, unless it must have ended before
+    another process may lead.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class TwilioClient:
         api_origin: str,
         messaging_origin: str,
         timeout: float,
+        lease_outlasts: Callable[[float], bool],
         ca_bundle: Path | None = None,
     ) -> None:
         self._limiter = limiter
@@ -76,11 +82,12 @@ class TwilioClient:
             "https://messaging.twilio.com": messaging_origin,
         }
         self._timeout = timeout
+        self._lease_outlasts = lease_outlasts
         self._ca_bundle = ca_bundle
         self._transport: _Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._transport = _Transport(self._origins, self._timeout, self._ca_bundle)
+        self._transport = _Transport(self._origins, self._timeout, self._lease_outlasts, self._ca_bundle)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -210,7 +217,13 @@ def _parsing() -> Iterator[None]:
 class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
     """The HTTP client that twilio-python calls: sends each request over the shared session."""
 
-    def __init__(self, origins: Mapping[str, str], timeout: float, ca_bundle: Path | None) -> None:
+    def __init__(
+        self,
+        origins: Mapping[str, str],
+        timeout: float,
+        lease_outlasts: Callable[[float], bool],
+        ca_bundle: Path | None,
+    ) -> None:
         # The base class is not initialised: it makes a session of its own and a logger that prints phone numbers.
         self.is_async = True
         self._proxies = {each: proxy_for(each) for each in origins.values()}
@@ -222,6 +235,8 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
             auto_decompress=False,  # `read_text` bounds what an answer may become
         )
         self._origins = origins
+        self._timeout = timeout
+        self._lease_outlasts = lease_outlasts
 
     async def request(
         self,
@@ -263,11 +278,13 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
     ) -> tuple[int, str, float | None]:
         """Send one request. Return status, body and Retry-After in seconds; below 300 the body is a JSON object.
 
-        Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`.
+        Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`; and `LeaseEndsSoon`.
         """
         kind = _kind(method, url, params or {})
         proxy = next((proxy for origin, proxy in self._proxies.items() if url.startswith(f"{origin}/")), None)
         query = {name: str(value) for name, value in (params or {}).items()}
+        if method != "GET" and not self._lease_outlasts(self._timeout):
+            raise LeaseEndsSoon("The write to Twilio was not sent: this process may not lead until it ends.")
         started = time.perf_counter()
         outcome = "error"
         try:

@@ -30,7 +30,7 @@ from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from smschannel.api.errors import Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout
+from smschannel.api.errors import LeaseEndsSoon, Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
 from smschannel.core.shares import leaves_room
@@ -210,6 +210,8 @@ class Limiter:
             until = now + (now - started) if in_a_row >= _TIMEOUTS_TO_OPEN else _NEVER
             self._timeouts[key] = in_a_row, until, str(timeout)
             breaker.timed_out(key, started, str(timeout))
+            raise
+        except LeaseEndsSoon:  # nothing was sent, so nothing was answered
             raise
         except Exception:
             self._answered(key, breaker)
