@@ -15,6 +15,6 @@ The data path, top to bottom:
     core/          pure: plan, record, claims, conditions
     twilio/        client, limits and circuit breakers, account cache
 
-Around it: `__main__` is the process, `wiring` puts the parts together from `settings`, `metrics` and `health` are what
-it shows, and `cli/` is `kubectl sms`.
+Around it: `leader` elects the one process that works, `__main__` is the process, `wiring` puts the parts together from
+`settings`, `metrics` and `health` are what it shows, and `cli/` is `kubectl sms`.
 """

@@ -107,7 +107,7 @@ async def _lead(
             if controller.has_crd:
                 watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
             else:
-                watching = _until_crd(kube, settings)
+                watching = _unless(_until_crd(kube, settings), over)
             await _serve(controller, elector, watching, ready, stop, over)
     metrics.unfollow()
 
@@ -139,8 +139,9 @@ async def _serve(
     over.set()  # not before: kopf would cancel them
     stopping.cancel()
     losing.cancel()
-    await asyncio.wait({watcher}, timeout=_WATCH_END_SECONDS)
-    watcher.cancel()
+    _, hanging = await asyncio.wait({watcher}, timeout=_WATCH_END_SECONDS)
+    if hanging:
+        raise RuntimeError("the watches do not end")  # so the process must: they would go on beside later ones
     for each in [*ended, *await asyncio.gather(watcher, return_exceptions=True)]:
         if isinstance(each, Exception):
             raise each

@@ -15,6 +15,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    Fenced,
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
@@ -31,6 +32,11 @@ def status(**details: str) -> bytes:
 
 def gateway(**body: Any) -> bytes:
     return json.dumps(body).encode()
+
+
+def fence(text: str) -> bytes:
+    policy = "ValidatingAdmissionPolicy 'sms-channel-operator-fence' with binding 'x'"
+    return gateway(kind="Status", message=f'secrets "pn1" is forbidden: {policy} {text}')
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,14 @@ def gateway(**body: Any) -> bytes:
         ),
         (404, gateway(kind="Error", message="not found"), KubernetesUnavailable, "another kind is not a Status"),
         (404, gateway(kind="Status"), KubernetesUnavailable, "a Status has a message"),
+        (403, fence("denied request: held by b"), Fenced, "another operator leads, which is no fault of the channel"),
+        (422, fence("denied request: failed to configure binding"), Fenced, "the fence cannot read the Lease"),
+        (
+            403,
+            gateway(kind="Status", message="ValidatingAdmissionPolicy 'quota' denied request"),
+            KubernetesRefused,
+            "another policy is not the fence",
+        ),
         (409, status(name="x"), Conflict, "another client wrote first"),
         (410, status(), Expired, "the list or watch is too old"),
         (429, status(), KubernetesUnavailable, "too many requests: retry later"),

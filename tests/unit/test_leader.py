@@ -502,7 +502,10 @@ async def test_count_of_transitions_cannot_overflow() -> None:
 @pytest.mark.parametrize(
     ("error", "hint"),
     [
-        (KubernetesRefused(403, "leases.coordination.k8s.io is forbidden"), "apply deploy/manifests/operator-rbac.yaml"),
+        (
+            KubernetesRefused(403, "leases.coordination.k8s.io is forbidden"),
+            "apply deploy/manifests/operator-rbac.yaml",
+        ),
         (KubernetesUnavailable("the API server does not answer"), '"hint": ""'),
     ],
 )

@@ -13,6 +13,7 @@ from smschannel.api.errors import KubernetesUnavailable, NoKindMatch
 from smschannel.api.kube_client import Object
 from smschannel.api.resource import API_VERSION
 from smschannel.api.sealing import Keyring
+from smschannel.leader import Identity
 from smschannel.core.claims import Claims
 from smschannel.settings import Settings
 from tests.unit.memory import BEFORE, KEYRING, NAMESPACE, MemoryApi, MemoryTwilio, instance, running
@@ -244,6 +245,9 @@ class _Starting:
         self.answers.append("discovery")
         return False
 
+    async def has_fence(self) -> bool:
+        return True
+
     async def records(self) -> AsyncIterator[Any]:
         return
         yield
@@ -268,7 +272,8 @@ def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.Mo
 
     @virtually
     async def story() -> None:
-        controller = await main._load(settings, kube, None)  # type: ignore[arg-type]
+        identity = Identity("operator", is_pod=True)
+        controller = await main._load(settings, kube, None, identity)  # type: ignore[arg-type]
         assert controller.has_crd
 
     story()
