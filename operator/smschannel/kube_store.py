@@ -447,7 +447,10 @@ class KubeStore:
         for name, (kind, content) in tuple(self._published.items()):
             if await self._data_of(name) != content:
                 await self._report_change(kind, "ConfigMap", name, _RESEAL if kind == "public_key" else "")
-                await self._publish(kind, name, content)
+                try:
+                    await self._publish(kind, name, content)
+                except KubernetesRefused as error:  # somebody made it immutable, for example
+                    log.error("cannot restore object, delete it", kind="ConfigMap", name=name, error=str(error))  # noqa: TRY400
         for record in [each for key in changed for each in self.claims.of(key)]:
             try:
                 await self.open_record(record)
@@ -465,7 +468,10 @@ class KubeStore:
         note = f"Somebody else changed this {kind}, which only the operator may write. {advice}".strip()
         log.error("object of the operator was changed by others", kind=kind, name=name, advice=advice)
         regarding = {"apiVersion": "v1", "kind": kind, "namespace": self.namespace, "name": name}
-        await self._post_event(regarding, warning=True, reason="ForeignChange", note=note)
+        try:
+            await self._post_event(regarding, warning=True, reason="ForeignChange", note=note)
+        except KubernetesRefused as error:  # the log and the metric tell it as well
+            log.warning("cannot post event", error=str(error))
 
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
         meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}

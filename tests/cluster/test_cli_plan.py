@@ -257,6 +257,10 @@ def test_unknown_channel_is_refused(stack: Stack) -> None:
     assert "before it is applied: -f FILE" in message
 
 
+def test_unknown_namespace_is_named(stack: Stack) -> None:
+    assert "There is no namespace nosuch." in refusal(plan(str(uuid.uuid4()), "-n", "nosuch"))
+
+
 def test_unwatched_namespace_is_refused(stack: Stack, number: str) -> None:
     manifest = stack.manifest(number)
     manifest["metadata"]["namespace"] = "default"

@@ -148,18 +148,18 @@ async def test_label_of_a_record_cannot_be_added_or_removed(writer: KubeClient, 
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("method", "path", "body"),
     [
-        (SECRETS, named("smschannel-api-keys")),
-        (SECRETS, named("pn-other")),
-        (SECRETS, {"metadata": {"generateName": "pn-"}}),
-        (CONFIGMAPS, named("kube-root-ca.crt-2")),
-        (LEASES, named("another")),
+        ("PATCH", f"{SECRETS}/smschannel-api-keys", {"data": {"a": "eA=="}}),
+        ("POST", SECRETS, named("pn-other")),
+        ("POST", SECRETS, {"metadata": {"generateName": "pn-"}}),
+        ("POST", CONFIGMAPS, named("kube-root-ca.crt-2")),
+        ("POST", LEASES, named("another")),
     ],
 )
-async def test_other_objects_are_nobodys_concern(writer: KubeClient, path: str, body: Object) -> None:
+async def test_other_objects_are_nobodys_concern(writer: KubeClient, method: str, path: str, body: Object) -> None:
     """'kubectl sms key' needs rights on its Secret only."""
-    await write(writer, "POST", path, body)
+    await write(writer, method, path, body)
 
 
 async def test_same_names_elsewhere_are_nobodys_concern(admin: KubeClient, installed: Stack) -> None:

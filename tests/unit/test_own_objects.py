@@ -9,10 +9,12 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from smschannel.api.errors import KubernetesRefused
 from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
 from smschannel.api.resource import GROUP
 from smschannel.api.sealing import SealingKey
+from smschannel.core.record import Key
 from smschannel.kube_store import KubeStore
 from tests.unit.memory import KEYRING, OPERATOR_NAMESPACE, MemoryApi, MemoryTwilio, instance, running, sid_of
 from tests.unit.virtual_time import virtually
@@ -130,6 +132,32 @@ def test_public_key_found_at_start_must_be_one_of_the_keyring(key: str, expected
         await started(api)
         assert api.objects[place(PUBLIC_KEY_CONFIGMAP)]["data"][PUBLIC_KEY] == OWN
         assert len(alarms(api)) == expected
+
+    story()
+
+
+@pytest.mark.parametrize("path", ["configmaps", "events"])
+def test_refused_repair_or_event_does_not_end_the_resync(path: str) -> None:
+    """Somebody may make a ConfigMap immutable. The resync goes on, with the channels and records."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), MemoryTwilio(N)
+        async with running(api, twilio) as operator:
+            api.objects[place(PUBLIC_KEY_CONFIGMAP)]["data"] = {PUBLIC_KEY: FOREIGN}
+            api.drops_events = True
+            api.apply(1, N)
+
+            async def refuse(method: str, its_path: str) -> None:
+                if method != "GET" and method != "LIST" and path in its_path:
+                    raise KubernetesRefused(422, "field is immutable when `immutable` is set")
+
+            api.on_call = refuse
+            with capture_logs() as logs:
+                await operator.controller.resync()
+            await asyncio.sleep(5)
+            assert operator.channels.get(Key("sms-channels", instance(1))), "the watch had missed it"
+            assert "object of the operator was changed by others" in str(logs)
 
     story()
 
