@@ -371,5 +371,5 @@ def _stamp() -> str:
 
 def _hint(error: ChannelError) -> str:
     if isinstance(error, KubernetesRefused) and error.status == 403:
-        return "apply deploy/manifests/operator-rbac.yaml of this release: the operator gets, creates and updates its Lease"
+        return "apply deploy/manifests/operator-rbac.yaml: the operator gets, creates and updates its Lease"
     return ""

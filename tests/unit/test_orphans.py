@@ -13,8 +13,8 @@ from smschannel.api.errors import KubernetesUnavailable, NoKindMatch
 from smschannel.api.kube_client import Object
 from smschannel.api.resource import API_VERSION
 from smschannel.api.sealing import Keyring
-from smschannel.leader import Identity
 from smschannel.core.claims import Claims
+from smschannel.leader import Identity
 from smschannel.settings import Settings
 from tests.unit.memory import BEFORE, KEYRING, NAMESPACE, MemoryApi, MemoryTwilio, instance, running
 from tests.unit.virtual_time import virtually
