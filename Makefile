@@ -10,7 +10,7 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down image check fix manifests chart bench lock clean
+.PHONY: help demo test faults up down image sbom check fix manifests chart bench lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -39,12 +39,18 @@ image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=py
 	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
 		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
 
+sbom: $(INSTALLED) ## List the image's Python packages with their hashes in build/sbom.cdx.json (CycloneDX), from the lock
+	@mkdir -p build
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --short-PURLs \
+		--output-file build/sbom.cdx.json requirements.lock
+
 check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
+	$(BIN)/python -m tests.gitops --vet
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
@@ -66,7 +72,7 @@ lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -b
 	$(LOCK) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
 clean: down ## Remove what was installed and left here (not the cached control plane)
-	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .local build .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): requirements.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 ...")'

@@ -113,6 +113,17 @@ def _api_key_sid_schema(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "pattern": r"^\s*SK[0-9a-f]{32}\s*$"}, {"type": "null"}]
 
 
+class _Twice(ValueError):
+    """A JSON object has a name more than once. Programs differ in which value counts, so that neither does."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise _Twice
+    return document
+
+
 class Setup(BaseModel):
     """The Twilio number of the instance, and the account's credentials. Other fields are ignored."""
 
@@ -174,11 +185,13 @@ class Setup(BaseModel):
     def parse(cls, body: bytes) -> Setup:
         """Parse a JSON body. Raises `HttpError` (422), with the errors that FastAPI would answer."""
         try:
-            document = json.loads(body.decode("utf-8-sig")) if body else None
+            document = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_once_each) if body else None
         except json.JSONDecodeError as error:
             raise validation_error(["body", error.pos], "JSON decode error", "json_invalid") from None
         except UnicodeDecodeError as error:
             raise validation_error(["body", error.start], "JSON decode error: not UTF-8", "json_invalid") from None
+        except _Twice:
+            raise validation_error(["body"], "JSON object with a name more than once", "json_invalid") from None
         except (ValueError, RecursionError):  # a number of thousands of digits, or too deep nesting
             raise validation_error(["body", 0], "JSON decode error", "json_invalid") from None
         if document is None:

@@ -47,7 +47,8 @@ class CachedChannel:
     the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
     be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
     until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
-    `secret_changed`: the Secret was written since the last reconcile.
+    `secret_changed`: the Secret was written since the last reconcile. `is_check_only`: what changed since then, by the
+    last event, is the request for a check; `check_due` is when the event loop's clock lets it begin, if it must wait.
     """
 
     uid: str
@@ -65,6 +66,8 @@ class CachedChannel:
     awaited: str = ""
     reason: Reason | None = None
     secret_changed: bool = False
+    is_check_only: bool = False
+    check_due: float = 0.0
 
 
 class ChannelCache:
@@ -112,13 +115,16 @@ class ChannelCache:
                 return True  # not new: perhaps a late event of a channel that is gone, so the reconcile reads it
         elif cached.uid != body["metadata"]["uid"]:
             cached.body = None  # either may be the newer one: the reconcile reads it
+            cached.is_check_only = False
             return True
         else:
             self._update(key, cached, body)
             if cached.unseen == version:
                 cached.unseen = ""
-        if cached.last_reconciled == Trigger.of(body):
+        trigger, before = Trigger.of(body), cached.last_reconciled
+        if before == trigger:
             return False
+        cached.is_check_only = before is not None and before._replace(check_now=trigger.check_now) == trigger
         cached.body = None if cached.unseen else _small(body)
         return True
 

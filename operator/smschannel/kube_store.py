@@ -75,6 +75,16 @@ def _regarding(namespace: str, name: str, uid: str) -> dict[str, str]:
     return {"apiVersion": API_VERSION, "kind": KIND, "namespace": namespace, "name": name, "uid": uid}
 
 
+def _asked_for(body: Object, namespace: str, name: str) -> Object:
+    """Return the object that was asked for. Raises `KubernetesUnavailable` for anything else, whoever sent it."""
+    found = body.get("metadata")
+    meta: Object = found if isinstance(found, dict) else {}
+    is_it = (meta.get("namespace"), meta.get("name")) == (namespace, name)
+    if is_it and meta.get("uid") and meta.get("resourceVersion"):
+        return body
+    raise KubernetesUnavailable(f"asked for {name}, the API server answers with something else")
+
+
 class KubeStore:
     """Reads and writes objects. `claims` is the index of the records, updated by every read and write of a record here.
 
@@ -95,10 +105,14 @@ class KubeStore:
     # Channels
 
     async def channel(self, namespace: str, name: str) -> Object | None:
-        """Read a channel. None only if the API server's 404 names it; raises `KubernetesUnavailable` for other 404s."""
+        """Read a channel. None only if the API server's 404 names it; raises `KubernetesUnavailable` for other 404s.
+
+        Also raises it for an answer that is another object: it would prove that this one is gone.
+        """
         try:
             async with self._large_reads:
-                return trimmed(await self._api.request("GET", channels_path(namespace, name)))
+                found = await self._api.request("GET", channels_path(namespace, name))
+            return trimmed(_asked_for(found, namespace, name))
         except NotFound as error:
             if error.name != name:
                 raise KubernetesUnavailable(f"asked for {name}, the API server answers: {error}") from None
@@ -204,7 +218,8 @@ class KubeStore:
         """Read a Secret; None if it does not exist."""
         try:
             async with self._large_reads:
-                return await self._api.request("GET", core_path(namespace, "secrets", name))
+                found = await self._api.request("GET", core_path(namespace, "secrets", name))
+            return _asked_for(found, namespace, name)
         except NotFound:
             return None
 
@@ -392,7 +407,8 @@ class KubeStore:
             self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
-                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
+                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring that this release can read: run the release"
+                " that wrote it, or a newer one; if it is damaged, restore it from its backup"
             ) from None
         return self._keyring
 

@@ -371,5 +371,7 @@ def _stamp() -> str:
 
 def _hint(error: ChannelError) -> str:
     if isinstance(error, KubernetesRefused) and error.status == 403:
-        return "apply deploy/manifests/operator-rbac.yaml: the operator gets, creates and updates its Lease"
+        return (
+            "apply this release's deploy/manifests/operator-rbac.yaml: the operator gets, creates and updates its Lease"
+        )
     return ""

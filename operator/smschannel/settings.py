@@ -26,6 +26,8 @@ def _template(value: str) -> str:
     example = "write for example https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
     if value.count("{instance_id}") != 1:
         raise ValueError(f"must contain {{instance_id}} exactly once; {example}")
+    if set("{}") & set(value.replace("{instance_id}", "").replace("{namespace}", "")):
+        raise ValueError(f"must have no other braces than {{instance_id}} and {{namespace}}; {example}")
     if value.count("{namespace}") > 1:
         raise ValueError(f"must contain {{namespace}} at most once; {example}")
     netloc = _checked(value, example).netloc
@@ -148,7 +150,7 @@ class Settings(EnvironmentSettings):
     resync_interval_seconds: Seconds = Field(
         default=600, ge=1, description="How often all channels are listed, to find what the watch missed."
     )
-    retry_floor_seconds: Seconds = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
+    retry_floor_seconds: Seconds = Field(default=1, ge=0.01, description="The first wait after an error; it doubles.")
     retry_ceiling_seconds: Seconds = Field(default=300, gt=0, description="The longest wait after an error.")
     deletion_grace_seconds: Seconds = Field(
         default=120, ge=0, description="How long a deletion waits for the number to be restored."

@@ -17,5 +17,6 @@ run       one measurement of one case, and all of them, interleaved
 report    medians, ratios and targets, as a table and as JSON
 drift     the cost of checking that nothing changed
 fairness  how an account whose calls hang slows the others down
+neighbours  what a hostile namespace costs another one; a program of its own
 shim      the REST API, compared with a bare route and with the Kubernetes API
 """

@@ -116,17 +116,17 @@ class Channels:
 
         async def one(name: str) -> None:
             self.created[name] = perf_counter()
-            await _send(self._session, "POST", PATH, manifests[name])
+            await send(self._session, "POST", PATH, manifests[name])
 
-        await _in_flight(one, manifests)
+        await in_flight(one, manifests)
 
     async def check_now(self, names: Iterable[str]) -> None:
         """Ask for a check of each channel, as users do, by the annotation."""
         body = json.dumps({"metadata": {"annotations": {CHECK_NOW_ANNOTATION: str(perf_counter())}}}).encode()
-        await _in_flight(lambda name: _send(self._session, "PATCH", f"{PATH}/{name}", body), names)
+        await in_flight(lambda name: send(self._session, "PATCH", f"{PATH}/{name}", body), names)
 
     async def delete(self, names: Iterable[str]) -> None:
-        await _in_flight(lambda name: _send(self._session, "DELETE", f"{PATH}/{name}"), names)
+        await in_flight(lambda name: send(self._session, "DELETE", f"{PATH}/{name}"), names)
 
     async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float = 120) -> float:
         """Wait until `times`, which is `ready` or `gone`, has all of `names`. Return the time of the last one.
@@ -154,12 +154,13 @@ async def sweep(session: aiohttp.ClientSession) -> None:
     async with session.get(PATH) as answer:
         names = [each["metadata"]["name"] for each in (await answer.json())["items"]]
     no_finalizers = json.dumps({"metadata": {"finalizers": None}}).encode()
-    await _in_flight(lambda name: _send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
-    await _send(session, "DELETE", PATH)
-    await _send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
+    await in_flight(lambda name: send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
+    await send(session, "DELETE", PATH)
+    await send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
 
 
-async def _send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> None:
+async def send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> None:
+    """Send one request to the API server. Raises `LoadError` if it is refused."""
     kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
     async with session.request(method, path, data=body, headers={"Content-Type": kind}) as answer:
         if answer.status >= 300:
@@ -172,7 +173,8 @@ def _name(line: bytes) -> str:
     return name
 
 
-async def _in_flight(call: Callable[[str], Awaitable[Any]], names: Iterable[str]) -> None:
+async def in_flight(call: Callable[[str], Awaitable[Any]], names: Iterable[str]) -> None:
+    """Make one call per name, 32 at a time."""
     each = iter(names)
 
     async def one_after_another() -> None:

@@ -36,6 +36,7 @@ STATUSES = (
     "suspended",
     "removing",
     "record_unreadable",
+    "invalid",
 )
 
 
@@ -279,9 +280,23 @@ def test_messages_say_what_is_expected() -> None:
         (b"auth_token=x", ["body", 0], "json_invalid"),
         (b'{"auth_token": "\xff"}', ["body", 16], "json_invalid"),
         (b"[" * 60_000, ["body", 0], "json_invalid"),
+        (b'{"phone_number": "+61400111222", "phone_number": "+61400999999"}', ["body"], "json_invalid"),
         (b'{"a": ' + b"9" * 5_000 + b"}", ["body", 0], "json_invalid"),
     ],
-    ids=["empty", "null", "list", "string", "number", "comma", "space", "form", "no UTF-8", "deep", "huge number"],
+    ids=[
+        "empty",
+        "null",
+        "list",
+        "string",
+        "number",
+        "comma",
+        "space",
+        "form",
+        "no UTF-8",
+        "deep",
+        "twice",
+        "huge number",
+    ],
 )
 def test_body_that_is_not_a_json_object_is_422(body: bytes, loc: list[str | int], kind: str) -> None:
     if body == b'{"a": 1,}':  # the position depends on the json module, and changed in Python 3.13

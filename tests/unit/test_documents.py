@@ -58,6 +58,7 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
         case ["kubectl", "sms", *arguments]:
             monkeypatch.chdir(tmp_path)
             Path("channel.yaml").touch()
+            Path("sealing.key").touch()
             parse(arguments)
         case ["helm", "install", _, chart, *arguments]:
             values = yaml.safe_load((ROOT / chart / "values.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Test the operator as a process: that it can be stopped at any moment."""
+"""Test the operator as a process: that it can be stopped at any moment, and what it says about the fence."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
+
+from smschannel.__main__ import _check_fence
+from smschannel.api.errors import ChannelError, Fenced, KubernetesRefused
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.logs import log_to_stderr
+from smschannel.kube_store import KubeStore
+from smschannel.leader import Identity
+from tests.unit.memory import OPERATOR_NAMESPACE, MemoryApi, OnCall, at_once, raising
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -41,3 +50,30 @@ def test_operator_that_waits_for_the_api_server_can_be_stopped(tmp_path: Path, h
         assert process.wait(30) == 0
     assert '"stopped"' in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("answer", "warns", "reason"),
+    [
+        (at_once, True, "the API server admits what a fence never admits"),
+        (raising(Fenced("this policy is installed"), method="POST"), False, "the fence refuses it"),
+        (raising(KubernetesRefused(403, "exceeded quota"), method="POST"), False, "that says nothing about a fence"),
+    ],
+)
+async def test_missing_fence_is_logged(
+    capsys: pytest.CaptureFixture[str], answer: OnCall, warns: bool, reason: str
+) -> None:
+    log_to_stderr("INFO", "json")
+    api = MemoryApi()
+    api.on_call = answer
+    await _check_fence(KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE), Identity("operator", is_pod=True))
+    assert ("apply deploy/operator-fence.yaml" in capsys.readouterr().err) == warns, reason
+
+
+async def test_operator_outside_of_a_pod_does_not_start_where_it_could_write_nothing() -> None:
+    api = MemoryApi()
+    kube, identity = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE), Identity("host_1", is_pod=False)
+    await _check_fence(kube, identity)
+    api.on_call = raising(Fenced("this policy is installed"), method="POST")
+    with pytest.raises(ChannelError, match="Run it in a pod"):
+        await _check_fence(kube, identity)

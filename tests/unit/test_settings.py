@@ -42,6 +42,12 @@ def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
+            f"https://{SECRET}.example.com/{{instance_id}}/{{name_space}}",
+            "no other braces than {instance_id} and {namespace}; write for example https://sms.example.com/",
+            "a misspelt name would be part of every webhook",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
             f"https://{{instance_id}}.{SECRET}.com/",
             "must have {instance_id} and {namespace} after the host; write for example https://sms.example.com/",
             "an instance must not choose a host",
@@ -145,7 +151,8 @@ def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DRIFT_INTERVAL_SECONDS", "0", "greater than or equal to 1", "it would run all the time"),
         ("SLOW_INTERVAL_SECONDS", "-1", "greater than or equal to 1", "it would run all the time"),
         ("RESYNC_INTERVAL_SECONDS", "0.5", "greater than or equal to 1", "it would run all the time"),
-        ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would run all the time"),
+        ("RETRY_FLOOR_SECONDS", "0", "greater than or equal to 0.01", "it would run all the time"),
+        ("RETRY_FLOOR_SECONDS", "1e-320", "greater than or equal to 0.01", "it would run nearly all the time"),
         ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would run all the time"),
         ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),
         ("RESTORE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),

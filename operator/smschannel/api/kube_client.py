@@ -178,6 +178,7 @@ class KubeClient:
         """
         accept = METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
             query = {**(params or {}), "limit": str(_PAGE_SIZE), **more}
             page = await self.request("GET", path, params=query, accept=accept)
@@ -188,6 +189,9 @@ class KubeClient:
                 yield item
             if not meta.get("continue"):
                 return
+            if meta["continue"] in seen:
+                raise KubernetesUnavailable("the API server's list does not end: its pages lead back to earlier ones")
+            seen.add(meta["continue"])
             more = {"continue": meta["continue"]}
 
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
@@ -219,7 +223,7 @@ class KubeClient:
 def _object(answer: bytes) -> Object:
     try:
         document = json.loads(answer) if answer else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise KubernetesUnavailable("the API server's answer is not valid JSON, or was truncated") from None
     if not isinstance(document, dict):
         raise KubernetesUnavailable("the API server's answer is not a JSON object")
@@ -242,7 +246,7 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         message = str(document["message"])
         is_status = document.get("kind") == "Status"
         missing = str((document.get("details") or {}).get("name") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_status, message, missing = False, f"HTTP {status}", ""
     if status == 404 and is_status and missing:
         return NotFound(message, missing)

@@ -49,7 +49,8 @@ class Key(NamedTuple):
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    # A field that this release does not know is refused: it would be lost with the next write.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Login(_Value):
@@ -86,6 +87,7 @@ class Contents(_Value):
 
     @classmethod
     def decode(cls, document: bytes) -> Contents:
+        """Parse what `encode` returned. Raises `ValueError`, also for a field that this release does not know."""
         return cls.model_validate_json(document)
 
 
