@@ -17,7 +17,6 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +24,6 @@ from typing import Any, Self
 import psutil
 import yaml
 from kubernetes import client, config, dynamic, watch
-from kubernetes.client.exceptions import ApiException
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -215,10 +213,10 @@ class Stack:
     def make_pod(self, name: str) -> Path:
         """Make the Pod of an operator, which no kubelet runs. Return a kubeconfig with a token that is bound to it."""
         core = client.CoreV1Api(self.api.client)
-        container = client.V1Container(name="operator", image="none")
-        spec = client.V1PodSpec(service_account_name=OPERATOR_ACCOUNT, containers=[container])
-        with suppress(ApiException):  # it is there already, from before a restart
-            core.create_namespaced_pod(OPERATOR, client.V1Pod(metadata=client.V1ObjectMeta(name=name), spec=spec))
+        deployed = yaml.safe_load_all((MANIFESTS / "operator.yaml").read_text())
+        [spec] = [each["spec"]["template"]["spec"] for each in deployed if each["kind"] == "Deployment"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": OPERATOR}, "spec": spec}
+        self._apply([pod])
         meta = core.read_namespaced_pod(name, OPERATOR).metadata
         assert meta
         bound = client.V1BoundObjectReference(api_version="v1", kind="Pod", name=name, uid=meta.uid)

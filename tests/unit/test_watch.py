@@ -30,9 +30,10 @@ def secret(name: str, version: str) -> dict[str, Any]:
 
 
 class ApiServer:
-    """An API server with two Secrets, one page each, and no channels. It sends one watch event of a Secret."""
+    """An API server with two Secrets, one page each, or none, and no channels. It sends one watch event of a Secret."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, empty: bool = False) -> None:
+        self._empty = empty
         self.accepted: list[tuple[bool, str]] = []
         self.queries: list[dict[str, str]] = []
         self.over = asyncio.Event()
@@ -61,15 +62,15 @@ class ApiServer:
         return await self._events(request) if is_watch else self._page(request)
 
     def _page(self, request: web.Request) -> web.Response:
-        is_first = "continue" not in request.query
+        is_first = "continue" not in request.query and not self._empty
         items = [{**PARTIAL, **secret("one", "5")}] if is_first else [{**PARTIAL, **secret("other", "6")}]
         body = {
             "apiVersion": "meta.k8s.io/v1",
             "kind": "PartialObjectMetadataList",
             "metadata": {"resourceVersion": "7", **({"continue": "more"} if is_first else {})},
-            "items": items,
+            "items": None if self._empty else items,
         }
-        return web.Response(text=json.dumps(body), content_type="application/json")
+        return web.Response(text=json.dumps(body, separators=(",", ":")), content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -95,8 +96,8 @@ class Events:
             self.all.set()
 
 
-async def test_kopf_receives_the_metadata_of_secrets_and_nothing_else() -> None:
-    server, events = ApiServer(), Events(3)
+async def follow(server: ApiServer, events: Events) -> None:
+    """Watch until all expected events of Secrets have come."""
     app = web.Application()
     app.router.add_get("/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0)
@@ -114,6 +115,18 @@ async def test_kopf_receives_the_metadata_of_secrets_and_nothing_else() -> None:
     finally:
         server.over.set()
         await runner.cleanup()
+
+
+async def test_kopf_goes_on_when_there_is_no_secret() -> None:
+    """The API server writes the items of an empty list of metadata as null."""
+    events = Events(1)
+    await follow(ApiServer(empty=True), events)
+    assert [kind for kind, _ in events.seen] == ["MODIFIED"]
+
+
+async def test_kopf_receives_the_metadata_of_secrets_and_nothing_else() -> None:
+    server, events = ApiServer(), Events(3)
+    await follow(server, events)
     assert sorted(
         (kind or "", each["metadata"]["name"], each["metadata"]["resourceVersion"]) for kind, each in events.seen
     ) == [

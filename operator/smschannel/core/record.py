@@ -87,8 +87,17 @@ class Contents(_Value):
 
     @classmethod
     def decode(cls, document: bytes) -> Contents:
-        """Parse what `encode` returned. Raises `ValueError`, also for a field that this release does not know."""
-        return cls.model_validate_json(document)
+        """Parse what `Record.document` returned, without the metadata in it.
+
+        Raises `ValueError`, also for a field that this release does not know.
+        """
+        try:
+            parsed = json.loads(document)
+        except ValueError:
+            raise ValueError("is not JSON") from None  # without the document, which has the token
+        if isinstance(parsed, dict):
+            parsed.pop(_OF, None)
+        return cls.model_validate_json(json.dumps(parsed))
 
 
 @dataclass(frozen=True, slots=True)
