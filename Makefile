@@ -37,13 +37,15 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
+	$(BIN)/python -m tests.bench.gopeer --vet
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" lists its options)
+bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null
+	@$(BIN)/python -m tests.bench.gopeer >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
 lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all); UPGRADE=1 takes the newest versions
