@@ -63,33 +63,37 @@ async def events(session: aiohttp.ClientSession, version: str) -> AsyncIterator[
             version = json.loads(line)["object"]["metadata"]["resourceVersion"]
 
 
-async def version_of(session: aiohttp.ClientSession) -> str:
-    """Return the resourceVersion to watch from. Raises `LoadError` if the namespace has channels."""
+async def version_of(session: aiohttp.ClientSession, *, empty: bool = True) -> str:
+    """Return the resourceVersion to watch from. Raises `LoadError` if the namespace should be `empty` and is not."""
     async with session.get(PATH, params={"limit": "1"}) as answer:
         page = await answer.json()
-    if page["items"]:
+    if page["items"] and empty:
         raise LoadError("there are channels of an earlier run")
     version: str = page["metadata"]["resourceVersion"]
     return version
 
 
 class Channels:
-    """When each channel was created, became Ready and was gone, by name, as one watch shows it."""
+    """When each channel was created, became Ready, was deleted and was gone, by name.
+
+    `ready` and `gone` are as one watch shows it; `created` and `deleted` are the times of the requests.
+    """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self.created: dict[str, float] = {}
         self.ready: dict[str, float] = {}
+        self.deleted: dict[str, float] = {}
         self.gone: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None]
 
     @classmethod
     @asynccontextmanager
-    async def watched(cls, session: aiohttp.ClientSession) -> AsyncIterator[Channels]:
-        """Watch the namespace, which must be empty, during the block."""
+    async def watched(cls, session: aiohttp.ClientSession, *, empty: bool = True) -> AsyncIterator[Channels]:
+        """Watch the namespace, which must be empty unless `empty` is False, during the block."""
         channels = cls(session)
-        version = await version_of(session)
+        version = await version_of(session, empty=empty)
         channels._watching = asyncio.create_task(channels._watch(version))
         try:
             yield channels
@@ -116,17 +120,21 @@ class Channels:
 
         async def one(name: str) -> None:
             self.created[name] = perf_counter()
-            await _send(self._session, "POST", PATH, manifests[name])
+            await send(self._session, "POST", PATH, manifests[name])
 
-        await _in_flight(one, manifests)
+        await in_flight(one, manifests)
 
     async def check_now(self, names: Iterable[str]) -> None:
         """Ask for a check of each channel, as users do, by the annotation."""
         body = json.dumps({"metadata": {"annotations": {CHECK_NOW_ANNOTATION: str(perf_counter())}}}).encode()
-        await _in_flight(lambda name: _send(self._session, "PATCH", f"{PATH}/{name}", body), names)
+        await in_flight(lambda name: send(self._session, "PATCH", f"{PATH}/{name}", body), names)
 
     async def delete(self, names: Iterable[str]) -> None:
-        await _in_flight(lambda name: _send(self._session, "DELETE", f"{PATH}/{name}"), names)
+        async def one(name: str) -> None:
+            self.deleted[name] = perf_counter()
+            await send(self._session, "DELETE", f"{PATH}/{name}")
+
+        await in_flight(one, names)
 
     async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float = 120) -> float:
         """Wait until `times`, which is `ready` or `gone`, has all of `names`. Return the time of the last one.
@@ -154,17 +162,18 @@ async def sweep(session: aiohttp.ClientSession) -> None:
     async with session.get(PATH) as answer:
         names = [each["metadata"]["name"] for each in (await answer.json())["items"]]
     no_finalizers = json.dumps({"metadata": {"finalizers": None}}).encode()
-    await _in_flight(lambda name: _send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
-    await _send(session, "DELETE", PATH)
-    await _send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
+    await in_flight(lambda name: send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
+    await send(session, "DELETE", PATH)
+    await send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
 
 
-async def _send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> None:
+async def send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> bytes:
+    """Send a request to the API server and return the answer's body. Raises `LoadError`."""
     kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
     async with session.request(method, path, data=body, headers={"Content-Type": kind}) as answer:
         if answer.status >= 300:
             raise LoadError(f"{method} {path}: {await answer.text()}")
-        await answer.read()
+        return await answer.read()
 
 
 def _name(line: bytes) -> str:
@@ -172,7 +181,8 @@ def _name(line: bytes) -> str:
     return name
 
 
-async def _in_flight(call: Callable[[str], Awaitable[Any]], names: Iterable[str]) -> None:
+async def in_flight(call: Callable[[str], Awaitable[Any]], names: Iterable[str]) -> None:
+    """Call for each name, for at most 32 of them at a time."""
     each = iter(names)
 
     async def one_after_another() -> None:
