@@ -23,6 +23,8 @@ class Aim:
 
     def written(self, number: float) -> str:
         digits = 0 if float(number).is_integer() and float(self.value).is_integer() else 2
+        while number != self.value and round(number, digits) == self.value:  # it must not look met, or missed
+            digits += 1
         return f"{number:,.{digits}f}{self.unit and ' ' + self.unit}"
 
 

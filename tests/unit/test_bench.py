@@ -28,8 +28,10 @@ def test_aim_is_met_at_its_bound_and_on_one_side(aim: Aim, value: float, met: bo
     assert Result(aim, value).met is met
 
 
-def test_result_that_misses_a_whole_bound_by_little_does_not_look_like_it() -> None:
-    assert Aim("writes", 3, at_most=True).written(3.004) != "3"
+def test_result_that_misses_its_bound_by_little_does_not_look_like_it() -> None:
+    assert Aim("writes", 3, at_most=True).written(3) == "3"
+    assert Aim("writes", 3, at_most=True).written(3.0004) == "3.0004"
+    assert Aim("ratio", 1.2, at_most=True).written(1.2004) == "1.2004"
 
 
 def test_documented_aims_are_those_of_the_code() -> None:
