@@ -209,7 +209,7 @@ async def _trickle(
         for position, (name, manifest) in enumerate(made.items()):
             await asyncio.sleep(began + position / _PER_SECOND - perf_counter())
             tasks.create_task(channels.create({name: manifest}))
-        await channels.until(channels.ready, {**made, **(beside or {})}, 300)
+        await channels.until(channels.ready, {**made, **(beside or {})})
         return tuple(channels.ready[name] - channels.created[name] for name in made)
 
 
