@@ -6,11 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
+BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command -v $(each)),$(each))))
+IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down check fix bench lock clean
+.PHONY: help demo test faults up down image sbom check fix manifests chart bench lock clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the product's story on a real API server, checking each step, then stop everything
 	@$(BIN)/python -m deploy.local demo
@@ -31,6 +34,16 @@ up: $(INSTALLED) ## Start API server, Twilio twin, operator and shim in the back
 down: $(INSTALLED) ## Stop what `make up` started
 	@$(BIN)/python -m deploy.local down
 
+image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=python:3.13-slim BUILD_BASE=... BUILDER=...)
+	@test -n '$(BUILDER)' || { echo 'This needs docker, buildah or podman.' >&2; exit 1; }
+	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
+		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
+
+sbom: $(INSTALLED) ## List the image's Python packages with their hashes in build/sbom.cdx.json (CycloneDX), from the lock
+	@mkdir -p build
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --short-PURLs \
+		--output-file build/sbom.cdx.json requirements.lock
+
 check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,22 +51,30 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
 	$(BIN)/python -m tests.bench.gopeer --vet
+	$(BIN)/python -m tests.gitops --vet
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values from the chart (HELM=path names a helm)
+	@HELM=$(HELM) $(BIN)/python -m deploy.chart
+
+chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=, KUBECONFORM= and KUBE_SCORE= name them)
+	@CHART=required HELM=$(HELM) KUBECONFORM=$(KUBECONFORM) KUBE_SCORE=$(KUBE_SCORE) $(BIN)/python -m pytest tests/chart -n 0 $(T)
 
 bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench.gopeer >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
-lock: $(INSTALLED) ## Update requirements.lock (runtime) and requirements-dev.lock (all); UPGRADE=1 takes the newest versions
+lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -build.lock; UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(LOCK) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
 clean: down ## Remove what was installed and left here (not the cached control plane)
-	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .local build .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): requirements.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 ...")'

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -23,8 +24,14 @@ from api_shim.tls import ServerTls
 from api_shim.waiting import ChannelWaiter
 from smschannel.api.kube_client import KubeClient
 
+log = structlog.get_logger()
+
 _SHUTDOWN_SECONDS = 20
 _PROBE_SECONDS = 3  # the time limit of /readyz
+_UNWATCHED = (
+    "The operator does not watch namespace {namespace}, so no channel would work: correct SMSSHIM_CHANNEL_NAMESPACE"
+    " here, or SMSCHANNEL_CHANNEL_NAMESPACES of the operator."
+)
 _PROBE_CACHE_SECONDS = 2  # however often /readyz is called, Kubernetes gets one call in this time
 
 
@@ -40,7 +47,7 @@ class Service:
         self._server.draining = True
 
 
-def _probes(server: HttpServer, keys: ApiKeys, sealing_key: SealingKeyCache) -> list[web.RouteDef]:
+def _probes(server: HttpServer, keys: ApiKeys, sealing_key: SealingKeyCache, namespace: str) -> list[web.RouteDef]:
     """Return the routes of `/healthz`, `/readyz` and `/metrics`."""
 
     async def healthz(_: web.Request) -> web.Response:
@@ -53,6 +60,9 @@ def _probes(server: HttpServer, keys: ApiKeys, sealing_key: SealingKeyCache) -> 
             raise HttpError(503, "The API keys have not been read yet.")
         async with asyncio.timeout(_PROBE_SECONDS):
             await sealing_key.get(_PROBE_CACHE_SECONDS)
+        if sealing_key.watched is not None and namespace not in sealing_key.watched:
+            log.error("the operator does not watch this namespace", namespace=namespace, watched=sealing_key.watched)
+            raise HttpError(503, _UNWATCHED.format(namespace=namespace))
         return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:
@@ -87,7 +97,9 @@ async def serve(settings: Settings, api: KubeClient) -> AsyncIterator[Service]:
     )
     routes = Routes(server, auth, channels, waiter, wait_limit=settings.wait_limit_seconds)
 
-    server.application.add_routes([*routes.table(), *_probes(server, keys, sealing_key), *docs.table()])
+    server.application.add_routes(
+        [*routes.table(), *_probes(server, keys, sealing_key, settings.channel_namespace), *docs.table()]
+    )
     background = [asyncio.create_task(keys.follow()), *([asyncio.create_task(tls.follow())] if tls else [])]
     runner = server.runner(_SHUTDOWN_SECONDS)
     await runner.setup()

@@ -18,7 +18,7 @@ from api_shim.schemas import HttpError, Setup, is_being_deleted
 from api_shim.single_flight import SingleFlight
 from smschannel.api.errors import Conflict, KubernetesRefused, NotFound
 from smschannel.api.kube_client import APPLY_PATCH, KubeClient, Object
-from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path, core_path
+from smschannel.api.names import NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, channels_path, core_path
 from smschannel.api.ownership import REST_LABELS, REST_MANAGER, other_owners, owned_by_rest
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from smschannel.api.sealing import Binding, PublicKey
@@ -42,9 +42,13 @@ class RemovalInProgress(HttpError):
 
 
 class SealingKeyCache:
-    """The operator's public sealing key, read from its ConfigMap. A read takes at most `seconds`."""
+    """The operator's public sealing key, read from its ConfigMap. A read takes at most `seconds`.
+
+    `watched` are the namespaces that the operator watches; None if they are not known.
+    """
 
     def __init__(self, api: KubeClient, namespace: str, seconds: float) -> None:
+        self.watched: tuple[str, ...] | None = None
         self._api = api
         self._namespace = namespace
         self._key: PublicKey | None = None
@@ -61,6 +65,8 @@ class SealingKeyCache:
         try:
             published = await self._api.request("GET", core_path(self._namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
             self._key = PublicKey.decode(published["data"][PUBLIC_KEY])
+            watched = published["data"].get(NAMESPACES)
+            self.watched = None if watched is None else tuple(watched.split())
         except NotFound:
             raise HttpError(503, "The operator has not published its sealing key yet.", Retry_After="5") from None
         except (KeyError, TypeError, ValueError):

@@ -24,7 +24,7 @@ from smschannel.api.kube_client import Object
 
 PATH = "/v1/instances/{instance_id:[^/]+}/channels/sms"
 _JSON = re.compile(r"application/(json|[^;\s]+\+json)\s*(;.*)?", re.IGNORECASE)
-_WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
+_WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 _BODY_SECONDS = 10
 
 Result = TypeVar("Result")

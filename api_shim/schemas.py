@@ -36,6 +36,9 @@ from smschannel.api.text import clean, clean_phone_number, unexpected
 
 _PATTERN = "string_pattern_mismatch"
 _API_KEY_SID = re.compile("SK[0-9a-f]{32}")
+_API_KEY_SID_MESSAGE: LiteralString = (
+    'api_key_sid is "SK" and 32 of the digits 0-9 and a-f; leave it out if auth_token is the account\'s'
+)
 
 
 class ErrorItem(TypedDict):
@@ -74,9 +77,7 @@ def _pattern_message(message: LiteralString, cleaned: Callable[[str], str] = cle
         except ValidationError as error:
             if error.errors(include_input=False)[0]["type"] != _PATTERN:
                 raise
-            if wrong := unexpected(cleaned(value)):
-                raise PydanticCustomError(_PATTERN, "it contains {wrong}; " + message, {"wrong": wrong}) from None
-            raise PydanticCustomError(_PATTERN, message) from None
+            raise _pattern_error(message, cleaned(value)) from None
 
     return WrapValidator(validate)
 
@@ -90,12 +91,16 @@ def _clean(value: object) -> object:
 
 
 def _check_api_key_sid(value: str) -> str:
-    if not _API_KEY_SID.fullmatch(value):
-        raise PydanticCustomError(
-            _PATTERN,
-            'api_key_sid is "SK" and 32 of the digits 0-9 and a-f; leave it out if auth_token is the account\'s',
-        )
-    return value
+    if _API_KEY_SID.fullmatch(value):
+        return value
+    raise _pattern_error(_API_KEY_SID_MESSAGE, value)
+
+
+def _pattern_error(message: LiteralString, value: str) -> PydanticCustomError:
+    """Return an error that says what is expected, and names the first character of `value` that is not plain text."""
+    if wrong := unexpected(value):
+        return PydanticCustomError(_PATTERN, "it contains {wrong}; " + message, {"wrong": wrong})
+    return PydanticCustomError(_PATTERN, message)
 
 
 def _at_most_30(value: object) -> object:
@@ -106,6 +111,17 @@ def _at_most_30(value: object) -> object:
 
 def _api_key_sid_schema(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "pattern": r"^\s*SK[0-9a-f]{32}\s*$"}, {"type": "null"}]
+
+
+class _Twice(ValueError):
+    """A JSON object has a name more than once. Programs differ in which value counts, so that neither does."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise _Twice
+    return document
 
 
 class Setup(BaseModel):
@@ -169,11 +185,13 @@ class Setup(BaseModel):
     def parse(cls, body: bytes) -> Setup:
         """Parse a JSON body. Raises `HttpError` (422), with the errors that FastAPI would answer."""
         try:
-            document = json.loads(body.decode("utf-8-sig")) if body else None
+            document = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_once_each) if body else None
         except json.JSONDecodeError as error:
             raise validation_error(["body", error.pos], "JSON decode error", "json_invalid") from None
         except UnicodeDecodeError as error:
             raise validation_error(["body", error.start], "JSON decode error: not UTF-8", "json_invalid") from None
+        except _Twice:
+            raise validation_error(["body"], "JSON object with a name more than once", "json_invalid") from None
         except (ValueError, RecursionError):  # a number of thousands of digits, or too deep nesting
             raise validation_error(["body", 0], "JSON decode error", "json_invalid") from None
         if document is None:

@@ -52,7 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """An API server with everything of `deploy/` applied, and no process beside it."""
+    """An API server with everything of `deploy/manifests` applied that needs no pods, and no process beside it."""
     stack = Stack(tmp_path_factory.mktemp("installed"))
     try:
         stack.start_control_plane()

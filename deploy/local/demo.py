@@ -69,7 +69,7 @@ def tell(home: Path, say: Progress) -> None:
     started = time.monotonic()
     try:
         with Stack(home, options, say) as stack:
-            done = [("Start everything, with the RBAC of deploy/", time.monotonic() - started)]
+            done = [("Start everything, with the RBAC of deploy/manifests", time.monotonic() - started)]
             story = _Story(stack, receiver, say, done)
             story.run()
     finally:

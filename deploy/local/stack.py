@@ -1,7 +1,7 @@
 """Everything at once on this machine: control plane, Twilio twin, operator and shim, as separate processes.
 
 `make up`, `make demo`, `make bench` and the cluster tests all start it through `Stack`. Operator and shim run under
-the ServiceAccounts and the RBAC of `deploy/`, as they would in a cluster.
+the ServiceAccounts and the RBAC of `deploy/manifests`, as they would in a cluster.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from typing import Any, Self
 import psutil
 import yaml
 from kubernetes import client, config, dynamic, watch
+from kubernetes.client.exceptions import ApiException
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -35,7 +37,11 @@ from smschannel.api.sealing import Binding, PublicKey
 from smschannel.core.record import WebhookTemplate
 
 ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "deploy/manifests"
+_ELSEWHERE = {"crd.yaml", "operator.yaml", "shim.yaml", "network-policies.yaml"}
+"""What `Stack.install` does not apply: the CRD comes first, and there are no pods."""
 CHANNELS, OPERATOR = "sms-channels", "sms-operator"
+OPERATOR_ACCOUNT = "sms-channel-operator"
 AUDIENCE = "sms-channels-api"
 EXAMPLE_TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
 _YEAR = 365 * 24 * 3600
@@ -150,11 +156,12 @@ class Stack:
     def install(self) -> None:
         """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
-        names = ["namespaces", "operator-rbac", "shim-rbac", "shim-policy"]
+        names: list[str] = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
         if self.options.finalizer_policy:
-            names.append("finalizer-policy")
+            names.append("finalizer-policy.yaml")
         for name in names:
-            self._apply(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
+            if name not in _ELSEWHERE:
+                self._apply(yaml.safe_load_all((MANIFESTS / name).read_text()))
         for namespace in self.options.more_namespaces:
             self.add_namespace(namespace)
         self._wait_for_admission()
@@ -166,20 +173,20 @@ class Stack:
             namespace=CHANNELS,
         )
         self._apply(_api_user())
-        self._write_kubeconfig("sms-channel-operator")
-        self._write_kubeconfig("sms-api-shim")
+        self.make_pod("operator")
+        self._write_kubeconfig("sms-api-shim", self._token("sms-api-shim", OPERATOR, []))
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
 
     def install_crd(self, *, wait_for_admission: bool = True) -> None:
-        self._apply(yaml.safe_load_all((ROOT / "crds/smschannels.yaml").read_text()))
+        self._apply(yaml.safe_load_all((MANIFESTS / "crd.yaml").read_text()))
         self._wait_for_crd()
         if wait_for_admission:
             self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
-        """Make a namespace for channels, with the RoleBinding that `deploy/` has for the default one."""
-        rbac = yaml.safe_load_all((ROOT / "deploy/operator-rbac.yaml").read_text())
+        """Make a namespace for channels, with the RoleBinding that `deploy/manifests` has for the default one."""
+        rbac = yaml.safe_load_all((MANIFESTS / "operator-rbac.yaml").read_text())
         [binding] = [
             each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
         ]
@@ -205,13 +212,33 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
+    def make_pod(self, name: str) -> Path:
+        """Make the Pod of an operator, which no kubelet runs. Return a kubeconfig with a token that is bound to it."""
+        core = client.CoreV1Api(self.api.client)
+        container = client.V1Container(name="operator", image="none")
+        spec = client.V1PodSpec(service_account_name=OPERATOR_ACCOUNT, containers=[container])
+        with suppress(ApiException):  # it is there already, from before a restart
+            core.create_namespaced_pod(OPERATOR, client.V1Pod(metadata=client.V1ObjectMeta(name=name), spec=spec))
+        meta = core.read_namespaced_pod(name, OPERATOR).metadata
+        assert meta
+        bound = client.V1BoundObjectReference(api_version="v1", kind="Pod", name=name, uid=meta.uid)
+        return self._write_kubeconfig(name, self._token(OPERATOR_ACCOUNT, OPERATOR, [], bound))
+
+    def operator_kubeconfig(self, name: str = "operator") -> Path:
+        """A kubeconfig with the operator's rights, as the Pod of this name; the Pod is made at the first call."""
+        path = self.home / f"{name}.kubeconfig"
+        return path if path.exists() else self.make_pod(name)
+
     def start_operator(
         self, name: str = "operator", port: int | None = None, settings: Mapping[str, str] | None = None
     ) -> None:
-        """Start the operator; with another name and port, a second one beside it. `settings` override the options."""
+        """Start the operator; with another name and port, a second one that stands by. `settings` override the options.
+
+        As in a cluster, a process that is started again is the same pod.
+        """
         url = f"http://127.0.0.1:{port}" if port else self.operator_url
         environment = {
-            "KUBECONFIG": str(self.home / "sms-channel-operator.kubeconfig"),
+            "KUBECONFIG": str(self.operator_kubeconfig(name)),
             "SMSCHANNEL_WEBHOOK_URL_TEMPLATE": self.options.webhook_url_template,
             "SMSCHANNEL_HTTP_PORT": str(port or self.operator_port),
             "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "15",
@@ -483,17 +510,19 @@ class Stack:
             with attempt:
                 self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
 
-    def _write_kubeconfig(self, account: str) -> None:
-        write_kubeconfig(
-            self.home / f"{account}.kubeconfig",
-            url=self.cluster.url,
-            ca_data=self.cluster.ca_data,
-            token=self._token(account, OPERATOR, []),
-            namespace=CHANNELS,
-        )
+    def _write_kubeconfig(self, name: str, token: str) -> Path:
+        path = self.home / f"{name}.kubeconfig"
+        write_kubeconfig(path, url=self.cluster.url, ca_data=self.cluster.ca_data, token=token, namespace=CHANNELS)
+        return path
 
-    def _token(self, account: str, namespace: str, audiences: list[str]) -> str:
-        spec = client.V1TokenRequestSpec(audiences=audiences, expiration_seconds=_YEAR)
+    def _token(
+        self,
+        account: str,
+        namespace: str,
+        audiences: list[str],
+        bound: client.V1BoundObjectReference | None = None,
+    ) -> str:
+        spec = client.V1TokenRequestSpec(audiences=audiences, expiration_seconds=_YEAR, bound_object_ref=bound)
         answer = client.CoreV1Api(self.api.client).create_namespaced_service_account_token(
             account, namespace, client.AuthenticationV1TokenRequest(spec=spec)
         )

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import structlog
@@ -16,14 +16,17 @@ import uvloop
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from smschannel import metrics
 from smschannel.api.environment import explain, settings_help, unknown_variables
 from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch, Retryable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
+from smschannel.api.names import FENCE
 from smschannel.channel_cache import ChannelCache
 from smschannel.controller import Controller
 from smschannel.health import serve
 from smschannel.kube_store import KubeStore
+from smschannel.leader import Elector, Identity, call_timeout, identify
 from smschannel.orphans import Orphans
 from smschannel.settings import Settings
 from smschannel.twilio.client import TwilioClient
@@ -33,75 +36,144 @@ from smschannel.wiring import reconciler, twilio_client
 log = structlog.get_logger()
 
 
+_Result = TypeVar("_Result")
+
+_WATCH_END_SECONDS = 20
+_NO_FENCE = (
+    "no admission policy refuses writes of an operator that lost its lease, so one that was stopped for long may still"
+    " write to Kubernetes when it goes on: apply deploy/manifests/operator-fence.yaml"
+)
+_NOT_A_POD = (
+    f"the admission policy {FENCE} admits writes of the pod that holds the lease, and this operator's token is bound to"
+    " no pod. Run it in a pod, give it such a token (kubectl create token --bound-object-kind=Pod), or delete it"
+)
+
+
 async def run(settings: Settings) -> None:
-    """Run until SIGTERM. Raises `ChannelError` for what a person must fix first."""
-    ready = asyncio.Event()
+    """Stand by and lead in turns, until SIGTERM. Raises `ChannelError` for what a person must fix first."""
+    ready, stop = asyncio.Event(), asyncio.Event()
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
+    duration = settings.lease_duration_seconds
     try:
         async with (
             await KubeClient.connect() as api,
-            twilio_client(settings, confirms_refusals=True) as twilio,
+            KubeClient(api.configuration, timeout=call_timeout(duration)) as lease_api,
         ):
-            kube, stop = KubeStore(api, settings.operator_namespace), asyncio.Event()
             for each in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(each, stop.set)
-            while controller := await _unless_stopped(_load(settings, kube, twilio), stop):
-                over = asyncio.Event()
-                if controller.has_crd:
-                    watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
-                else:
-                    watching = _until_crd(kube, settings)
-                await _serve(controller, watching, ready, stop, over)
+            identity = await _unless(_identify(lease_api), stop)
+            if identity is None:
+                return
+            elector = Elector(lease_api, settings.operator_namespace, identity.name, duration=duration)
+            metrics.LEADER.set_function(lambda: elector.is_leading)
+            try:
+                while not stop.is_set():
+                    await _unless(elector.campaign(lambda _: ready.set()), stop)
+                    ready.clear()
+                    if not stop.is_set():
+                        await _lead(settings, api, elector, identity, ready, stop)
+            finally:
+                await elector.release()
     finally:
         await probes.cleanup()
 
 
-async def _unless_stopped(loading: Coroutine[Any, Any, Controller], stop: asyncio.Event) -> Controller | None:
-    """The result of `loading`; None if `stop` is set before there is one."""
-    load, stopping = asyncio.create_task(loading), asyncio.create_task(stop.wait())
-    await asyncio.wait({load, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not stop.is_set():
-        return await load
-    load.cancel()
-    await asyncio.wait({load})
+async def _unless(work: Coroutine[Any, Any, _Result], *events: asyncio.Event) -> _Result | None:
+    """The result of `work`; None if one of the events is set before there is one."""
+    task, ends = asyncio.create_task(work), [asyncio.create_task(each.wait()) for each in events]
+    await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    for each in ends:
+        each.cancel()
+    if not any(each.is_set() for each in events):
+        return await task
+    task.cancel()
+    await asyncio.wait({task})
     return None
+
+
+async def _lead(
+    settings: Settings,
+    api: KubeClient,
+    elector: Elector,
+    identity: Identity,
+    ready: asyncio.Event,
+    stop: asyncio.Event,
+) -> None:
+    """Work until `stop` is set or the lease is lost. Nothing is in memory from an earlier time as the leader."""
+    kube = KubeStore(api, settings.operator_namespace)
+    async with twilio_client(settings, elector.outlasts, confirms_refusals=True) as twilio:
+        while controller := await _unless(_load(settings, kube, twilio, identity), stop, elector.lost):
+            over = asyncio.Event()
+            if controller.has_crd:
+                watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
+            else:
+                watching = _until_crd(kube, settings)
+            await _serve(controller, elector, watching, ready, stop, over)
+    metrics.unfollow()
 
 
 async def _serve(
     controller: Controller,
+    elector: Elector,
     watching: Coroutine[Any, Any, None],
     ready: asyncio.Event,
     stop: asyncio.Event,
     over: asyncio.Event,
 ) -> None:
-    """Run until `stop` is set or `watching` ends; reconciles that have begun may finish."""
+    """Run until `stop` is set, the lease is lost, or `watching` ends. Release the lease in the first case.
+
+    Reconciles that have begun may finish while this process leads.
+    """
     work, watcher = asyncio.create_task(controller.run()), asyncio.create_task(watching)
-    stopping = asyncio.create_task(stop.wait())
+    stopping, losing = asyncio.create_task(stop.wait()), asyncio.create_task(elector.lost.wait())
     ready.set()
-    await asyncio.wait({work, watcher, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({work, watcher, stopping, losing}, return_when=asyncio.FIRST_COMPLETED)
     ready.clear()
     work.cancel()
+    await asyncio.wait({work, losing}, return_when=asyncio.FIRST_COMPLETED)
+    if losing.done():
+        controller.abort()
     ended = await asyncio.gather(work, return_exceptions=True)
+    if stop.is_set():
+        await elector.release()
     over.set()  # not before: kopf would cancel them
     stopping.cancel()
+    losing.cancel()
+    await asyncio.wait({watcher}, timeout=_WATCH_END_SECONDS)
+    watcher.cancel()
     for each in [*ended, *await asyncio.gather(watcher, return_exceptions=True)]:
         if isinstance(each, Exception):
             raise each
 
 
-async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Controller:
+async def _identify(api: KubeClient) -> Identity:
+    """Ask the API server who this process is, until it answers."""
+    async for attempt in _retrying():
+        with attempt:
+            return await identify(api)
+    raise AssertionError("tenacity returns or raises")
+
+
+async def _check_fence(kube: KubeStore, identity: Identity) -> None:
+    """Log that there is no fence. Raises `ChannelError` if there is one that cannot admit this process."""
+    fence = await kube.has_fence()
+    if fence is False:
+        log.warning(_NO_FENCE)
+    elif fence and not identity.is_pod:
+        raise ChannelError(_NOT_A_POD)
+
+
+async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, identity: Identity) -> Controller:
     """Load what the first reconcile needs; wait for an API server that does not answer yet.
 
     Waits for the CRD, too. If it does not come within a resync interval, and API discovery says that it is not there,
     it was deleted, and its channels with it: then the numbers of all records are restored.
     """
     orphans = Orphans(kube, time.monotonic)
-    transient = retry_if_exception_type((Retryable, KubernetesRefused))
     give_up = time.monotonic() + settings.resync_interval_seconds
-    async for attempt in AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_log_retry):
+    async for attempt in _retrying():
         with attempt:
-            keyring = await kube.open_keyring()
+            keyring = await kube.open_keyring(settings.channel_namespaces)
             await _publish(settings, kube)
             channels = ChannelCache(kube.claims)
             controller = Controller(
@@ -125,6 +197,7 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient) -> Co
                     raise
                 log.warning("CRD is deleted, restoring the numbers of all records")
                 await controller.load()
+            await _check_fence(kube, identity)  # the API server knows the Lease by now, also a new one
             return controller
     raise AssertionError("tenacity returns or raises")
 
@@ -143,6 +216,12 @@ async def _publish(settings: Settings, kube: KubeStore) -> None:
         await kube.publish_settings(settings.published())
     except KubernetesRefused as error:
         log.warning("cannot publish settings, kubectl sms plan needs them", error=str(error))
+
+
+def _retrying() -> AsyncRetrying:
+    """Retry what the API server may answer otherwise later."""
+    transient = retry_if_exception_type((Retryable, KubernetesRefused))
+    return AsyncRetrying(retry=transient, wait=wait_random_exponential(max=10), before_sleep=_log_retry)
 
 
 def _log_retry(state: RetryCallState) -> None:

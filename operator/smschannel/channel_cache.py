@@ -1,24 +1,27 @@
 """The cache of all channels: an informer's store that keeps a few fields of each channel instead of its object.
 
-The body of an event is cached only until the reconcile that it causes, and only if it is sure to be the newest: events
-of different uids may come in any order, and an event may be older than our own last write. Otherwise the reconcile
-reads the channel. Losing the cache costs one reconcile per channel.
+The body of an event is cached only until the reconcile that it causes, and only if it is small and surely the newest:
+events of different uids may come in any order, and an event may be older than our own last write. Otherwise the
+reconcile reads the channel. Losing the cache costs one reconcile per channel.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smschannel.api.reasons import Reason
-from smschannel.api.resource import CHECK_NOW_ANNOTATION, FINALIZER, TakeoverPolicy
-from smschannel.api.status import reason_of
+from smschannel.api.resource import FINALIZER, TakeoverPolicy, trimmed
+from smschannel.api.status import check_now, reason_of
 from smschannel.core.claims import Claims, is_swap
 from smschannel.core.record import Key, Record
 
 Body = Mapping[str, Any]
+
+_MAX_BODY = 16 * 2**10  # characters of JSON
 
 
 class Trigger(NamedTuple):
@@ -26,14 +29,14 @@ class Trigger(NamedTuple):
 
     generation: int
     deleting: bool
-    check_now: str | None
+    check_now: str
 
     @classmethod
     def of(cls, body: Body) -> Trigger:
         """Return the trigger of a channel as it is in `body`."""
         meta = body["metadata"]
-        check_now = (meta.get("annotations") or {}).get(CHECK_NOW_ANNOTATION)
-        return cls(meta.get("generation", 0), "deletionTimestamp" in meta, check_now)
+        asked = check_now(meta.get("annotations") or {})
+        return cls(meta.get("generation", 0), "deletionTimestamp" in meta, asked)
 
 
 @dataclass(slots=True)
@@ -44,7 +47,8 @@ class CachedChannel:
     the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
     be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
     until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
-    `secret_changed`: the Secret was written since the last reconcile.
+    `secret_changed`: the Secret was written since the last reconcile. `is_check_only`: what changed since then, by the
+    last event, is the request for a check; `check_due` is when the event loop's clock lets it begin, if it must wait.
     """
 
     uid: str
@@ -62,6 +66,8 @@ class CachedChannel:
     awaited: str = ""
     reason: Reason | None = None
     secret_changed: bool = False
+    is_check_only: bool = False
+    check_due: float = 0.0
 
 
 class ChannelCache:
@@ -109,14 +115,17 @@ class ChannelCache:
                 return True  # not new: perhaps a late event of a channel that is gone, so the reconcile reads it
         elif cached.uid != body["metadata"]["uid"]:
             cached.body = None  # either may be the newer one: the reconcile reads it
+            cached.is_check_only = False
             return True
         else:
             self._update(key, cached, body)
             if cached.unseen == version:
                 cached.unseen = ""
-        if cached.last_reconciled == Trigger.of(body):
+        trigger, before = Trigger.of(body), cached.last_reconciled
+        if before == trigger:
             return False
-        cached.body = None if cached.unseen else body
+        cached.is_check_only = before is not None and before._replace(check_now=trigger.check_now) == trigger
+        cached.body = None if cached.unseen else _small(body)
         return True
 
     def _update(self, key: Key, cached: CachedChannel, body: Body) -> None:
@@ -230,6 +239,15 @@ def key_of(body: Body) -> Key:
 def secret_name(body: Body) -> str:
     """Return the name of the Secret with the channel's token; empty if the token is sealed."""
     return str((body["spec"].get("credentials") or {}).get("secretKeyRef", {}).get("name", ""))
+
+
+def _small(body: Body) -> Body | None:
+    """Return what the operator reads of a body, or None if that is large: then the reconcile reads the channel.
+
+    Users decide how large their channels are, and the memory for thousands of them must not depend on it.
+    """
+    small = trimmed(body)
+    return small if len(json.dumps(small)) <= _MAX_BODY else None
 
 
 def _discard(index: dict[Any, set[Key]], entry: object, key: Key) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -22,10 +22,12 @@ from smschannel.api.resource import FINALIZER, SmsChannel
 from smschannel.api.status import wants_check, was_well
 from smschannel.channel_cache import ChannelCache, Trigger, secret_name
 from smschannel.core.record import Key, WebhookTemplate, secret_source
+from smschannel.core.shares import Pace
 from smschannel.kube_store import KubeStore
 from smschannel.orphans import Orphans
-from smschannel.queue import WorkQueue, flow_limit
+from smschannel.queue import WorkQueue, flow_limit, unverified_limit
 from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
+from smschannel.twilio.limits import TENANT
 
 log = structlog.get_logger()
 
@@ -35,11 +37,17 @@ _STAGGER_SECONDS = 2.0
 _LONGEST_STAGGER = 60.0
 
 
+# The requests for a check now that a namespace has at once, and then per second. More of them wait.
+_CHECKS_AT_ONCE = 300
+_CHECKS_PER_SECOND = 10.0
+
+
 class _Flow(NamedTuple):
-    """`namespace` is empty once the account's credentials are verified."""
+    """`is_claimed`: its channels have records of this account, so that Twilio has accepted their credentials."""
 
     namespace: str
     account_sid: str
+    is_claimed: bool
     is_deletion: bool
 
 
@@ -77,14 +85,23 @@ class Controller:
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
         self._secret_versions: dict[Key, str] = {}
+        self._clock = asyncio.get_running_loop().time
+        self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
+        self._in_flight: set[asyncio.Future[bool]] = set()
+        self._patience = _SHUTDOWN_SECONDS
         self._queue: WorkQueue[Key] = WorkQueue(
             flow_of=self._flow_of,
             flow_limit=flow_limit(workers, concurrency),
             retry_floor=retry_floor,
             retry_ceiling=retry_ceiling,
+            group_of=_namespace_of,
+            is_verified=self._is_verified,
+            unverified_limit=unverified_limit(workers),
+            workers=workers if len(namespaces) > 1 else None,
         )
         kube.claims.on_free = self._wake_waiters
         kube.claims.on_change = self._queue.add
+        kube.claims.on_account = self._verify_flow
         kube.on_written = channels.written
         metrics.follow(
             queue_depth=lambda: len(self._queue),
@@ -163,7 +180,7 @@ class Controller:
         key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
         if kind != "DELETED":
             if self._channels.observe(body):
-                self._queue.add(key)
+                self._add_changed(key)
             return
         cached = self._channels.get(key)
         if cached and cached.uid == uid:
@@ -171,6 +188,23 @@ class Controller:
             self._queue.cancel(key)
         if any(record.uid == uid for record in self._claims.of(key)):  # its numbers must be restored
             self._queue.add(key)
+
+    def _add_changed(self, key: Key) -> None:
+        """Add a key whose trigger changed. If a check is all that is asked for, it may have to wait, but once only."""
+        cached = self._channels.get(key)
+        if cached is None or not cached.is_check_only:
+            self._queue.add(key)
+            return
+        now = self._clock()
+        if cached.check_due > now:  # it waits already, and will handle the newest request
+            return
+        delay = self._checks.delay(key.namespace, now)
+        if delay == 0:
+            self._queue.add(key)
+            return
+        cached.check_due = now + delay
+        cached.body = None  # it may be old by then
+        self._queue.add_after(key, delay, keep_earlier=True)
 
     def on_secret(self, kind: str | None, body: Mapping[str, Any]) -> None:
         """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
@@ -206,18 +240,30 @@ class Controller:
             self._add_staggered(key, position)
 
     def _flow_of(self, key: Key) -> _Flow:
-        """Return the flow of a key: its Twilio account, with a flow of its own for deletions.
+        """Return the flow of a key: its namespace and Twilio account, with a flow of its own for deletions.
 
         A pause that Twilio requests for an account therefore does not delay deletions. Channels without a record, whose
-        credentials may be wrong, get flows of their namespace's own: any user may name any account in a spec.
+        credentials may be wrong, do not share a flow with the others: any user may name any account in a spec.
         """
         cached, records = self._channels.get(key), self._claims.of(key)
         if cached is None:
-            return _Flow("", records[0].account_sid if records else "", is_deletion=True)
-        own = next((record for record in records if record.uid == cached.uid), None)
-        if own:
-            return _Flow("", own.account_sid, cached.deleting)
-        return _Flow(key.namespace, cached.account_sid, cached.deleting)
+            return _Flow(key.namespace, records[0].account_sid if records else "", is_claimed=True, is_deletion=True)
+        own = [record.account_sid for record in records if record.uid == cached.uid]
+        if cached.deleting and own:
+            return _Flow(key.namespace, own[0], is_claimed=True, is_deletion=True)
+        return _Flow(key.namespace, cached.account_sid, cached.account_sid in own, cached.deleting)
+
+    def _is_verified(self, flow: Hashable) -> bool:
+        """Return whether the credentials of a flow are known to work, or not needed.
+
+        New channels of an account of which the namespace has others already count as verified. A deletion logs in with
+        what is recorded.
+        """
+        assert isinstance(flow, _Flow)
+        return flow.is_claimed or flow.is_deletion or self._claims.has_account(flow.namespace, flow.account_sid)
+
+    def _verify_flow(self, namespace: str, account_sid: str) -> None:
+        self._queue.verify(_Flow(namespace, account_sid, is_claimed=False, is_deletion=False))
 
     # Workers
 
@@ -228,25 +274,37 @@ class Controller:
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 
+    def abort(self) -> None:
+        """Cancel the reconciles in flight at once; call it when `run` is cancelled, which alone lets them end."""
+        self._patience = 0
+        for reconcile in self._in_flight:
+            reconcile.cancel()
+
     async def _work(self) -> None:
         while True:
             key, waited = await self._queue.get()
             metrics.QUEUE_WAIT_SECONDS.observe(waited)
             started = time.perf_counter()
             reconcile, succeeded = asyncio.ensure_future(self._reconcile_or_retry(key)), True
+            self._in_flight.add(reconcile)
             try:
                 # Shielded: at shutdown a reconcile in flight gets some seconds to end.
                 succeeded = await asyncio.shield(reconcile)
             except asyncio.CancelledError:
-                await asyncio.wait({reconcile}, timeout=_SHUTDOWN_SECONDS)
+                await asyncio.wait({reconcile}, timeout=self._patience)
+                reconcile.cancel()
+                await asyncio.wait({reconcile})
                 raise
             finally:
+                self._in_flight.discard(reconcile)
                 self._queue.done(key, succeeded=succeeded)
                 metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
     async def _reconcile_or_retry(self, key: Key) -> bool:
         """Reconcile a key and schedule its requeue, also after errors. Return False if Twilio failed or hung."""
         succeeded = True
+        if len(self._namespaces) > 1:
+            TENANT.set(key.namespace)
         try:
             outcome = await self._reconcile(key)
         except ChannelError as error:
@@ -260,6 +318,9 @@ class Controller:
         else:
             self._conclude(key, outcome)
             succeeded = not outcome.twilio_failed
+        cached = self._channels.get(key)
+        if cached and (left := cached.check_due - self._clock()) > 0:  # asked for during this reconcile
+            self._queue.add_after(key, left, keep_earlier=True)
         return succeeded
 
     async def _reconcile(self, key: Key) -> Outcome:
@@ -281,10 +342,12 @@ class Controller:
             channel = SmsChannel.model_validate(body)
         except ValidationError as error:
             # The CRD refuses such objects today; this one was created before its current rules.
-            if "deletionTimestamp" in body["metadata"] and FINALIZER in body["metadata"].get("finalizers", ()):
-                await self._kube.remove_finalizer_from(body)  # its numbers are restored from the records
-            wrong = "; ".join(each["msg"] for each in error.errors())
-            raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
+            wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            if "deletionTimestamp" in body["metadata"]:
+                if FINALIZER in body["metadata"].get("finalizers", ()):
+                    await self._kube.remove_finalizer_from(body)  # its numbers are restored from the records
+                raise ChannelError(f"not a valid SmsChannel: {wrong}") from None
+            return await self._reconciler.reconcile_invalid(SmsChannel.unvalidated(body), wrong)
         return await self._reconciler.reconcile(key, channel)
 
     async def _newest(self, key: Key) -> Mapping[str, Any] | None:
@@ -304,6 +367,7 @@ class Controller:
         assert cached
         cached.body = None
         cached.last_reconciled = Trigger.of(body)
+        cached.check_due = 0
         return body
 
     def _conclude(self, key: Key, outcome: Outcome) -> None:
@@ -349,6 +413,7 @@ class Controller:
         The listed objects are not used otherwise: a list may be older than an event. Raises Kubernetes' errors.
         """
         changed = await self._list_records()
+        await self._kube.check_own_objects(changed)
         self._orphans.forget_others({record.uid for record in self._claims})
         for key in changed:
             if key.namespace in self._namespaces:
@@ -405,6 +470,11 @@ class Controller:
         """Return the keys with a record whose channel is not in the cache: perhaps it was deleted."""
         orphans = (record.key for record in self._claims if not self._channels.is_holder_alive(record))
         return {key for key in orphans if key.namespace in self._namespaces}
+
+
+def _namespace_of(flow: Hashable) -> str:
+    assert isinstance(flow, _Flow)
+    return flow.namespace
 
 
 def _named(key: Key) -> dict[str, str]:

@@ -5,19 +5,22 @@ Reads never modify anything. Every write is idempotent or has a precondition tha
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from cachetools import TTLCache
 
 from smschannel.api.errors import (
     Conflict,
+    Fenced,
     KeyringLost,
     KubernetesRefused,
     KubernetesUnavailable,
@@ -28,7 +31,9 @@ from smschannel.api.errors import (
 )
 from smschannel.api.kube_client import MERGE_PATCH, METADATA_OF_ONE, KubeClient, Object
 from smschannel.api.names import (
+    FENCE_PROBE,
     KEYRING_SECRET,
+    NAMESPACES,
     OPERATOR,
     PUBLIC_KEY,
     PUBLIC_KEY_CONFIGMAP,
@@ -37,15 +42,22 @@ from smschannel.api.names import (
     core_path,
 )
 from smschannel.api.reasons import Reason
-from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel
+from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel, trimmed
 from smschannel.api.sealing import Keyring, SealingKey
 from smschannel.core.claims import Claims
-from smschannel.core.record import RECORD_LABEL, Contents, Key, Record
-from smschannel.metrics import KUBERNETES_WRITES
+from smschannel.core.record import RECORD_LABEL, Key, Record
+from smschannel.metrics import FOREIGN_CHANGES, KUBERNETES_WRITES
+
+log = structlog.get_logger()
 
 RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
 _WRITTEN_OFF = f"{GROUP}/written-off"
 _EVENT_SERIES_SECONDS = 360
+_RESEAL = (
+    "The public key is the operator's own again. Tokens that were sealed meanwhile may be known to whoever changed it:"
+    " replace them at Twilio, and seal them again."
+)
+_LARGE_READS = 16  # at once, of objects that tenants write: each may have megabytes
 _MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
 
 
@@ -63,6 +75,16 @@ def _regarding(namespace: str, name: str, uid: str) -> dict[str, str]:
     return {"apiVersion": API_VERSION, "kind": KIND, "namespace": namespace, "name": name, "uid": uid}
 
 
+def _asked_for(body: Object, namespace: str, name: str) -> Object:
+    """Return the object that was asked for. Raises `KubernetesUnavailable` for anything else, whoever sent it."""
+    found = body.get("metadata")
+    meta: Object = found if isinstance(found, dict) else {}
+    is_it = (meta.get("namespace"), meta.get("name")) == (namespace, name)
+    if is_it and meta.get("uid") and meta.get("resourceVersion"):
+        return body
+    raise KubernetesUnavailable(f"asked for {name}, the API server answers with something else")
+
+
 class KubeStore:
     """Reads and writes objects. `claims` is the index of the records, updated by every read and write of a record here.
 
@@ -75,22 +97,31 @@ class KubeStore:
         self.claims = Claims()
         self.on_written: Callable[[Object], object] = lambda channel: None
         self._keyring: Keyring | None = None
+        self._altered: dict[str, Record] = {}  # as they were sealed, by number
+        self._published: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self._large_reads = asyncio.Semaphore(_LARGE_READS)
         self._events: TTLCache[tuple[object, ...], tuple[str, int]] = TTLCache(10_000, ttl=_EVENT_SERIES_SECONDS)
 
     # Channels
 
     async def channel(self, namespace: str, name: str) -> Object | None:
-        """Read a channel. None only if the API server's 404 names it; raises `KubernetesUnavailable` for other 404s."""
+        """Read a channel. None only if the API server's 404 names it; raises `KubernetesUnavailable` for other 404s.
+
+        Also raises it for an answer that is another object: it would prove that this one is gone.
+        """
         try:
-            return await self._api.request("GET", channels_path(namespace, name))
+            async with self._large_reads:
+                found = await self._api.request("GET", channels_path(namespace, name))
+            return trimmed(_asked_for(found, namespace, name))
         except NotFound as error:
             if error.name != name:
                 raise KubernetesUnavailable(f"asked for {name}, the API server answers: {error}") from None
             return None
 
-    def channels(self, namespace: str) -> AsyncIterator[Object]:
+    async def channels(self, namespace: str) -> AsyncIterator[Object]:
         """Yield all channels of a namespace."""
-        return self._api.pages(channels_path(namespace))
+        async for body in self._api.pages(channels_path(namespace)):
+            yield trimmed(body)
 
     async def channel_metadata(self, namespace: str) -> AsyncIterator[Object]:
         """Yield the metadata of all channels of a namespace."""
@@ -186,7 +217,9 @@ class KubeStore:
     async def secret(self, namespace: str, name: str) -> Object | None:
         """Read a Secret; None if it does not exist."""
         try:
-            return await self._api.request("GET", core_path(namespace, "secrets", name))
+            async with self._large_reads:
+                found = await self._api.request("GET", core_path(namespace, "secrets", name))
+            return _asked_for(found, namespace, name)
         except NotFound:
             return None
 
@@ -296,19 +329,27 @@ class KubeStore:
 
     def _opened(self, secret: Object) -> Record:
         record = Record.from_metadata(secret["metadata"])
-        self.claims.observe(record)
         assert self._keyring, "open_keyring comes first"
         try:
             sealed = base64.b64decode(secret["data"]["record"])
-            return replace(record, contents=Contents.decode(self._keyring.unwrap(sealed, record.binding)))
+            opened = record.opened(self._keyring.unwrap(sealed, record.binding))
         except (KeyError, TypeError, ValueError):
+            self.claims.observe(record)
             raise Unreadable("the record is damaged, or was written by a newer release") from None
+        except Unreadable:
+            self.claims.observe(record)
+            raise
+        is_listed = (secret["metadata"].get("labels") or {}).get(RECORD_LABEL) == "true"
+        if replace(opened, contents=None) != record or not is_listed:
+            self._altered[record.number_sid] = opened
+        self.claims.observe(opened)
+        return opened
 
     def _secret_of(self, record: Record) -> Object:
         assert self._keyring, "open_keyring comes first"
         content = {}
         if record.contents:
-            content = {"record": _encode(self._keyring.wrap(record.contents.encode(), record.binding))}
+            content = {"record": _encode(self._keyring.wrap(record.document(), record.binding))}
         secret = self._own_object("Secret", record.secret_name, content)
         annotations = record.annotations()
         if not record.version:
@@ -321,12 +362,25 @@ class KubeStore:
         self.claims.put(record)
         return record
 
+    async def has_fence(self) -> bool | None:
+        """Return whether the API server admits writes of the leader only; None if it does not say. Changes nothing."""
+        probe = self._own_object("Secret", FENCE_PROBE, {})
+        probe["metadata"]["labels"] = {**_MANAGED, RECORD_LABEL: "true"}
+        try:
+            await self._api.request("POST", core_path(self.namespace, "secrets"), probe, params={"dryRun": "All"})
+        except Fenced:
+            return True
+        except KubernetesRefused:
+            return None
+        return False
+
     # The keyring
 
-    async def open_keyring(self) -> Keyring:
+    async def open_keyring(self, namespaces: Iterable[str] = ()) -> Keyring:
         """Read the keyring and publish its public key; create it at the first start.
 
-        Raises `KeyringLost` if it is missing although there was one before.
+        `namespaces` are those that the operator watches. They are published, too, and as public: `kubectl sms seal` and
+        the REST API warn of others. Raises `KeyringLost` if it is missing although there was one before.
         """
         path = core_path(self.namespace, "secrets")
         secret = await self.secret(self.namespace, KEYRING_SECRET)
@@ -341,7 +395,11 @@ class KubeStore:
         keyring = self._loaded(secret)
         public = keyring.current.public
         content = {PUBLIC_KEY: public.encoded, "fingerprint": public.fingerprint.hex()}
-        await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
+        if watched := " ".join(namespaces):
+            content[NAMESPACES] = watched
+        former = await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
+        if PUBLIC_KEY in former and not keyring.has(former[PUBLIC_KEY]):
+            await self._report_change("public_key", "ConfigMap", PUBLIC_KEY_CONFIGMAP, _RESEAL)
         return keyring
 
     def _loaded(self, secret: Object) -> Keyring:
@@ -349,7 +407,8 @@ class KubeStore:
             self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
-                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring: restore it from its backup"
+                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring that this release can read: run the release"
+                " that wrote it, or a newer one; if it is damaged, restore it from its backup"
             ) from None
         return self._keyring
 
@@ -375,15 +434,60 @@ class KubeStore:
         """Publish the settings, so that `kubectl sms plan` shows what this operator would do."""
         await self._publish("settings", SETTINGS_CONFIGMAP, content)
 
-    async def _publish(self, kind: str, name: str, content: Mapping[str, str]) -> None:
+    async def _publish(self, kind: str, name: str, content: Mapping[str, str]) -> Mapping[str, str]:
+        """Make `content` the data of a ConfigMap; return what the data was before."""
         path = core_path(self.namespace, "configmaps")
-        try:
-            current = (await self._api.request("GET", f"{path}/{name}")).get("data") or {}
-        except NotFound:
+        current = await self._data_of(name)
+        if current is None:
             await self._write(kind, "POST", path, self._own_object("ConfigMap", name, content))
-            return
-        if current != content:
+        elif current != content:
             await self._write(kind, "PATCH", f"{path}/{name}", {"data": {**dict.fromkeys(current), **content}})
+        self._published[name] = kind, content
+        return current or {}
+
+    async def _data_of(self, name: str) -> Mapping[str, str] | None:
+        try:
+            configmap = await self._api.request("GET", core_path(self.namespace, "configmaps", name))
+        except NotFound:
+            return None
+        return configmap.get("data") or {}
+
+    # What others changed
+
+    async def check_own_objects(self, changed: Iterable[Key] = ()) -> None:
+        """Report what others changed in the operator's own objects, and put it right where that is possible.
+
+        These are the ConfigMaps that it published, and the records of the `changed` keys and of those that were opened
+        since the last check. A record that cannot be opened is reported only. Raises Kubernetes' errors.
+        """
+        for name, (kind, content) in tuple(self._published.items()):
+            if await self._data_of(name) != content:
+                await self._report_change(kind, "ConfigMap", name, _RESEAL if kind == "public_key" else "")
+                try:
+                    await self._publish(kind, name, content)
+                except KubernetesRefused as error:  # somebody made it immutable, for example
+                    log.error("cannot restore object, delete it", kind="ConfigMap", name=name, error=str(error))  # noqa: TRY400
+        for record in [each for key in changed for each in self.claims.of(key)]:
+            try:
+                await self.open_record(record)
+            except Unreadable as error:
+                await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
+        for number_sid, record in tuple(self._altered.items()):
+            await self._report_change("record", "Secret", record.secret_name, "Its metadata is restored.")
+            with contextlib.suppress(Conflict):  # it is read again by the next reconcile
+                await self.update_record(record)
+            del self._altered[number_sid]
+
+    async def _report_change(self, what: str, kind: str, name: str, advice: str) -> None:
+        """Raise an alarm about a foreign change: a log line, a metric and an Event in the operator's namespace."""
+        FOREIGN_CHANGES.labels(what).inc()
+        note = f"Somebody else changed this {kind}, which only the operator may write. {advice}".strip()
+        log.error("object of the operator was changed by others", kind=kind, name=name, advice=advice)
+        regarding = {"apiVersion": "v1", "kind": kind, "namespace": self.namespace, "name": name}
+        try:
+            await self._post_event(regarding, warning=True, reason="ForeignChange", note=note)
+        except KubernetesRefused as error:  # the log and the metric tell it as well
+            log.warning("cannot post event", error=str(error))
 
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
         meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}

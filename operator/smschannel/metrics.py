@@ -31,6 +31,12 @@ CHANNELS = Gauge("smschannel_channels", "Channels by the reason that Ready carri
 DRIFT = Counter("smschannel_drift", "Webhooks found changed at Twilio, by action.", ["action"])
 CLAIMS = Gauge("smschannel_claims", "Numbers that are held by a channel.")
 PENDING_RESTORES = Gauge("smschannel_pending_restores", "Numbers that are no longer desired and not restored yet.")
+FOREIGN_CHANGES = Counter(
+    "smschannel_foreign_changes", "Objects of the operator's own that others changed or deleted, by kind.", ["object"]
+)
+LEADER = Gauge("smschannel_leader", "1 while this process leads, 0 while it stands by.")
+LEASE_ACQUIRED = Counter("smschannel_lease_acquired", "How often this process became the leader.")
+LEASE_RENEW_FAILURES = Counter("smschannel_lease_renew_failures", "Renewals of the lease that failed or took too long.")
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
 
 
@@ -47,3 +53,8 @@ def follow(
     PENDING_RESTORES.set_function(pending_restores)
     for reason in Reason:
         CHANNELS.labels(reason.name).set_function(partial(channels.__getitem__, reason))
+
+
+def unfollow() -> None:
+    """Let the gauges show 0: this process works on no channels."""
+    follow(queue_depth=lambda: 0, claims=lambda: 0, pending_restores=lambda: 0, channels=Counts())

@@ -192,6 +192,10 @@ class Observer:
         self._waiting[number.sid] = _Waiting(key, desired.account_sid, login)
         self._channels.set_awaited(key, number.sid)
         holder = self._kube.claims.holder(number.sid)
+        if (
+            holder and holder.key != key and holder.unseen_since
+        ):  # perhaps for long enough that it loses the number: look at it now
+            self._kube.claims.on_change(holder.key)
         if holder and holder.key == key:
             message = f"{number.phone_number} is still held by an earlier channel of this name until it is restored."
         else:
@@ -349,7 +353,7 @@ class Observer:
         number = await self._read(tried, DeletionPolicy.RESTORE)
         if cached is None or not isinstance(number, Number):
             return None
-        return Waiter(waiting.key, cached.uid, waiting.account_sid, waiting.login, number)
+        return Waiter(waiting.key, cached.uid, waiting.account_sid, waiting.login, number, cached.takes_unused_only)
 
     async def _read_all(self, records: Iterable[Record], policy: DeletionPolicy) -> dict[str, Current]:
         return {each.number_sid: await self._read(each, policy) for each in records if each.contents}

@@ -4,8 +4,12 @@
   runs is queued again when it is done.
 - A key has at most one scheduled requeue; the last call decides when. Adding the key for now leaves it scheduled.
 - Failures back off exponentially with full jitter between a floor and a ceiling.
-- Keys belong to flows (Twilio accounts), which are served round-robin. Each flow's concurrency limit starts at 4,
-  rises by one per success and drops to one after a failure, so that hanging accounts cannot starve the others.
+- Keys belong to flows (Twilio accounts), and flows to groups (namespaces). Groups are served round-robin, and so are
+  the flows within each. Each flow's concurrency limit starts at 4, rises by one per success and drops to one after a
+  failure, so that hanging accounts cannot starve the others.
+- Groups leave workers free for each other, see `leaves_room`.
+- Unverified flows, whose credentials may be invented, get every other key of their group and a small share of the
+  workers.
 - A flow can be paused: Twilio's 429 with Retry-After is about the account, not about one of its channels.
 """
 
@@ -21,6 +25,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
+
+from smschannel.core.shares import leaves_room
 
 _INITIAL_LIMIT = 4
 _REMEMBERED_LIMITS = 65_536
@@ -38,10 +44,33 @@ def flow_limit(workers: int, concurrency: int) -> int:
     return max(1, min(workers // 2, 2 * concurrency))
 
 
+def unverified_limit(workers: int) -> int:
+    """Return how many of `workers` unverified flows may occupy, all together."""
+    return max(1, workers // 4)
+
+
+@dataclass(slots=True)
+class _Group:
+    """The flows of a group that have waiting keys and are not paused, by whether they are verified.
+
+    The insertion order is the round-robin order. `unverified` of its `running` keys belong to unverified flows.
+    """
+
+    name: Hashable
+    ready: dict[bool, OrderedDict[Hashable, None]] = field(
+        default_factory=lambda: {True: OrderedDict(), False: OrderedDict()}
+    )
+    verified_next: bool = True
+    running: int = 0
+    unverified: int = 0
+
+
 @dataclass(slots=True)
 class _Flow(Generic[Key]):
     """A flow with keys that wait or run, or with a pause that is not over yet."""
 
+    group: _Group
+    is_verified: bool
     keys: OrderedDict[Key, float] = field(default_factory=OrderedDict)
     """The keys that wait, the oldest first, and since when."""
     running: int = 0
@@ -57,6 +86,10 @@ class WorkQueue(Generic[Key]):
 
     `flow_of` names the flow of a key; it is called whenever the key is added. `flow_limit` is the most keys of one
     flow that run at a time. Backoffs lie between `retry_floor` and `retry_ceiling`.
+
+    `group_of` names the group of a flow and `is_verified` says whether its credentials are known to work, which is
+    asked when the flow is new. At most `unverified_limit` keys of unverified flows run at a time (default: no limit).
+    `workers` is their number if groups are to leave some of them to each other; None if not.
     """
 
     def __init__(
@@ -66,15 +99,24 @@ class WorkQueue(Generic[Key]):
         flow_limit: int,
         retry_floor: float,
         retry_ceiling: float,
+        group_of: Callable[[Hashable], Hashable] = lambda flow: None,
+        is_verified: Callable[[Hashable], bool] = lambda flow: True,
+        unverified_limit: int | None = None,
+        workers: int | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._flow_of = flow_of
+        self._group_of = group_of
+        self._is_verified = is_verified
+        self._unverified_limit = unverified_limit
+        self._workers = workers
         self._flow_limit = flow_limit
         self._floor, self._ceiling = retry_floor, retry_ceiling
         self._clock = clock or asyncio.get_running_loop().time
         self._flows: dict[Hashable, _Flow[Key]] = {}
-        # The flows with waiting keys that are not paused; the insertion order is the round-robin order.
-        self._ready: OrderedDict[Hashable, None] = OrderedDict()
+        self._groups: dict[Hashable, _Group] = {}  # there are few, and they are never discarded
+        self._ready: OrderedDict[Hashable, _Group] = OrderedDict()  # those with ready flows, in round-robin order
+        self._unverified = 0  # keys of unverified flows that run
         self._limits: LRUCache[Hashable, int] = LRUCache(_REMEMBERED_LIMITS)  # they outlive the flow's keys
         self._waiting: dict[Key, Hashable] = {}  # the flow in which the key waits
         self._running: dict[Key, Hashable] = {}  # the flow whose limit the key counts against
@@ -88,7 +130,8 @@ class WorkQueue(Generic[Key]):
 
     def __len__(self) -> int:
         """Count the keys that wait for a worker, without those of paused flows. Scheduled keys do not wait yet."""
-        return sum(len(self._flows[name].keys) for name in self._ready)
+        flows = (name for group in self._ready.values() for ready in group.ready.values() for name in ready)
+        return sum(len(self._flows[name].keys) for name in flows)
 
     def add(self, key: Key) -> None:
         """Queue a key as soon as possible; a key that waits already keeps its place, unless its flow has changed."""
@@ -102,15 +145,17 @@ class WorkQueue(Generic[Key]):
                 return
             since = self._remove(key, now)
         self._waiting[key] = name
-        flow = self._flows.setdefault(name, _Flow())
+        flow = self._flow(name)
         flow.keys[key] = since
         if flow.paused_until <= now:
-            self._ready.setdefault(name)
+            self._set_ready(name, flow)
             self._wake()
 
-    def add_after(self, key: Key, delay: float) -> None:
-        """Schedule a key in `delay` seconds, in place of an earlier schedule."""
+    def add_after(self, key: Key, delay: float, *, keep_earlier: bool = False) -> None:
+        """Schedule a key in `delay` seconds, in place of its schedule before; with `keep_earlier`, if that is later."""
         due = self._clock() + delay
+        if keep_earlier and self._scheduled.get(key, due) < due:
+            return
         self._scheduled[key] = due
         self._at(due, partial(self._add_scheduled, key, due))
 
@@ -148,13 +193,27 @@ class WorkQueue(Generic[Key]):
         """
         now = self._clock()
         until = now + seconds
-        state = self._flows.get(flow) or _Flow()
-        if until <= max(now, state.paused_until):
+        known = self._flows.get(flow)
+        if until <= max(now, known.paused_until if known else _NEVER):
             return
-        self._flows[flow] = state
+        state = self._flow(flow)
         state.paused_until = until
-        self._ready.pop(flow, None)
+        self._unset_ready(flow, state)
         self._at(until, partial(self._resume, flow))
+
+    def verify(self, flow: Hashable) -> None:
+        """Count a flow as verified from now on, and its keys that run already: its credentials are known to work."""
+        state = self._flows.get(flow)
+        if state is None or state.is_verified:
+            return
+        is_ready = flow in state.group.ready[False]
+        self._unset_ready(flow, state)
+        state.is_verified = True
+        state.group.unverified -= state.running
+        self._unverified -= state.running
+        if is_ready:
+            self._set_ready(flow, state)
+        self._wake(state.running + 1)
 
     async def get(self) -> tuple[Key, float]:
         """Wait for the next key. Return it with the seconds that it waited since it was due and its flow not paused.
@@ -176,25 +235,74 @@ class WorkQueue(Generic[Key]):
         """Mark a key as done. Pass `succeeded=False` when its flow is to blame (its account hangs): the limit drops."""
         name = self._running.pop(key)
         self._limits[name] = min(self._limit(name) + 1, self._flow_limit) if succeeded else 1
-        self._flows[name].running -= 1
+        self._count(self._flows[name], -1)
         if key in self._dirty:
             self._dirty.remove(key)
             self.add(key)
         self._discard_if_unused(name)
-        if name in self._ready:
+        if self._ready:
             self._wake(2)  # one place is free, and the limit may have risen by one
 
     def _next(self) -> tuple[Key, float] | None:
-        """Take the oldest key of the first flow that is below its limit; None if there is none."""
-        for name in self._ready:
-            flow = self._flows[name]
-            if flow.running < self._limit(name):
-                now, key = self._clock(), next(iter(flow.keys))
-                flow.running += 1
+        """Take the oldest key of the first flow that may run another one; None if there is none."""
+        for group in self._ready.values():
+            name = self._next_flow(group)
+            if name is not None:
+                flow, now = self._flows[name], self._clock()
+                key = next(iter(flow.keys))
+                self._count(flow, 1)
                 self._running[key] = name
-                self._ready.move_to_end(name)
+                self._ready.move_to_end(group.name)
+                group.ready[flow.is_verified].move_to_end(name)
+                group.verified_next = not flow.is_verified
                 return key, now - self._remove(key, now)
         return None
+
+    def _next_flow(self, group: _Group) -> Hashable | None:
+        """Return the first flow of a group that may run another key. It passes only those at their limit: few."""
+        if self._workers is not None and not leaves_room(group.running, self._workers - len(self._running)):
+            return None
+        for verified in (group.verified_next, not group.verified_next):
+            if verified or self._may_run_unverified(group):
+                for name in group.ready[verified]:
+                    if self._flows[name].running < self._limit(name):
+                        return name
+        return None
+
+    def _may_run_unverified(self, group: _Group) -> bool:
+        if self._unverified_limit is None:
+            return True
+        free = self._unverified_limit - self._unverified
+        return free > 0 and (self._workers is None or leaves_room(group.unverified, free))
+
+    def _count(self, flow: _Flow[Key], step: int) -> None:
+        """Count a key of the flow that begins to run (1) or ends (-1)."""
+        flow.running += step
+        flow.group.running += step
+        if not flow.is_verified:
+            flow.group.unverified += step
+            self._unverified += step
+
+    # Flows
+
+    def _flow(self, name: Hashable) -> _Flow[Key]:
+        """Return a flow, a new one if need be."""
+        flow = self._flows.get(name)
+        if flow is None:
+            group = self._group_of(name)
+            state = self._groups.setdefault(group, _Group(group))
+            flow = self._flows[name] = _Flow(state, self._is_verified(name))
+        return flow
+
+    def _set_ready(self, name: Hashable, flow: _Flow[Key]) -> None:
+        flow.group.ready[flow.is_verified].setdefault(name)
+        self._ready.setdefault(flow.group.name, flow.group)
+
+    def _unset_ready(self, name: Hashable, flow: _Flow[Key]) -> None:
+        group = flow.group
+        group.ready[flow.is_verified].pop(name, None)
+        if not any(group.ready.values()):
+            self._ready.pop(group.name, None)
 
     def _remove(self, key: Key, now: float) -> float:
         """Remove a key that waits and return since when it could have run."""
@@ -202,7 +310,7 @@ class WorkQueue(Generic[Key]):
         flow = self._flows[name]
         since = flow.take(key, now)
         if not flow.keys:
-            self._ready.pop(name, None)
+            self._unset_ready(name, flow)
             self._discard_if_unused(name)
         return since
 
@@ -233,7 +341,7 @@ class WorkQueue(Generic[Key]):
         if flow is None or flow.paused_until > self._clock():  # extended meanwhile: a later timer resumes it
             return
         if flow.keys:
-            self._ready.setdefault(name)
+            self._set_ready(name, flow)
             self._wake(min(len(flow.keys), self._limit(name) - flow.running))
         self._discard_if_unused(name)
 

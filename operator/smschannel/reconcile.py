@@ -23,6 +23,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     KubernetesRefused,
+    LeaseEndsSoon,
     NoKindMatch,
     NotFound,
     Refused,
@@ -159,6 +160,18 @@ class Reconciler:
             twilio_failed=outcome.twilio_failed or former.twilio_failed,
             pause=max(outcome.pause or 0, former.pause or 0) or None,
         )
+
+    async def reconcile_invalid(self, channel: SmsChannel, wrong: str) -> Outcome:
+        """Report that a channel breaks the rules; `wrong` says how. It keeps its number. Raises Kubernetes' errors."""
+        meta = channel.metadata
+        former = await self._restore_former(Key(meta.namespace, meta.name), channel)
+        verdict = Verdict(Reason.InvalidSpec, f"Not a valid SmsChannel: {wrong}.")
+        ours = RequeueAfter(self._intervals.slow * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
+        try:
+            ready = await self._report.report(channel, verdict)
+        except KubernetesRefused as error:
+            return await self._refused_by_kubernetes(channel, error)
+        return Outcome(verdict, ready=ready, requeue=_sooner(ours, former.requeue))
 
     async def preview(self, key: Key, channel: SmsChannel | None) -> list[tuple[Observed, Plan]]:
         """Return what a reconcile observes, and what it would do if every change succeeded; writes nothing.
@@ -332,6 +345,8 @@ class Reconciler:
             current = await self._twilio.set_webhook(login, record.account_sid, record.number_sid, webhook)
         except NotFound:
             return None
+        except LeaseEndsSoon:  # says nothing about the number
+            raise
         except ChannelError as error:
             return error
         if current.webhook != webhook and record.contents.points_at_us(current.webhook):

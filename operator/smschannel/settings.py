@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -18,12 +19,15 @@ from smschannel.api.errors import EgressError
 from smschannel.api.resource import Namespace
 from smschannel.api.text import clean, unexpected
 from smschannel.core.record import WebhookTemplate
+from smschannel.leader import DURATION, LONGEST, MARGIN
 
 
 def _template(value: str) -> str:
     example = "write for example https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
     if value.count("{instance_id}") != 1:
         raise ValueError(f"must contain {{instance_id}} exactly once; {example}")
+    if set("{}") & set(value.replace("{instance_id}", "").replace("{namespace}", "")):
+        raise ValueError(f"must have no other braces than {{instance_id}} and {{namespace}}; {example}")
     if value.count("{namespace}") > 1:
         raise ValueError(f"must contain {{namespace}} at most once; {example}")
     netloc = _checked(value, example).netloc
@@ -126,6 +130,13 @@ class Settings(EnvironmentSettings):
         " proxy that decrypts TLS.",
     )
     twilio_timeout_seconds: Seconds = Field(default=15, gt=0, le=120, description="For one call to Twilio.")
+    lease_duration_seconds: int = Field(
+        default=DURATION,
+        ge=5,
+        le=LONGEST,
+        description="How long the leader may be silent before another replica takes over. A write to Twilio begins only"
+        " while the lease outlasts it.",
+    )
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
     drift_interval_seconds: Seconds = Field(
@@ -139,7 +150,7 @@ class Settings(EnvironmentSettings):
     resync_interval_seconds: Seconds = Field(
         default=600, ge=1, description="How often all channels are listed, to find what the watch missed."
     )
-    retry_floor_seconds: Seconds = Field(default=1, gt=0, description="The first wait after an error; it doubles.")
+    retry_floor_seconds: Seconds = Field(default=1, ge=0.01, description="The first wait after an error; it doubles.")
     retry_ceiling_seconds: Seconds = Field(default=300, gt=0, description="The longest wait after an error.")
     deletion_grace_seconds: Seconds = Field(
         default=120, ge=0, description="How long a deletion waits for the number to be restored."
@@ -177,6 +188,18 @@ class Settings(EnvironmentSettings):
     def _floor_below_ceiling(self) -> Self:
         if self.retry_floor_seconds > self.retry_ceiling_seconds:
             raise ValueError("SMSCHANNEL_RETRY_FLOOR_SECONDS must not be above SMSCHANNEL_RETRY_CEILING_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlasts_calls(self) -> Self:
+        """A third of the duration is for renewals that are late: with less, an unhurried API server stops the work."""
+        shortest = math.ceil((self.twilio_timeout_seconds + MARGIN) * 3 / 2)
+        if self.lease_duration_seconds < shortest:
+            raise ValueError(
+                f"SMSCHANNEL_LEASE_DURATION_SECONDS must be at least {shortest}, since"
+                f" SMSCHANNEL_TWILIO_TIMEOUT_SECONDS is {self.twilio_timeout_seconds:g}: a write to Twilio begins only"
+                " while the lease outlasts it"
+            )
         return self
 
     def published(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from smschannel.api.sealing import Keyring
@@ -18,9 +19,12 @@ from smschannel.twilio.client import TwilioClient
 from smschannel.twilio.limits import Limiter
 
 
-def twilio_client(settings: Settings, *, confirms_refusals: bool = False) -> TwilioClient:
+def twilio_client(
+    settings: Settings, lease_outlasts: Callable[[float], bool], *, confirms_refusals: bool = False
+) -> TwilioClient:
     """Build the Twilio client with its limiter; use it as a context manager.
 
+    `lease_outlasts`: whether this process leads for so many seconds more; it writes to Twilio only then.
     `confirms_refusals`: a refusal of credentials that worked before is not believed until it is repeated later. A
     command line has no later, and shows what Twilio answers now.
     """
@@ -33,6 +37,7 @@ def twilio_client(settings: Settings, *, confirms_refusals: bool = False) -> Twi
         api_origin=settings.api_origin,
         messaging_origin=settings.messaging_origin,
         timeout=settings.twilio_timeout_seconds,
+        lease_outlasts=lease_outlasts,
         ca_bundle=settings.ca_bundle,
     )
 

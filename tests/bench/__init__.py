@@ -21,5 +21,6 @@ gopeer     builds the peer
 seeding    makes Ready channels without an operator
 scale      start, memory, drift checks and latency beside many Ready channels
 fairness   how an account whose calls hang slows the others down
+neighbours what a hostile namespace costs another one; a program of its own
 shim       the REST API, compared with a bare route and with the Kubernetes API
 """

@@ -62,7 +62,7 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option(
     "--finalizer-policy/--no-finalizer-policy",
     default=True,
-    help="Measure all but idiomatic also with deploy/finalizer-policy.yaml, which saves one of three writes.",
+    help="Measure all but idiomatic also with deploy/manifests/finalizer-policy.yaml, which saves one of three writes.",
 )
 @click.option(
     "--also",

@@ -136,13 +136,14 @@ class Channels:
 
         await in_flight(one, names)
 
-    async def until(self, times: Mapping[str, float], names: Iterable[str]) -> float:
+    async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float | None = None) -> float:
         """Wait until `times`, which is `ready` or `gone`, has all of `names`. Return the time of the last one.
 
-        Raises `LoadError` after two minutes and half a second for each: hundreds a second are usual.
+        Raises `LoadError` after `seconds`; None: two minutes, and half a second for each, of which hundreds a second
+        are usual.
         """
         names = frozenset(names)
-        seconds = 120 + len(names) / 2
+        seconds = seconds or 120 + len(names) / 2
         try:
             async with asyncio.timeout(seconds):
                 while not names <= times.keys():

@@ -31,8 +31,8 @@ def keyring(installed: Stack) -> Keyring:
     """The keyring that the operator creates at its first start, with the operator's own rights."""
 
     async def first_start() -> Keyring:
-        async with await KubeClient.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
-            return await KubeStore(api, OPERATOR).open_keyring()
+        async with await KubeClient.connect(str(installed.operator_kubeconfig())) as api:
+            return await KubeStore(api, OPERATOR).open_keyring([CHANNELS])
 
     return asyncio.run(first_start())
 
@@ -83,6 +83,17 @@ def test_any_authenticated_user_can_seal(keyring: Keyring) -> None:
     result = seal()
     assert result.exit_code == 0, result.stderr
     assert opened(keyring, result.stdout.removesuffix("\n")) == TOKEN
+
+
+def test_namespace_that_no_operator_watches_is_a_warning(keyring: Keyring) -> None:
+    """Also for users who may read the public key only."""
+    assert "Warning" not in seal().stderr
+    result = seal("-n", "team-z")
+    assert result.exit_code == 0, "a manifest may be made for later"
+    assert (
+        f"Warning: the operator does not watch namespace team-z, so the channel would not work. It watches {CHANNELS}"
+        in (result.stderr)
+    )
 
 
 def test_printed_public_key_seals_offline(keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

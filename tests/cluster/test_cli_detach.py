@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from tests.cluster.steps import (
     DEMO_WEBHOOK,
     TWILIO_DOWN,
     damage_record,
+    metric,
     name_of,
     patch,
     remove_finalizers,
     seed_account,
+    wait_for,
     webhook,
 )
 from tests.conftest import take_number
@@ -66,7 +69,6 @@ def _as_administrator(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("KUBECONFIG", str(quiet.kubeconfig))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", quiet.twilio_url)
-    monkeypatch.setattr(detach, "_WATCHED", 1)
     yield
     quiet.twin_call("DELETE", "/faults")
     done(run_detach("--all", "--orphan", "--yes", "--kubeconfig", str(quiet.kubeconfig)))
@@ -138,7 +140,15 @@ def delete_crd(stack: Stack) -> None:
     stack.api.resources.invalidate_cache()
 
 
+SHORT_LEASE = {"SMSCHANNEL_LEASE_DURATION_SECONDS": "6", "SMSCHANNEL_TWILIO_TIMEOUT_SECONDS": "1"}
 CONTAINER = {"name": "main", "image": "example.com/image"}
+
+
+def holder(stack: Stack) -> str:
+    """Who holds the operator's Lease; empty if nobody does."""
+    lease = client.CoordinationV1Api(stack.api.client).read_namespaced_lease("sms-channel-operator", OPERATOR)
+    assert lease.spec
+    return lease.spec.holder_identity or ""
 
 
 def deployment_of(name: str) -> Any:
@@ -297,13 +307,30 @@ def test_webhook_set_by_somebody_else_is_left_alone(quiet: Stack, configured: Co
 
 def test_only_named_instances_are_detached(quiet: Stack, configured: Configured) -> None:
     one, other = configured(2)
-    unknown = str(uuid.uuid4())
-    text = done(run_detach(name_of(one), unknown, "--restore", "--yes"))
-    assert f"{unknown}: nothing to detach in {CHANNELS}\n" in text
+    text = done(run_detach(name_of(one), "--restore", "--yes"))
     assert text.endswith("1 of 1 detached.\n")
     assert url_at(quiet, one) == before(one)
     assert url_at(quiet, other) == ours(quiet, other)
     assert finalizers(quiet, other) == [FINALIZER]
+
+
+def test_mistyped_instance_is_an_error_and_the_others_are_detached(quiet: Stack, configured: Configured) -> None:
+    [one] = configured()
+    unknown = str(uuid.uuid4())
+    result = run_detach(name_of(one), unknown, "--restore", "--yes")
+    assert f"1 of 1 detached. There is no channel, nor a record of one, in {CHANNELS}: {unknown}." in refusal(result)
+    assert url_at(quiet, one) == before(one)
+    again = run_detach(name_of(one), "--restore", "--yes")
+    assert done(again) == f"{name_of(one)}: nothing to detach in {CHANNELS}\nNothing to detach.\n", "it may be repeated"
+    assert f"Nothing to detach. There is no channel, nor a record of one, in {CHANNELS}: {unknown}." in refusal(
+        run_detach(unknown, "--restore", "--yes")
+    )
+
+
+def test_mistyped_namespace_is_an_error(quiet: Stack) -> None:
+    for chosen in ([str(uuid.uuid4())], ["--all"]):
+        result = run_detach(*chosen, "-n", "nosuch", "--orphan", "--yes")
+        assert "There is no namespace nosuch. Nothing was changed." in refusal(result)
 
 
 def test_channel_without_a_record_loses_its_finalizer_too(quiet: Stack, configured: Configured) -> None:
@@ -452,57 +479,60 @@ def test_question_counts_what_is_detached(quiet: Stack, configured: Configured) 
     assert done(run_detach("--all", "--restore", stdin="y\n")).endswith("2 of 2 detached.\n")
 
 
-def test_running_operator_is_refused(quiet: Stack, configured: Configured) -> None:
-    """By the Pods and the Deployment that the API server has; nothing runs in pods here."""
-    [manifest] = configured()
-    deployment = deployment_of("sms-channel-operator")
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "sms-channel-operator-x", "namespace": OPERATOR},
-        "spec": {"serviceAccountName": "sms-channel-operator", "containers": [CONTAINER]},
-    }
-    apps, core = client.AppsV1Api(quiet.api.client), client.CoreV1Api(quiet.api.client)
-    quiet.apply(deployment, pod)
-    try:
-        message = refusal(run_detach("--all", "--orphan", "--yes"))
-        assert "pod/sms-channel-operator-x, deployment/sms-channel-operator in namespace sms-operator" in message
-        assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator --replicas=0" in message
-
-        apps.patch_namespaced_deployment_scale("sms-channel-operator", OPERATOR, {"spec": {"replicas": 0}})
-        assert ": pod/sms-channel-operator-x in namespace" in refusal(run_detach("--all", "--orphan", "--yes"))
-        assert finalizers(quiet, manifest) == [FINALIZER]
-        assert done(run_detach("--all", "--orphan", "--yes", "--force")).endswith("1 of 1 detached.\n")
-
-        core.patch_namespaced_pod_status("sms-channel-operator-x", OPERATOR, {"status": {"phase": "Succeeded"}})
-        assert done(run_detach("--all", "--orphan", "--yes")) == "Nothing to detach.\n"
-    finally:
-        apps.delete_namespaced_deployment("sms-channel-operator", OPERATOR)
-        core.delete_namespaced_pod("sms-channel-operator-x", OPERATOR, grace_period_seconds=0)
-
-
 @pytest.mark.parametrize("way", ["--restore", "--orphan"])
-def test_operator_outside_of_the_cluster_is_noticed(
-    quiet: Stack, configured: Configured, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """There is no Pod of it, but it adds the finalizer again."""
-    configured(2)
+def test_running_operator_is_refused(quiet: Stack, configured: Configured, way: str) -> None:
+    """Wherever it runs: it renews the Lease. Nothing is changed."""
+    [manifest] = configured()
     quiet.start_operator()
     try:
-        with monkeypatch.context() as patient:
-            patient.setattr(detach, "_WATCHED", 30)
-            message = refusal(run_detach("--all", way, "--yes"))
+        message = refusal(run_detach("--all", way, "--yes"))
     finally:
         quiet.stop_process("operator")
-    assert f"An operator is running: it has configured {CHANNELS}/" in message
-    assert "Stop it and repeat." in message
+    assert f"operator holds the operator's Lease ({OPERATOR}/sms-channel-operator); looking whether it is" in message
+    assert "The operator is running, and would configure the channels again: operator has just renewed" in message
+    assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator --replicas=0" in message
+    assert finalizers(quiet, manifest) == [FINALIZER]
+    assert url_at(quiet, manifest) == ours(quiet, manifest)
+
+
+def test_operator_that_starts_meanwhile_stands_by(quiet: Stack, configured: Configured) -> None:
+    """As one that a GitOps controller scales up again: detach holds the Lease."""
+    manifests = configured(2)
+    quiet.twin_call("POST", "/faults", {"match": {"count": 1}, "action": {"kind": "delay", "seconds": 8}})
+    quiet.twin_call("DELETE", "/journal")
+    with ThreadPoolExecutor() as thread:
+        detaching = thread.submit(run_detach, "--all", "--restore", "--yes")
+        wait_for(lambda: bool(holder(quiet)), "the command holds the Lease")
+        assert holder(quiet).startswith("kubectl-sms-detach_")
+        quiet.start_operator()
+        try:
+            assert not detaching.done()
+            assert metric(quiet, "smschannel_leader") == 0
+            assert "2 of 2 detached." in done(detaching.result())
+            for each in manifests:
+                quiet.delete(name_of(each))
+            writes = quiet.twin_call("GET", "/journal?method=POST")["entries"]
+            wait_for(lambda: metric(quiet, "smschannel_leader") == 1, "the operator leads when the command has ended")
+        finally:
+            quiet.stop_process("operator")
+    assert {each["sms_url"] for each in writes[:2]} == {before(each) for each in manifests}
+
+
+def test_operator_that_was_killed_is_waited_for(quiet: Stack, configured: Configured) -> None:
+    """It holds the Lease until that ends; nobody renews it, so it does not run."""
+    [manifest] = configured()
+    quiet.start_operator(settings=SHORT_LEASE)
+    quiet.stop_process("operator", kill=True)
+    text = done(run_detach("--all", "--restore", "--yes"))
+    assert "1 of 1 detached." in text
+    assert url_at(quiet, manifest) == before(manifest)
 
 
 def test_missing_right_is_named(quiet: Stack) -> None:
     message = refusal(
-        run_detach("--all", "--restore", "--kubeconfig", str(quiet.home / "sms-channel-operator.kubeconfig"))
+        run_detach("--all", "--restore", "--kubeconfig", str(quiet.home / "sms-api-shim.kubeconfig"), "--yes")
     )
-    assert 'cannot list resource "pods" in API group ""' in message
+    assert "is forbidden" in message
     assert "needs the rights of an administrator" in message
 
 
@@ -517,7 +547,6 @@ def test_documented_uninstall_commands_leave_nothing(quiet: Stack, configured: C
     [commands] = re.findall(r"```sh\n(.*?)```", section("Uninstall"), re.DOTALL)
     manifests = configured(3)
     quiet.apply(deployment_of("sms-channel-operator"), deployment_of("sms-api-shim"))
-    assert "The operator is running" in refusal(run_detach("--all", "--restore"))
     try:
         for line in commands.splitlines():
             _kubectl(quiet, line)

@@ -41,7 +41,7 @@ Numbers = Callable[[int], list[str]]
 @pytest.fixture(autouse=True)
 def _in_the_operators_pod(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's rights and Twilio's URL; the command reads the other settings as the operator published them."""
-    monkeypatch.setenv("KUBECONFIG", str(stack.home / "sms-channel-operator.kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(stack.operator_kubeconfig()))
     monkeypatch.setenv("SMSCHANNEL_TWILIO_URL", stack.twilio_url)
 
 
@@ -255,6 +255,10 @@ def test_unknown_channel_is_refused(stack: Stack) -> None:
     message = refusal(plan(name))
     assert f"There is no channel {name} in namespace {CHANNELS}" in message
     assert "before it is applied: -f FILE" in message
+
+
+def test_unknown_namespace_is_named(stack: Stack) -> None:
+    assert "There is no namespace nosuch." in refusal(plan(str(uuid.uuid4()), "-n", "nosuch"))
 
 
 def test_unwatched_namespace_is_refused(stack: Stack, number: str) -> None:

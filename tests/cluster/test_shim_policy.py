@@ -1,4 +1,4 @@
-"""The admission policy for the shim's ServiceAccount, deploy/shim-policy.yaml, on a real API server."""
+"""The admission policy for the shim's ServiceAccount, deploy/manifests/shim-policy.yaml, on a real API server."""
 
 from __future__ import annotations
 

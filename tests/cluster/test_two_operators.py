@@ -1,92 +1,305 @@
-"""Two operators at once, as a node that lost its network brings about: whatever runs twice, a number has one holder.
+"""Two replicas of the operator: one leads, the other takes over, however the first one ends, and never both write.
 
-A Deployment with the strategy Recreate does not prevent it, nor does deleting a pod by force.
+The lease is shorter than usual, so that the tests need not wait; times in the messages are what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ssl
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
+from kubernetes import client
 
-from deploy.local.stack import CHANNELS, Options, Stack, free_port, ready_reason
+from deploy.local.cluster import write_kubeconfig
+from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, free_port
+from smschannel.api.errors import Fenced
+from smschannel.api.kube_client import KubeClient
+from smschannel.core.record import RECORD_LABEL
+from smschannel.kube_store import KubeStore
+from smschannel.leader import Claim, Elector, identify
 from tests.cluster.steps import before, delete, metric, name_of, records, wait_for, webhook
 from tests.conftest import running, take_number
+from tests.faults.proxy import Proxy, Upstream
 
-NUMBERS = 10
-SETTLED = {"Configured", "NumberInUse"}
+LEASE = 8
 SETTINGS = {
     "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "2",
-    "SMSCHANNEL_SLOW_INTERVAL_SECONDS": "2",
-    "SMSCHANNEL_RESYNC_INTERVAL_SECONDS": "1",
     "SMSCHANNEL_RETRY_FLOOR_SECONDS": "0.2",
     "SMSCHANNEL_RETRY_CEILING_SECONDS": "1",
     "SMSCHANNEL_DELETION_GRACE_SECONDS": "2",
+    "SMSCHANNEL_TWILIO_TIMEOUT_SECONDS": "2",
+    "SMSCHANNEL_LEASE_DURATION_SECONDS": str(LEASE),
 }
+AT_ONCE = 3.0
+"""Seconds for a takeover without waiting: to see the release, and to load everything."""
+FIRST, SECOND = "operator", "operator-2"
 
 
 @pytest.fixture(scope="module")
-def second_url() -> str:
-    return f"http://127.0.0.1:{free_port()}"
+def urls() -> dict[str, str]:
+    """Where the operators serve their metrics."""
+    return {SECOND: f"http://127.0.0.1:{free_port()}"}
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, second_url: str) -> Iterator[Stack]:
-    """A stack with two operator processes."""
-    with running(tmp_path_factory.mktemp("two"), Options(numbers=20, operator_settings=SETTINGS)) as started:
-        started.start_operator("operator-2", int(second_url.rpartition(":")[2]))
+def stack(tmp_path_factory: pytest.TempPathFactory, urls: dict[str, str]) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("two"), Options(numbers=200, operator_settings=SETTINGS)) as started:
+        urls[FIRST] = started.operator_url
         yield started
 
 
-def test_contested_numbers_have_one_holder_each_and_are_restored(stack: Stack, second_url: str) -> None:
-    numbers = [take_number(stack) for _ in range(NUMBERS)]
-    pairs = [(stack.manifest(number), stack.manifest(number)) for number in numbers]
-    names = [name_of(each) for pair in pairs for each in pair]
-    stack.apply(*(each for pair in pairs for each in pair))
-    stack.wait_until(lambda each: ready_reason(each)[1] in SETTLED, *names)
-    holders = check_pairs(stack, numbers, pairs)
-    wait_rounds(stack, second_url, 2)
-    assert check_pairs(stack, numbers, pairs) == holders, "nothing changes hands afterwards"
-
-    delete(stack, *names)
-    check_restored(stack, numbers)
+@pytest.fixture(autouse=True)
+def _first_leads(stack: Stack, urls: dict[str, str]) -> None:
+    """Let the first operator lead and the second stand by."""
+    for name in (FIRST, SECOND):
+        if name in stack.pids():
+            stack.stop_process(name)
+    stack.start_operator(FIRST)
+    start(stack, urls, SECOND)
+    assert (leads(urls[FIRST]), leads(urls[SECOND])) == (True, False)
 
 
-def check_pairs(stack: Stack, numbers: list[str], pairs: list[tuple[Any, Any]]) -> dict[str, str]:
-    """Of each pair one channel must hold the number, by status, record and webhook alike; returns the holders."""
-    listed = stack.channels.get(namespace=CHANNELS).to_dict()["items"]
-    reasons = {name_of(each): ready_reason(each)[1] for each in listed}
-    held = records(stack)
-    assert sorted(held) == sorted(numbers)
-    holders = {}
-    for number, pair in zip(numbers, pairs, strict=True):
-        assert sorted(reasons[name_of(each)] for each in pair) == ["Configured", "NumberInUse"], number
-        holders[number] = next(name_of(each) for each in pair if reasons[name_of(each)] == "Configured")
-        assert held[number].name == holders[number]
-        assert webhook(stack, number) == stack.webhook_url(holders[number])
-    return holders
+def start(stack: Stack, urls: dict[str, str], name: str) -> None:
+    stack.start_operator(name, int(urls[name].rpartition(":")[2]))
 
 
-def wait_rounds(stack: Stack, second_url: str, rounds: int) -> None:
-    """Wait until both operators have reconciled every channel that often again, as far as figures can show that."""
-    for url in (stack.operator_url, second_url):
-        enough = metric(url, "smschannel_reconciles_total") + 2 * NUMBERS * rounds
-        wait_for(lambda: metric(url, "smschannel_reconciles_total") >= enough, "both operators go on")  # noqa: B023
+def leads(url: str) -> bool:
+    return metric(url, "smschannel_leader") == 1
 
 
-def check_restored(stack: Stack, numbers: list[str]) -> None:
-    wait_for(lambda: not stack.records(), "no record is left")
+def wait_takeover(stack: Stack, url: str, since: float) -> float:
+    """Wait until this operator leads and works. Return how many seconds after `since` a new channel was configured."""
+    manifest = stack.manifest(take_number(stack))
+    stack.apply(manifest)
+    wait_for(lambda: leads(url), "the other operator leads")
+    stack.wait_ready(name_of(manifest))
+    return time.monotonic() - since
+
+
+def live_channels(stack: Stack, count: int) -> dict[str, str]:
+    """Make channels that work. Return each number's holder."""
+    manifests = [stack.manifest(take_number(stack)) for _ in range(count)]
+    stack.apply(*manifests)
+    stack.wait_ready(*(name_of(each) for each in manifests))
+    return {each["spec"]["phoneNumber"]: name_of(each) for each in manifests}
+
+
+def writes(stack: Stack) -> list[tuple[str, str]]:
+    """Number SID and SmsUrl of each write that Twilio has seen since its journal was cleared."""
+    return [(each["sid"], each["sms_url"]) for each in stack.twin_call("GET", "/journal?method=POST")["entries"]]
+
+
+def check_held(stack: Stack, held: dict[str, str]) -> None:
+    found = records(stack)
+    assert {number: found[number].name for number in held} == held
+    assert {number: webhook(stack, number) for number in held} == {
+        number: stack.webhook_url(name) for number, name in held.items()
+    }
+
+
+def test_standby_is_ready_and_does_nothing(stack: Stack, urls: dict[str, str]) -> None:
+    held = live_channels(stack, 3)
+    assert metric(urls[FIRST], "smschannel_channels") >= len(held)
+    assert metric(urls[SECOND], "smschannel_channels") == 0
+    assert metric(urls[SECOND], "smschannel_reconciles_total") == 0
+    check_held(stack, held)
+
+
+def test_release_at_sigterm_hands_over_at_once(stack: Stack, urls: dict[str, str]) -> None:
+    held = live_channels(stack, 20)
+    stack.twin_call("DELETE", "/journal")
+    began = time.monotonic()
+    assert stack.stop_process(FIRST) == 0
+    ended = time.monotonic() - began
+    wait_for(lambda: leads(urls[SECOND]), "the other operator leads")
+    seconds = time.monotonic() - began
+    assert seconds - ended <= AT_ONCE, f"{seconds:.1f} s, of which {ended:.1f} until the process ended"
+    print(f"SIGTERM: {seconds:.2f} s until the other leads")
+    print(f"SIGTERM: {wait_takeover(stack, urls[SECOND], began):.2f} s until it configured a channel")
+    assert len(writes(stack)) == 1, "only the new channel's"
+    check_held(stack, held)
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGSTOP"])
+def test_silent_leader_is_replaced_when_its_lease_has_ended(stack: Stack, urls: dict[str, str], way: str) -> None:
+    held = live_channels(stack, 10)
+    stack.twin_call("DELETE", "/journal")
+    began = time.monotonic()
+    if way == "SIGKILL":
+        stack.stop_process(FIRST, kill=True)
+    else:
+        stack.process(FIRST).suspend()
+    try:
+        seconds = wait_takeover(stack, urls[SECOND], began)
+        assert seconds <= LEASE + AT_ONCE
+        print(f"{way}: {seconds:.2f} s until the other configured a channel, with a lease of {LEASE} s")
+    finally:
+        if way == "SIGSTOP":
+            stack.process(FIRST).resume()
+    if way == "SIGSTOP":
+        wait_for(lambda: not leads(urls[FIRST]), "the former leader stands by")
+    assert leads(urls[SECOND])
+    assert len(writes(stack)) == 1, "only the new channel's"
+    check_held(stack, held)
+
+
+def test_leader_that_was_stopped_in_the_middle_of_its_work_writes_nothing_afterwards(
+    stack: Stack, urls: dict[str, str]
+) -> None:
+    """It was about to configure numbers. Another one has configured and restored them when it goes on."""
+    numbers = [take_number(stack) for _ in range(12)]
+    manifests = [stack.manifest(number) for number in numbers]
+    names = [name_of(each) for each in manifests]
+    slow = {"match": {"method": "GET"}, "action": {"kind": "delay", "seconds": 0.5}}
+    rule = stack.twin_call("POST", "/faults", slow)["id"]
+    stack.apply(*manifests)
+    wait_for(lambda: arrived(stack, rule) >= 4, "some reconciles wait for Twilio")
+    stack.process(FIRST).suspend()
+    try:
+        stack.twin_call("DELETE", "/faults")
+        stack.wait_ready(*names)
+        assert leads(urls[SECOND])
+        delete(stack, *names)
+        wait_for(lambda: not set(records(stack)) & set(numbers), "no record is left")
+        done = writes(stack)
+    finally:
+        stack.process(FIRST).resume()
+    wait_for(lambda: not leads(urls[FIRST]), "the former leader stands by")
+    log = (stack.logs / f"{FIRST}.log").read_text()
+    assert "lease lost, all work stops" in log
+    assert writes(stack) == done, "it has written nothing"
     assert {number: webhook(stack, number) for number in numbers} == {number: before(number) for number in numbers}
 
 
-def test_uncontested_channels_come_and_go(stack: Stack) -> None:
-    numbers = [take_number(stack) for _ in range(NUMBERS)]
-    manifests = [stack.manifest(number) for number in numbers]
-    names = [name_of(each) for each in manifests]
-    stack.apply(*manifests)
-    stack.wait_ready(*names)
-    assert {number: record.name for number, record in records(stack).items()} == dict(zip(numbers, names, strict=True))
-    assert [webhook(stack, number) for number in numbers] == [stack.webhook_url(name) for name in names]
-    delete(stack, *names)
-    check_restored(stack, numbers)
+def arrived(stack: Stack, rule: int) -> int:
+    rules = stack.twin_call("GET", "/faults")["faults"]
+    return next((int(each["hit"]) for each in rules if each["id"] == rule), 0)
+
+
+@pytest.fixture
+def partitioned(stack: Stack) -> Iterator[Callable[[bool], None]]:
+    """The first operator behind a proxy. The function returned cuts it off from the API server, but not from Twilio."""
+    authority = ssl.create_default_context(cadata=b64decode(stack.cluster.ca_data).decode())
+    upstreams = {"kubernetes": Upstream(stack.cluster.url, authority), "twilio": Upstream(stack.twilio_url)}
+    stack.stop_process(FIRST)
+    stack.stop_process(SECOND)
+    with Proxy(kubernetes=upstreams["kubernetes"], twilio=upstreams["twilio"]) as proxy:
+        token = yaml.safe_load(stack.operator_kubeconfig(FIRST).read_text())["users"][0]["user"]["token"]
+        path = stack.home / "partitioned.kubeconfig"
+        write_kubeconfig(path, url=proxy.urls["kubernetes"], ca_data="", token=token, namespace=CHANNELS)
+
+        def cut(away: bool) -> None:
+            proxy.away = {"kubernetes"} if away else set()
+            if away:
+                proxy.cut_watches()
+
+        stack.start_operator(FIRST, settings={"KUBECONFIG": str(path)})
+        yield cut
+        stack.stop_process(FIRST)
+
+
+def test_leader_without_the_api_server_stops_before_another_begins(
+    stack: Stack, urls: dict[str, str], partitioned: Callable[[bool], None]
+) -> None:
+    """Twilio still answers it: drift that it sees must not be corrected by two operators."""
+    start(stack, urls, SECOND)
+    held = live_channels(stack, 5)
+    assert leads(urls[FIRST])
+    began = time.monotonic()
+    partitioned(True)
+    wait_for(lambda: not leads(urls[FIRST]), "the leader gives up")
+    given_up = time.monotonic() - began
+    assert given_up <= LEASE
+    seconds = wait_takeover(stack, urls[SECOND], began)
+    assert seconds <= LEASE + LEASE / 6 + AT_ONCE
+    print(f"partition: the leader stopped after {given_up:.2f} s, the other configured a channel after {seconds:.2f} s")
+    partitioned(False)
+    check_held(stack, held)
+    stack.stop_process(SECOND)
+    wait_for(lambda: leads(urls[FIRST]), "it leads again without a restart")
+    check_held(stack, held)
+
+
+def test_rolling_update_writes_nothing_at_twilio(stack: Stack, urls: dict[str, str]) -> None:
+    """Each replica is replaced while the other one is there, as a Deployment does it."""
+    held = live_channels(stack, 20)
+    stack.twin_call("DELETE", "/journal")
+    versions = {each.phone_number: each.version for each in records(stack).values()}
+    for third in ("operator-3", "operator-4"):
+        urls[third] = f"http://127.0.0.1:{free_port()}"
+        start(stack, urls, third)
+    for gone in (FIRST, SECOND):
+        stack.stop_process(gone)
+        wait_for(lambda: any(leads(urls[each]) for each in ("operator-3", "operator-4")), "one of the new ones leads")
+    check_held(stack, held)
+    assert writes(stack) == []
+    assert {each.phone_number: each.version for each in records(stack).values()} == versions
+    for third in ("operator-3", "operator-4"):
+        stack.stop_process(third)
+
+
+def test_lease_that_is_deleted_or_edited_leaves_one_leader(stack: Stack, urls: dict[str, str]) -> None:
+    leases = client.CoordinationV1Api(stack.api.client)
+    leases.delete_namespaced_lease("sms-channel-operator", OPERATOR)
+    live_channels(stack, 1)
+    wait_for(lambda: holder(stack) == FIRST, "the leader creates the Lease again")
+    assert (leads(urls[FIRST]), leads(urls[SECOND])) == (True, False)
+    spec = {"holderIdentity": SECOND, "leaseTransitions": 99}
+    leases.patch_namespaced_lease("sms-channel-operator", OPERATOR, {"spec": spec})
+    wait_for(lambda: not leads(urls[FIRST]), "the leader stops")
+    wait_for(lambda: leads(urls[FIRST]) != leads(urls[SECOND]), "one of them leads again")
+    live_channels(stack, 1)
+
+
+def holder(stack: Stack) -> str:
+    try:
+        lease = client.CoordinationV1Api(stack.api.client).read_namespaced_lease("sms-channel-operator", OPERATOR)
+    except client.ApiException:
+        return ""
+    return (lease.spec and lease.spec.holder_identity) or ""
+
+
+# The fence
+
+
+async def test_former_leader_is_refused_at_its_first_write(stack: Stack) -> None:
+    """By the API server, whatever the former leader believes; and only operators are."""
+    for name in (FIRST, SECOND):
+        stack.stop_process(name)
+    paths = [str(stack.operator_kubeconfig(name)) for name in ("former", "present")]
+    async with await KubeClient.connect(paths[0]) as former, await KubeClient.connect(paths[1]) as present:
+        identities = [await identify(each) for each in (former, present)]
+        assert [(each.name, each.is_pod) for each in identities] == [("former", True), ("present", True)]
+        first, second = Elector(former, OPERATOR, "former"), Elector(present, OPERATOR, "present")
+        assert await first.look() == Claim()
+        await write(former, "pn1")
+        with pytest.raises(Fenced, match="held by former, and this token is bound to pod present"):
+            await write(present, "pn1")
+
+        await first.release()
+        assert await second.look() == Claim()
+        began = time.monotonic()
+        with pytest.raises(Fenced, match="held by present, and this token is bound to pod former"):
+            await write(former, "pn2")
+        print(f"fence: refused {time.monotonic() - began:.3f} s after another one took the lease")
+        await write(present, "pn2")
+        assert await KubeStore(former, OPERATOR).has_fence()
+        assert await KubeStore(present, OPERATOR).has_fence()
+        await second.release()
+        with pytest.raises(Fenced, match="held by nobody"):
+            await write(present, "pn3")
+    async with await KubeClient.connect(str(stack.kubeconfig)) as administrator:
+        await write(administrator, "pn4")
+        assert await KubeStore(administrator, OPERATOR).has_fence() is False, "it holds operators only"
+
+
+async def write(api: KubeClient, name: str) -> None:
+    """As the operator writes a record; a dry run passes the same admission."""
+    meta = {"name": name, "namespace": OPERATOR, "labels": {RECORD_LABEL: "true"}}
+    secret: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "metadata": meta}
+    await api.request("POST", f"/api/v1/namespaces/{OPERATOR}/secrets", secret, params={"dryRun": "All"})

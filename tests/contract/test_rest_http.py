@@ -208,6 +208,8 @@ async def test_invalid_fields_are_422(
         (f"wait={SECRET}", None),
         ("wait=99999999999999999999", None),
         ("await=1", None),
+        ("wait=1_0", None),
+        ("wait=+1", None),
     ],
 )
 async def test_prefer_wait_is_parsed(kubernetes: Kubernetes, prefer: str, applied: str | None) -> None:

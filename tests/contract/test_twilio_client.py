@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from smschannel.api.errors import NotFound, Refused, TwilioThrottled, TwilioTimeout, TwilioUnavailable
+from smschannel.api.errors import LeaseEndsSoon, NotFound, Refused, TwilioThrottled, TwilioTimeout, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
@@ -34,9 +35,17 @@ async def client(stage: Stage) -> AsyncIterator[TwilioClient]:
 
 
 @asynccontextmanager
-async def open_client(api: str, messaging: str | None = None, seconds: float = 10) -> AsyncIterator[TwilioClient]:
+async def open_client(
+    api: str, messaging: str | None = None, seconds: float = 10, lease: float = 1e9
+) -> AsyncIterator[TwilioClient]:
     limiter = Limiter(concurrency=4, refusal_memory=60)
-    async with TwilioClient(limiter, api_origin=api, messaging_origin=messaging or api, timeout=seconds) as client:
+    async with TwilioClient(
+        limiter,
+        api_origin=api,
+        messaging_origin=messaging or api,
+        timeout=seconds,
+        lease_outlasts=lambda asked: asked < lease,
+    ) as client:
         yield client
 
 
@@ -116,7 +125,9 @@ async def test_slot_is_free_between_two_pages(stage: Stage) -> None:
     """A reader that is busy with one page keeps no other call with the same credentials waiting."""
     [account] = stage.twin.seed(accounts=1, numbers=1001)
     limiter = Limiter(concurrency=1, refusal_memory=60)
-    async with TwilioClient(limiter, api_origin=stage.url, messaging_origin=stage.url, timeout=10) as client:
+    async with TwilioClient(
+        limiter, api_origin=stage.url, messaging_origin=stage.url, timeout=10, lease_outlasts=lambda _: True
+    ) as client:
         reading = client.number_pages(login_of(account), account.sid)
         first = await anext(reading)
         async with asyncio.timeout(5):
@@ -452,6 +463,76 @@ async def test_setting_a_webhook_sends_two_fields_and_returns_the_result(stage: 
         await client.set_webhook(login_of(stage.account), stage.account.sid, number.sid, cleared)
     ).webhook == cleared
     assert stage.twin.journal.violations == []
+
+
+@pytest.mark.parametrize(
+    ("lease", "is_sent", "reason"),
+    [
+        (10.1, True, "the call has ended, in time or by its timeout, before another process may lead"),
+        (10, False, "it may end later"),
+        (-1, False, "another process may lead already"),
+    ],
+)
+async def test_write_is_sent_only_while_the_lease_outlasts_its_timeout(
+    stage: Stage, lease: float, is_sent: bool, reason: str
+) -> None:
+    """Reads are not limited: they change nothing, and whatever comes of them is a write."""
+    account, number = stage.account, stage.numbers[0]
+    async with open_client(stage.url, lease=lease) as client:
+        assert await client.find_number(login_of(account), account.sid, number.phone_number)
+        writing = client.set_webhook(
+            login_of(account), account.sid, number.sid, Webhook(url="https://a.example/", method="POST")
+        )
+        if is_sent:
+            await writing
+        else:
+            with pytest.raises(LeaseEndsSoon):
+                await writing
+    assert [each.method for each in stage.twin.journal.entries].count("POST") == is_sent, reason
+
+
+async def test_write_that_waited_for_its_turn_is_not_sent_when_the_lease_has_ended_meanwhile(stage: Stage) -> None:
+    """The lease is looked at when the request is sent, and not before it waits for others."""
+    account, number = stage.account, stage.numbers[0]
+    stage.twin.faults.add(Match(count=1), Action(kind="delay", seconds=0.5))
+    ends = time.monotonic() + 10.2
+    limiter = Limiter(concurrency=1, refusal_memory=60)
+    limiter.trust(login_of(account), account.sid)
+    async with TwilioClient(
+        limiter,
+        api_origin=stage.url,
+        messaging_origin=stage.url,
+        timeout=10,
+        lease_outlasts=lambda seconds: ends - time.monotonic() > seconds,
+    ) as client:
+        first = asyncio.create_task(client.fetch_number(login_of(account), account.sid, number.sid))
+        await asyncio.sleep(0)
+        with pytest.raises(LeaseEndsSoon):
+            await client.set_webhook(
+                login_of(account), account.sid, number.sid, Webhook(url="https://a.example/", method="POST")
+            )
+        assert first.done()
+    assert [each.method for each in stage.twin.journal.entries] == ["GET"]
+
+
+async def test_write_that_was_not_sent_says_nothing_about_twilio(stage: Stage) -> None:
+    """It is no answer, which would close the circuit breakers, and no timeout, which would open them."""
+    account, number = stage.account, stage.numbers[0]
+    stage.twin.faults.add(Match(count=2), Action(kind="hang"))
+    async with open_client(stage.url, seconds=0.2, lease=0) as client:
+        for _ in range(2):
+            with pytest.raises(TwilioTimeout):
+                await client.fetch_number(login_of(account), account.sid, number.sid)
+        with pytest.raises(TwilioTimeout):  # open after two timeouts
+            await client.set_webhook(
+                login_of(account), account.sid, number.sid, Webhook(url="https://a.example/", method="POST")
+            )
+        await asyncio.sleep(0.25)
+        for _ in range(3):
+            with pytest.raises(LeaseEndsSoon):
+                await client.set_webhook(
+                    login_of(account), account.sid, number.sid, Webhook(url="https://a.example/", method="POST")
+                )
 
 
 async def test_hanging_call_ends_with_a_timeout(stage: Stage) -> None:

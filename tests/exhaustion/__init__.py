@@ -1,4 +1,4 @@
-"""What hostile clients of the REST shim cost, in memory and in the waiting time of others.
+"""What hostile users cost: the REST shim in memory and waiting time of others, the operator in memory.
 
-`python -m tests.exhaustion` starts a shim of its own on loopback, with a fake API server, and attacks it in three ways.
+`python -m tests.exhaustion` attacks a shim on loopback with a fake API server, and an operator on a cluster of its own.
 """

@@ -1,7 +1,7 @@
-"""Attack a shim on loopback, and print its memory and what another client sees meanwhile.
+"""Attack a shim on loopback, and print its memory and what another client sees meanwhile; then the operator's memory.
 
-Every attack has a fixed number of connections and ends after seconds. The attackers use several addresses of
-127.0.0.0/8 where the limit for one address would end the attack before it begins.
+Every attack on the shim has a fixed number of connections and ends after seconds. The attackers use several addresses
+of 127.0.0.0/8 where the limit for one address would end the attack before it begins.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import aiohttp
 import click
 import psutil
 
+from tests.exhaustion import operator
 from tests.unit.test_shim_kubernetes import CALL, INSTANCE, Kubernetes
 
 ROOT = Path(__file__).parents[2]
@@ -203,10 +204,28 @@ async def measure(name: str, attack: Callable[[Shim], Awaitable[Writers]], port:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--seconds", type=click.FloatRange(5, 60), default=15, help="How long each attack lasts.")
+@click.argument("programs", metavar="[shim|operator]...", nargs=-1, type=click.Choice(["shim", "operator"]))
+@click.option("--seconds", type=click.FloatRange(5, 60), default=15, help="How long each attack on the shim lasts.")
 @click.option("--port", type=click.IntRange(1024, 65535), default=18081, help="The port of the shim on loopback.")
-def main(seconds: float, port: int) -> None:
-    """Measure what hostile clients cost the REST shim and its other clients."""
+@click.option(
+    "--operator",
+    "checkout",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT,
+    show_default="this one",
+    help="The checkout whose operator is measured, to compare two (Linux only).",
+)
+def main(programs: tuple[str, ...], seconds: float, port: int, checkout: Path) -> None:
+    """Measure what hostile clients cost the REST shim and its other clients, and large objects the operator."""
+    if "shim" in programs or not programs:
+        attack_shim(seconds, port)
+    if "operator" in programs or not programs:
+        click.echo(f"{'objects of tenants':<42}{'peak memory of the operator':>28}")
+        for peak in operator.measure(checkout.resolve()):
+            click.echo(f"{peak.name:<42}{peak.peak:>25.0f} MB")
+
+
+def attack_shim(seconds: float, port: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
     click.echo(f"{'attack':<38}{'memory':>10}{'at end':>10}{'open':>7}{'others p50':>12}{'p99':>10}  answers to others")

@@ -50,7 +50,7 @@ PATIENT = {"SMSCHANNEL_TWILIO_TIMEOUT_SECONDS": "15"}
 WATCHFUL = {"SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "2", "SMSCHANNEL_RESYNC_INTERVAL_SECONDS": "3"}
 """Short intervals: what only a periodic check finds is found within seconds."""
 SECOND = "second-operator"
-"""The process that some tests run beside the operator, without the proxy in between."""
+"""The process that some tests run beside the operator, without the proxy in between. It stands by at first."""
 
 
 @dataclass(eq=False)
@@ -127,7 +127,7 @@ class Rig:
         self.proxy.__exit__()
 
     def _point_operator_at_proxy(self) -> None:
-        given = yaml.safe_load((self.stack.home / "sms-channel-operator.kubeconfig").read_text())
+        given = yaml.safe_load(self.stack.operator_kubeconfig().read_text())
         path = self.stack.home / "proxied.kubeconfig"
         token = given["users"][0]["user"]["token"]
         write_kubeconfig(path, url=self.proxy.urls["kubernetes"], ca_data="", token=token, namespace=CHANNELS)
@@ -153,7 +153,7 @@ class Rig:
         """Start another operator with the same settings. It talks to the API server and to the twin directly."""
         direct = {
             **self._settings,
-            "KUBECONFIG": str(self.stack.home / "sms-channel-operator.kubeconfig"),
+            "KUBECONFIG": str(self.stack.operator_kubeconfig(SECOND)),
             "SMSCHANNEL_TWILIO_URL": self.stack.twilio_url,
         }
         self.stack.start_operator(SECOND, free_port(), direct)

@@ -108,8 +108,8 @@ class MemoryApi:
             changed["metadata"] = {**there["metadata"], "generation": there["metadata"]["generation"] + 1}
         return self._store("smschannels", changed, "MODIFIED")
 
-    def annotate(self, n: int, **annotations: str) -> None:
-        there = self.objects["smschannels", NAMESPACE, instance(n)]
+    def annotate(self, n: int, *, namespace: str = NAMESPACE, **annotations: str) -> None:
+        there = self.objects["smschannels", namespace, instance(n)]
         meta = {**there["metadata"], "annotations": {**there["metadata"].get("annotations", {}), **annotations}}
         self._store("smschannels", {**there, "metadata": meta}, "MODIFIED")
 

@@ -59,6 +59,21 @@ def test_record_is_found_by_its_number_and_by_its_channel(claims: Claims) -> Non
     assert (len(claims), set(claims)) == (3, {record("PN1"), record("PN2"), record("PN3", B)})
 
 
+def test_account_is_known_in_a_namespace_while_a_record_names_it(claims: Claims) -> None:
+    """Its new channels then count as verified; another namespace has proven nothing."""
+    seen: list[tuple[str, str]] = []
+    claims.on_account = lambda namespace, account_sid: seen.append((namespace, account_sid))
+    for each in (record("PN1"), record("PN1", version="2"), record("PN2", B)):
+        claims.put(each)
+    assert seen == [("sms-channels", "AC1")], "told once"
+    assert claims.has_account("sms-channels", "AC1")
+    assert not claims.has_account("elsewhere", "AC1")
+    claims.remove("PN1")
+    assert claims.has_account("sms-channels", "AC1")
+    claims.remove("PN2")
+    assert not claims.has_account("sms-channels", "AC1")
+
+
 def test_unknown_number_has_no_holder(claims: Claims) -> None:
     assert claims.holder("PN1") is None
     assert claims.of(A) == ()

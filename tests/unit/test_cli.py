@@ -79,7 +79,7 @@ def test_seal_prints_the_value_alone(seal: Run) -> None:
 def test_seal_with_phone_number_prints_a_manifest(seal: Run) -> None:
     result = seal("--phone-number", PHONE_NUMBER)
     assert result.exit_code == 0
-    assert result.stderr == ""
+    assert result.stderr.startswith("Sealed for namespace sms-channels, "), "nobody chose it"
     manifest = yaml.safe_load(result.stdout)
     sealed = manifest["spec"]["credentials"]["sealed"]
     assert opened(sealed) == TOKEN

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -569,6 +571,88 @@ async def test_pending_restores_are_counted_during_an_outage() -> None:
         twilio.on_call = _no_failure
         await asyncio.sleep(700)
         assert _gauge(metrics.PENDING_RESTORES) == 0
+
+
+# Checks that are asked for are spaced out within a namespace
+
+
+def _handled(api: MemoryApi, n: int, namespace: str = NAMESPACE) -> str:
+    return str((api.channel(n, namespace) or {})["status"].get("lastHandledCheckNow", ""))
+
+
+@asynccontextmanager
+async def _many(count: int) -> AsyncIterator[tuple[MemoryApi, MemoryTwilio, Operator]]:
+    """Run an operator with `count` configured channels."""
+    numbers = [f"+6140000{n:04d}" for n in range(count)]
+    api, twilio = MemoryApi(), MemoryTwilio(*numbers)
+    async with running(api, twilio, workers=64) as operator:
+        for n, number in enumerate(numbers):
+            api.apply(n, number)
+        await asyncio.sleep(30)
+        assert {api.reason(n) for n in range(count)} == {"Configured"}
+        yield api, twilio, operator
+
+
+@virtually
+async def test_checks_beyond_the_burst_are_delayed_and_never_lost() -> None:
+    async with _many(400) as (api, _, _):
+        for n in range(400):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(5)
+        handled = sum(_handled(api, n) == "now" for n in range(400))
+        assert 300 <= handled <= 300 + 5 * 10
+        await asyncio.sleep(7)
+        assert all(_handled(api, n) == "now" for n in range(400))
+
+
+@virtually
+async def test_check_asked_for_again_while_it_waits_keeps_its_place() -> None:
+    """Otherwise a loop that touches all channels would push them back forever."""
+    async with _many(400) as (api, _, _):
+        for n in range(400):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "0"})
+        for second in range(1, 10):
+            await asyncio.sleep(1)
+            for n in range(350, 400):
+                api.annotate(n, **{CHECK_NOW_ANNOTATION: str(second)})
+        await asyncio.sleep(3)
+        first = [_handled(api, n) for n in range(350, 400)]
+        assert "" not in first, "each was handled once, in the ten seconds that the first round takes"
+        await asyncio.sleep(60)
+        assert {_handled(api, n) for n in range(350, 400)} == {"9"}, "and the last request of each is handled, too"
+
+
+@virtually
+async def test_edit_does_not_wait_for_a_check_that_does() -> None:
+    async with _many(400) as (api, _, _):
+        for n in range(400):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "now"})
+        api.apply(399, "+61400000399", driftPolicy="Report")
+        await asyncio.sleep(2)
+        assert _handled(api, 399) == "now", "one reconcile does both"
+        assert (api.channel(399) or {})["status"]["observedGeneration"] == 2
+        assert _handled(api, 398) == ""
+        api.delete(398)
+        await asyncio.sleep(1)
+        assert api.channel(398) is None, "nor does a deletion"
+
+
+@virtually
+async def test_check_asked_for_during_a_reconcile_is_not_lost_if_it_must_wait() -> None:
+    """The reconcile schedules the next drift check when it ends, which must not replace the check."""
+    async with _many(400) as (api, twilio, _):
+        twilio.on_call = held = Held("find")
+        for n in range(1, 400):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "now"})
+        await asyncio.sleep(30)
+        twilio.on_call = held = Held("find")
+        for n in range(400):
+            api.annotate(n, **{CHECK_NOW_ANNOTATION: "again"})
+        await held.arrived.wait()
+        api.annotate(0, **{CHECK_NOW_ANNOTATION: "during its own reconcile"})
+        held.let_through.set()
+        await asyncio.sleep(60)
+        assert _handled(api, 0) == "during its own reconcile"
 
 
 # Outages

@@ -95,6 +95,7 @@ async def find(origin: str, ca_bundle: Path | None = None) -> None:
         api_origin=origin,
         messaging_origin=origin,
         timeout=3,
+        lease_outlasts=lambda _: True,
         ca_bundle=ca_bundle,
     )
     login = Login(sid=ACCOUNT_SID, token=SecretStr(SECRET))

@@ -52,6 +52,7 @@ def gateway(**body: Any) -> bytes:
         ),
         (404, gateway(kind="Error", message="not found"), KubernetesUnavailable, "another kind is not a Status"),
         (404, gateway(kind="Status"), KubernetesUnavailable, "a Status has a message"),
+        (404, b'{"a":' * 100_000, KubernetesUnavailable, "JSON that is nested too deep is nobody's Status"),
         (409, status(name="x"), Conflict, "another client wrote first"),
         (410, status(), Expired, "the list or watch is too old"),
         (429, status(), KubernetesUnavailable, "too many requests: retry later"),
@@ -140,6 +141,7 @@ async def test_empty_list_of_metadata_may_be_null() -> None:
         (b"[]", "the API server's answer is not a JSON object"),
         (b'{"items": [', "the API server's answer is not valid JSON, or was truncated"),
         (b"<html>", "the API server's answer is not valid JSON"),
+        (b'{"a":' * 100_000, "the API server's answer is not valid JSON"),
     ],
 )
 async def test_success_of_another_shape_is_unavailable(answer: bytes, message: str) -> None:
@@ -149,3 +151,14 @@ async def test_success_of_another_shape_is_unavailable(answer: bytes, message: s
     async with api_server(handler) as api:
         with pytest.raises(KubernetesUnavailable, match=message):
             await api.request("GET", "/api")
+
+
+async def test_list_that_leads_back_to_itself_ends() -> None:
+    """It would fill the memory, and the operator would never start."""
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"items": [], "metadata": {"continue": "again"}})
+
+    async with api_server(handler) as api:
+        with pytest.raises(KubernetesUnavailable, match="does not end"):
+            _ = [item async for item in api.pages("/api")]

@@ -224,3 +224,30 @@ def test_write_off_is_reported_before_the_record_is_deleted(
             assert api.records() == {}, "the copy of the first try is not in the way"
 
     story()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"kind": "Status", "status": "Failure", "code": 403, "message": "no"}, id="a Status with 200"),
+        pytest.param({"metadata": None}, id="no metadata"),
+        pytest.param(
+            {"metadata": {"namespace": NAMESPACE, "name": instance(2), "uid": "2", "resourceVersion": "2"}},
+            id="another object",
+        ),
+        pytest.param({"metadata": {"namespace": NAMESPACE, "name": instance(1)}}, id="no uid"),
+    ],
+)
+async def test_answer_that_is_not_the_object_proves_nothing(answer: Any) -> None:
+    """An object of another uid would mean that the channel is gone, and its number would be restored."""
+    api = MemoryApi()
+    store = await opened(api)
+
+    async def request(*_: Any, **__: Any) -> Object:
+        return cast(Object, answer)
+
+    api.request = request  # type: ignore[method-assign]
+    for call in (store.channel(NAMESPACE, instance(1)), store.secret(NAMESPACE, instance(1))):
+        with pytest.raises(KubernetesUnavailable, match="something else"):
+            await call

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from smschannel.api.errors import NotFound, Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
-from smschannel.twilio.limits import Limiter, Origin
+from smschannel.twilio.limits import TENANT, Limiter, Origin
 from tests.unit.virtual_time import now, virtually
 
 ACCOUNT, ANOTHER = "AC1", "AC2"
@@ -211,6 +211,86 @@ def test_refusal_about_a_number_verifies_the_credential_and_is_not_cached(reason
         assert await outcomes(*(twilio.call() for _ in range(3))) == [1, 1, 1]
 
     story()
+
+
+# Tenants
+
+
+async def of(tenant: str, call: Callable[[], Awaitable[float]]) -> float:
+    """Make a call for a tenant."""
+    TENANT.set(tenant)
+    return await call()
+
+
+def calls_of(twilio: Twilio, tenant: str, count: int, seconds: float = 1) -> list[asyncio.Task[float]]:
+    """Make unverified calls for a tenant, each with an account of its own."""
+
+    def one(number: int) -> asyncio.Task[float]:
+        sid = f"AC-{tenant}-{number}"
+        return asyncio.create_task(of(tenant, lambda: twilio.call(login("new", sid), sid, seconds=seconds)))
+
+    return [one(number) for number in range(count)]
+
+
+@virtually
+async def test_tenant_that_fills_the_pool_does_not_delay_anothers_first_call() -> None:
+    """2,000 invented accounts, whose calls take long, and one new channel of another tenant."""
+    twilio = Twilio()
+    flood = calls_of(twilio, "a", 2000, seconds=15)
+    await asyncio.sleep(0.1)
+    assert twilio.in_flight == 12, "three quarters"
+    [new] = calls_of(twilio, "b", 1)
+    assert await new == 1.1
+    for each in flood:
+        each.cancel()
+    await asyncio.wait(flood)
+    assert twilio.in_flight == 0
+    assert len(await asyncio.gather(*calls_of(twilio, "a", 12))) == 12, "no slot was lost"
+
+
+@virtually
+async def test_tenants_that_wait_take_turns() -> None:
+    twilio = Twilio()
+    flood = calls_of(twilio, "a", 160) + calls_of(twilio, "b", 160)
+    await asyncio.sleep(0.5)
+    later = calls_of(twilio, "c", 8)
+    await asyncio.gather(*later)
+    assert now() < 5
+    assert twilio.most_in_flight <= POOL
+    await asyncio.gather(*flood)
+    assert now() < 25
+
+
+@virtually
+async def test_tenant_that_names_anothers_account_does_not_delay_its_first_call() -> None:
+    """The new channel's own tenant has made no call with this account yet."""
+    twilio = Twilio()
+    guesses = [
+        asyncio.create_task(of("a", lambda n=n: twilio.call(login(f"guess {n}"), seconds=15)))  # type: ignore[misc]
+        for n in range(50)
+    ]
+    await asyncio.sleep(0.1)
+    assert await asyncio.create_task(of("b", lambda: twilio.call(OWNER))) == 1.1
+    for each in guesses:
+        each.cancel()
+    await asyncio.wait(guesses)
+
+
+@virtually
+async def test_cancelled_callers_leave_shared_slots_to_the_next() -> None:
+    """Whether they wait, were just given a slot, or have one."""
+    for moment in (0.5, 1.0, 1.5):
+        twilio = Twilio()
+        began = now()
+        calls = calls_of(twilio, "a", 30)
+        await asyncio.sleep(moment)
+        for each in calls[::2]:
+            each.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert twilio.in_flight == 0
+        pool = twilio.limiter._unverified
+        assert (pool._free, dict(pool._taken), dict(pool._waiting)) == (POOL, {}, {})
+        assert now() - began < 5
 
 
 # Refusals

@@ -97,6 +97,7 @@ async def test_character_inside_a_token_is_named_before_twilio_is_asked(characte
         api_origin="https://twilio.example",
         messaging_origin="https://twilio.example",
         timeout=1,
+        lease_outlasts=lambda _: True,
     )
     async with client:
         with pytest.raises(Refused) as refused:

@@ -234,7 +234,7 @@ class _Starting:
         self.answers: list[str] = []
         self.claims = Claims()
 
-    async def open_keyring(self) -> Keyring:
+    async def open_keyring(self, _: object) -> Keyring:
         return KEYRING
 
     async def publish_settings(self, _: object) -> None:

@@ -761,6 +761,215 @@ def test_nothing_is_lost_whatever_is_paused_moved_or_cancelled(seed: int) -> Non
     story()
 
 
+# Groups and unverified flows: a key is group, account and number; accounts in upper case are unverified
+
+
+def shared_queue(workers: int | None = None, unverified: int | None = None, limit: int = 100) -> Queue:
+    """Return a queue in which the group of a key is its first letter and the flow its first two."""
+    return WorkQueue(
+        flow_of=lambda key: key[:2],
+        group_of=lambda flow: str(flow)[0],
+        is_verified=lambda flow: str(flow)[1].islower(),
+        flow_limit=limit,
+        unverified_limit=unverified,
+        workers=workers,
+        retry_floor=FLOOR,
+        retry_ceiling=CEILING,
+    )
+
+
+async def take_what_may_run(queue: Queue) -> list[str]:
+    taken = []
+    while not await is_idle(key := asyncio.ensure_future(take(queue)), 1):
+        taken.append(key.result())
+    return taken
+
+
+@virtually
+async def test_groups_take_turns_and_then_the_flows_within_each() -> None:
+    """Three accounts of one namespace do not make its turn come three times as often."""
+    queue = shared_queue()
+    for key in ("xa1", "xb1", "xc1", "xa2", "ya1", "ya2", "ya3", "ya4"):
+        queue.add(key)
+    assert [await take(queue) for _ in range(8)] == ["xa1", "ya1", "xb1", "ya2", "xc1", "ya3", "xa2", "ya4"]
+
+
+@virtually
+async def test_group_leaves_workers_to_others() -> None:
+    """However many accounts it has: nobody knows how long their calls will take."""
+    queue = shared_queue(workers=16)
+    for account in "abcdefgh":
+        fill(queue, f"x{account}", 4)
+    assert len(await take_what_may_run(queue)) == 12, "three quarters"
+    fill(queue, "ya", 4)
+    assert len(await take_what_may_run(queue)) == 3, "three quarters of the rest"
+    queue.add("za")
+    assert await take_what_may_run(queue) == ["za"]
+
+
+@virtually
+async def test_places_of_a_group_come_back() -> None:
+    queue = shared_queue(workers=4)
+    fill(queue, "xa", 8)
+    taken = await take_what_may_run(queue)
+    assert len(taken) == 3
+    for rest in (5, 4, 3, 2, 1, 0):
+        queue.done(taken.pop(0))
+        taken += await take_what_may_run(queue)
+        assert len(queue) == max(0, rest - 1)
+        if rest == 0:
+            assert len(taken) == 2
+
+
+@virtually
+async def test_one_worker_serves_every_group() -> None:
+    """With few workers nothing can be left free, and nothing may get stuck."""
+    queue = shared_queue(workers=1, unverified=1)
+    for key in ("xa", "xA", "ya", "yA"):
+        queue.add(key)
+    served = []
+    for _ in range(4):
+        served += [await take(queue)]
+        assert await is_idle(queue.get())
+        queue.done(served[-1])
+    assert sorted(served) == ["xA", "xa", "yA", "ya"]
+
+
+@virtually
+async def test_unverified_flows_have_a_small_share() -> None:
+    queue = shared_queue(unverified=2)
+    for number in range(100):
+        queue.add(f"x{chr(0x391 + number % 24)}{number}")  # upper case
+    queue.add("xa1")
+    queue.add("xb1")
+    taken = await take_what_may_run(queue)
+    assert taken[0] == "xa1", "a hundred unverified keys were there before it"
+    assert {"xa1", "xb1"} < set(taken)
+    assert len(taken) == 4
+    first = next(key for key in taken if key[1].isupper())
+    queue.done(first)
+    assert len(await take_what_may_run(queue)) == 1, "one place, one key"
+
+
+@virtually
+async def test_unverified_share_is_shared_by_the_groups() -> None:
+    queue = shared_queue(workers=64, unverified=16)
+    for account in "ABCDEFGHIJ":
+        fill(queue, f"x{account}", 4)
+        fill(queue, f"y{account}", 4)
+    queue.add("zA")
+    taken = await take_what_may_run(queue)
+    assert "zA" in taken
+    assert len(taken) < 16, "what is left is for one more group"
+    queue.add("wA")
+    assert await take_what_may_run(queue) == ["wA"]
+
+
+@virtually
+async def test_verified_and_unverified_flows_of_a_group_alternate() -> None:
+    """A new channel does not wait for a thousand checks of old ones, nor these for a thousand new ones."""
+    queue = shared_queue()
+    for key in ("xa1", "xa2", "xa3", "xA1", "xA2", "xA3"):
+        queue.add(key)
+    assert [await take(queue) for _ in range(6)] == ["xa1", "xA1", "xa2", "xA2", "xa3", "xA3"]
+
+
+@virtually
+async def test_flow_that_is_verified_leaves_the_small_share_at_once() -> None:
+    """With the keys that run: the first channel of a new account proves the credentials of the others."""
+    queue = shared_queue(unverified=2)
+    fill(queue, "xA", 10)
+    fill(queue, "xB", 10)
+    first = await take_what_may_run(queue)
+    assert sorted(first) == ["xA0", "xB0"]
+    queue.verify("xA")
+    taken = await take_what_may_run(queue)
+    assert [key[:2] for key in taken].count("xA") == 3, "its own limit is four at first"
+    assert [key[:2] for key in taken].count("xB") == 1, "the place that it left"
+    for key in (*first, *taken):
+        queue.done(key)
+    assert queue._unverified == 0
+
+
+@virtually
+async def test_key_that_is_scheduled_earlier_stays_so_if_asked() -> None:
+    queue = new_queue()
+    queue.add_after("a", 10)
+    queue.add_after("a", 30, keep_earlier=True)
+    queue.add_after("b", 30)
+    queue.add_after("b", 20, keep_earlier=True)
+    assert (await take(queue), now()) == ("a", 10)
+    assert (await take(queue), now()) == ("b", 20)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_lost_between_groups(seed: int) -> None:
+    """Keys of three groups are added, flows verified and paused at random; limits hold, and each add is run."""
+
+    @virtually
+    async def story() -> None:
+        chance = random.Random(seed)  # noqa: S311
+        queue = shared_queue(workers=8, unverified=3, limit=3)
+        verified: set[str] = set()
+        running: list[str] = []
+        added: dict[str, int] = {}
+        processed: dict[str, int] = {}
+
+        async def work() -> None:
+            while True:
+                key = await take(queue)
+                running.append(key)
+                assert sum(each[1].isupper() and each[:2] not in verified for each in running) <= 3
+                assert all(sum(each[0] == group for each in running) <= 6 for group in "xyz")
+                processed[key] = added[key]
+                await asyncio.sleep(chance.random())
+                running.remove(key)
+                queue.done(key, succeeded=chance.random() < 0.8)
+
+        workers = [asyncio.ensure_future(work()) for _ in range(8)]
+        for count in range(1000):
+            key = chance.choice("xyz") + chance.choice("abAB") + chance.choice("123")
+            added[key] = count
+            queue.add(key)
+            if chance.random() < 0.05:
+                queue.pause(key[:2], chance.random())
+            if chance.random() < 0.01 and key[:2] in queue._flows:
+                queue.verify(key[:2])
+                verified.add(key[:2])
+            await asyncio.sleep(chance.random() / 10)
+        await asyncio.wait(workers, timeout=1000)
+        assert not any(worker.done() for worker in workers), "no worker failed"
+        assert processed == added
+        assert (queue._flows, queue._unverified, queue._ready) == ({}, 0, {})
+        assert all((each.running, each.unverified) == (0, 0) for each in queue._groups.values())
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+
+    story()
+
+
+@virtually
+async def test_thousands_of_flows_that_may_not_run_cost_no_time() -> None:
+    """Where the small share is full, the flows that wait for it are not looked at one by one."""
+    queue = shared_queue(workers=64, unverified=1)
+    queue._flow_of = lambda key: key
+    for number in range(2000):
+        queue.add(f"xA{number}")
+    assert await take(queue) == "xA0"
+    asked: list[object] = []
+    limit = queue._limit
+
+    def counted(name: object) -> int:
+        asked.append(name)
+        return limit(name)
+
+    queue._limit = counted  # type: ignore[method-assign]
+    queue.add("xa")
+    assert await take(queue) == "xa"
+    assert len(asked) == 1
+
+
 # Cancelled workers
 
 

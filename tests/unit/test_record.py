@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -165,17 +166,31 @@ def test_secret_is_named_after_the_number() -> None:
 # Contents
 
 
+def test_metadata_that_somebody_changed_is_as_it_was_sealed() -> None:
+    """Each of these says whose number it is, or what it is: the operator would act for another channel."""
+    changed = replace(
+        RECORD, namespace="team-b", name="another", phone_number="+61400999999", account_sid="AC" + "9" * 32
+    )
+    assert changed.opened(RECORD.document()) == RECORD
+
+
+def test_record_of_an_earlier_release_opens_with_the_metadata_that_it_has() -> None:
+    document = json.loads(RECORD.document())
+    del document["of"]
+    assert RECORD.opened(json.dumps(document).encode()) == RECORD
+
+
 @settings(deadline=None)
 @given(
     token=st.text(), urls=st.lists(st.text()), previous=st.none() | st.builds(Webhook, url=st.text(), method=st.text())
 )
 def test_encoded_contents_decode(token: str, urls: list[str], previous: Webhook | None) -> None:
     contents = Contents(login=Login(sid=ACCOUNT, token=SecretStr(token)), previous=previous, wrote=tuple(urls))
-    assert Contents.decode(contents.encode()) == contents
+    assert RECORD.opened(replace(RECORD, contents=contents).document()).contents == contents
 
 
 def test_document_for_sealing_is_the_only_place_with_a_token() -> None:
-    assert TOKEN.encode() in CONTENTS.encode()
+    assert TOKEN.encode() in RECORD.document()
     for shown in (
         repr(RECORD),
         str(RECORD),
@@ -208,14 +223,14 @@ def test_urls_with_passwords_are_not_shown(shown: str, reason: str) -> None:
 
 
 def test_damaged_contents_are_refused_without_showing_any_of_them() -> None:
-    damaged = CONTENTS.encode().replace(b'"wrote"', b'"write"')
+    damaged = RECORD.document().replace(b'"wrote"', b'"write"')
     with pytest.raises(ValidationError) as refused:
         Contents.decode(damaged)
     assert TOKEN not in str(refused.value)
     assert PASSWORD not in str(refused.value)
 
 
-@pytest.mark.parametrize("document", [b"", b"null", b"[]", b"{}", CONTENTS.encode()[:-2], b"\xff" + CONTENTS.encode()])
+@pytest.mark.parametrize("document", [b"", b"null", b"[]", b"{}", RECORD.document()[:-2], b"\xff" + RECORD.document()])
 def test_truncated_document_is_refused(document: bytes) -> None:
     with pytest.raises(ValidationError) as refused:
         Contents.decode(document)
@@ -258,7 +273,7 @@ def test_webhook_points_at_us_if_the_record_names_its_url(webhook: Webhook, ours
 )
 def test_contents_open_only_for_this_number_held_by_this_channel(other: Record, opens: bool) -> None:
     keyring = Keyring([SealingKey.generate()])
-    sealed = keyring.wrap(CONTENTS.encode(), RECORD.binding)
+    sealed = keyring.wrap(RECORD.document(), RECORD.binding)
     if opens:
         assert Contents.decode(keyring.unwrap(sealed, other.binding)) == CONTENTS
     else:

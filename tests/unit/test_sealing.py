@@ -209,7 +209,9 @@ SEED = base64.b64encode(KEY.seed).decode()
     ],
 )
 def test_damaged_keyring_is_rejected_and_not_shown(damaged: str) -> None:
-    with pytest.raises(ValueError, match=r"^not a keyring of this product, or a damaged one$") as caught:
+    with pytest.raises(
+        ValueError, match=r"^not a keyring of this release: it is damaged, or was written by a newer one$"
+    ) as caught:
         Keyring.load(damaged)
     shown = "".join(traceback.format_exception(caught.value))
     assert SEED[4:32] not in shown

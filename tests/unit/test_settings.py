@@ -42,6 +42,12 @@ def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "WEBHOOK_URL_TEMPLATE",
+            f"https://{SECRET}.example.com/{{instance_id}}/{{name_space}}",
+            "no other braces than {instance_id} and {namespace}; write for example https://sms.example.com/",
+            "a misspelt name would be part of every webhook",
+        ),
+        (
+            "WEBHOOK_URL_TEMPLATE",
             f"https://{{instance_id}}.{SECRET}.com/",
             "must have {instance_id} and {namespace} after the host; write for example https://sms.example.com/",
             "an instance must not choose a host",
@@ -131,6 +137,8 @@ def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RESYNC_INTERVAL_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
         ("RETRY_FLOOR_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
         ("RETRY_CEILING_SECONDS", "1e12", "less than or equal to", "times in the far future overflow"),
+        ("LEASE_DURATION_SECONDS", "0", "greater than or equal to 5", "a Lease must last"),
+        ("LEASE_DURATION_SECONDS", "1e12", "integer", "nobody would ever take over"),
         ("TWILIO_URL", SECRET, "must be a URL with a host", "a host without a scheme is not an origin"),
         ("TWILIO_URL", f"https://api.twilio.com#{SECRET}", "must be an origin", "a fragment is never sent"),
         ("TWILIO_URL", "https://api.twilio.com:99999", "must be a URL with a host", "the port is out of range"),
@@ -143,7 +151,8 @@ def _only_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DRIFT_INTERVAL_SECONDS", "0", "greater than or equal to 1", "it would run all the time"),
         ("SLOW_INTERVAL_SECONDS", "-1", "greater than or equal to 1", "it would run all the time"),
         ("RESYNC_INTERVAL_SECONDS", "0.5", "greater than or equal to 1", "it would run all the time"),
-        ("RETRY_FLOOR_SECONDS", "0", "greater than 0", "it would run all the time"),
+        ("RETRY_FLOOR_SECONDS", "0", "greater than or equal to 0.01", "it would run all the time"),
+        ("RETRY_FLOOR_SECONDS", "1e-320", "greater than or equal to 0.01", "it would run nearly all the time"),
         ("RETRY_CEILING_SECONDS", "0", "greater than 0", "it would run all the time"),
         ("DELETION_GRACE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),
         ("RESTORE_DEADLINE_SECONDS", "-1", "greater than or equal to 0", "a duration is not negative"),
@@ -411,3 +420,20 @@ def test_several_namespaces_need_webhooks_of_their_own(monkeypatch: pytest.Monke
     assert "SMSCHANNEL_WEBHOOK_URL_TEMPLATE must contain {namespace}" in result.output
     template = "https://sms.example.com/{namespace}/{instance_id}"
     assert Settings(webhook_url_template=template).webhook_url_template == template
+
+
+@pytest.mark.parametrize(
+    ("timeout", "duration", "shortest"), [("20", "30", "35"), ("15", "26", "27"), ("120", "30", "185"), ("1", "5", "6")]
+)
+def test_lease_outlasts_the_calls_to_twilio(
+    monkeypatch: pytest.MonkeyPatch, timeout: str, duration: str, shortest: str
+) -> None:
+    """Otherwise another replica could lead before a call has timed out, or no write would ever begin."""
+    monkeypatch.setenv("SMSCHANNEL_TWILIO_TIMEOUT_SECONDS", timeout)
+    monkeypatch.setenv("SMSCHANNEL_LEASE_DURATION_SECONDS", duration)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert f"SMSCHANNEL_LEASE_DURATION_SECONDS must be at least {shortest}, since" in result.output
+    assert f"SMSCHANNEL_TWILIO_TIMEOUT_SECONDS is {timeout}: a write" in result.output
+    monkeypatch.setenv("SMSCHANNEL_LEASE_DURATION_SECONDS", shortest)
+    assert Settings().lease_duration_seconds == int(shortest)

@@ -543,6 +543,22 @@ async def test_not_ready_without_a_sealing_key(kubernetes: Kubernetes, published
         kubernetes.faults = {}
 
 
+async def test_not_ready_for_a_namespace_that_the_operator_does_not_watch(kubernetes: Kubernetes) -> None:
+    """Else its channels would be accepted, and never work."""
+    published = {"data": {"public-key": SealingKey.generate().public.encoded, "namespaces": "team-a team-b"}}
+
+    async def fault(_: web.Request) -> web.StreamResponse:
+        return web.json_response(published)
+
+    async with shim(kubernetes) as (_, client):
+        kubernetes.faults["GET smschannel-sealing-key"] = fault
+        await until(client, "/readyz", 503)
+        async with client.get("/readyz") as response:
+            assert "does not watch namespace sms-channels" in (await response.json())["detail"]
+        published["data"]["namespaces"] = "team-a sms-channels"
+        await until(client, "/readyz", 200)
+
+
 async def test_probes_are_cached(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client):
         before = kubernetes.calls.total()

@@ -851,3 +851,126 @@ async def test_holder_that_moved_on_keeps_nobody_waiting_for_its_former_number()
         await asyncio.sleep(600)
         assert reasons(api) == ["Configured", "Configured"]
         assert (twilio.webhook(N), twilio.webhook(M)) == (url_of(1), url_of(0))
+
+
+@virtually
+async def test_waiter_that_comes_after_the_hour_gets_the_number_at_once() -> None:
+    """Not at the holder's next slow check."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.tokens = {"newer"}
+        _check_now(api)
+        await asyncio.sleep(3 * HOUR)
+        assert api.records()[N].unseen_since
+        _waiting(api)
+        await asyncio.sleep(60)
+        assert reasons(api) == ["AuthenticationFailed", "Configured"]
+
+
+@virtually
+async def test_waiter_that_comes_within_the_hour_asks_the_holder_once_each() -> None:
+    """Holder and waiter must not keep each other busy."""
+    api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        twilio.tokens = {"newer"}
+        _check_now(api)
+        await asyncio.sleep(600)
+        _waiting(api)
+        await asyncio.sleep(5)
+        twilio.calls = 0
+        await asyncio.sleep(600)
+        assert twilio.calls < 10
+        assert reasons(api) == ["AuthenticationFailed", "NumberInUse"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "gets"), [("Restore", False), ("Clear", True), ("Retain", True)], ids=lambda each: str(each)
+)
+def test_waiter_that_takes_unused_numbers_only_costs_no_holder_its_number_for_nothing(policy: str, gets: bool) -> None:
+    """Restored, the number points where it did before the holder had it; such a waiter would not take it."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
+        async with running(api, twilio):
+            api.apply(0, N, deletionPolicy=policy)
+            await asyncio.sleep(1)
+            twilio.tokens = {"newer"}
+            _waiting(api)
+            credentials = {"secretKeyRef": {"name": "newer", "key": "auth_token"}}
+            api.apply(1, N, credentials=credentials, takeoverPolicy="IfUnused")
+            _check_now(api)
+            await asyncio.sleep(2 * HOUR)
+            assert api.reason(1) == ("Configured" if gets else "NumberInUse")
+            assert api.records()[N].name == instance(1 if gets else 0)
+            assert twilio.webhook(N) == url_of(1 if gets else 0)
+
+    story()
+
+
+# Channels from before the current rules
+
+
+@virtually
+async def test_channel_that_breaks_the_rules_says_so_and_keeps_its_number() -> None:
+    """It was created before the CRD had the rule. What it breaks is in its status, not in a log only."""
+    api, twilio = MemoryApi(), MemoryTwilio(*PHONES)
+    async with running(api, twilio) as operator:
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.apply(0, "0400 111 222", takeoverPolicy="Sometimes")
+        await asyncio.sleep(1)
+        assert api.reason(0) == "InvalidSpec"
+        for part in ("spec.phoneNumber: phoneNumber is in E.164", "spec.takeoverPolicy", "Correct what the message"):
+            assert part in _message(api, 0)
+        status = (api.channel(0) or {})["status"]
+        assert status["observedGeneration"] == 2
+        assert (condition(status, "WebhookEffective") or {})["status"] == "Unknown", "nothing looks at it"
+        assert _count(api, operator) == {"InvalidSpec": 1}
+        assert (twilio.webhook(N), api.records()[N].name) == (url_of(0), instance(0))
+        await asyncio.sleep(4 * HOUR)
+        assert (api.channel(0) or {})["status"] == status, "it is reported once"
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        assert api.reason(0) == "Configured"
+
+
+@virtually
+async def test_channel_whose_name_breaks_the_rules_says_so() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(*PHONES)
+    async with running(api, twilio):
+        there = api.apply(0, N)
+        meta = {"name": "by-hand", "namespace": NAMESPACE, "generation": 1, "creationTimestamp": "2025-01-01T00:00:00Z"}
+        api._store("smschannels", {"metadata": meta, "spec": there["spec"], "status": {}}, "ADDED")
+        await asyncio.sleep(5)
+        status = api.objects["smschannels", NAMESPACE, "by-hand"]["status"]
+        assert "its instance's id" in str(condition(status, "Ready"))
+        assert api.reason(0) == "Configured"
+
+
+@virtually
+async def test_token_in_the_wrong_field_of_an_old_channel_is_not_repeated() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, "5d41402abc4b2a76b9719d911017c592", credentials={"sealed": "5d41402abc4b2a76b9719d911017c592"})
+        await asyncio.sleep(5)
+        assert api.reason(0) == "InvalidSpec"
+        assert "5d41402a" not in str((api.channel(0) or {})["status"]) + str(api.events)
+
+
+@virtually
+async def test_invalid_channel_can_be_deleted() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(*PHONES)
+    async with running(api, twilio):
+        api.apply(0, N)
+        await asyncio.sleep(1)
+        api.apply(0, "no number")
+        await asyncio.sleep(1)
+        api.delete(0)
+        await asyncio.sleep(60)
+        assert api.channel(0) is None
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})

@@ -8,6 +8,8 @@
     │   │   └── SuspectedRefusal    Twilio refused credentials that it accepted before, once so far
     │   ├── KubernetesUnavailable   the API server answered 5xx, 429 or something that is not valid, or not at all
     │   │   └── NotConnected        TLS, a proxy or the login failed before the API server was asked
+    │   ├── Fenced                  the API server admits writes of the leader only, and this process is not the leader
+    │   ├── LeaseEndsSoon           a write to Twilio might outlast this process's time as the leader
     │   ├── Conflict                409: another client wrote first; read the object again
     │   └── Expired                 410: the list or watch is too old; start it again
     ├── Refused                     Twilio, or a rule of the operator, does not allow it; carries the `Reason`
@@ -63,6 +65,14 @@ class KubernetesUnavailable(Retryable):
 
 class NotConnected(KubernetesUnavailable):
     """TLS, a proxy or the login failed; mostly somebody must fix that."""
+
+
+class Fenced(Retryable):
+    """The admission policy for operators refused a write: the API server does not know this process as the leader."""
+
+
+class LeaseEndsSoon(Retryable):
+    """The write to Twilio was not sent: this process does not lead, or not for longer than the call may take."""
 
 
 class Conflict(Retryable):

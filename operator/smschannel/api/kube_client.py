@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, Self
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from smschannel.api.causes import in_words
@@ -19,6 +20,7 @@ from smschannel.api.errors import (
     ChannelError,
     Conflict,
     Expired,
+    Fenced,
     KubeconfigError,
     KubernetesRefused,
     KubernetesUnavailable,
@@ -28,17 +30,20 @@ from smschannel.api.errors import (
     retry_after_seconds,
 )
 from smschannel.api.kubeconfig import Access, load_access
+from smschannel.api.names import FENCE
+from smschannel.api.paging import MAX_ANSWER_BYTES, AnswerTooLarge, BoundedPages, BoundedResponse
 
 Object = dict[str, Any]
 """One JSON object as the API server sends or accepts it: a resource, a list, a review, a watch event."""
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-_PAGE_SIZE = 500  # objects per list call
+_PAGE_SIZE = 500  # objects per list call, at most
 _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
-_METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-"""The value of `accept` for a GET of one object's metadata."""
+"""The value of `accept` for a GET or a watch of objects' metadata."""
+METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""The value of `accept` for a list of objects' metadata."""
 
 
 class Server(Protocol):
@@ -65,7 +70,7 @@ class KubeClient:
     """A client for one API server; use it with `async with`. It can be shared by any number of tasks.
 
     Every call raises the error that `kubernetes_error` returns for a status of 300 or above (redirects are not
-    followed), and `KubernetesUnavailable` if there is no answer or it is not JSON.
+    followed), and `KubernetesUnavailable` if there is no answer, it is not JSON, or it is larger than 12 MiB.
     """
 
     def __init__(self, configuration: Server, *, timeout: float = 20) -> None:
@@ -94,10 +99,12 @@ class KubeClient:
         if self._session:
             await self._session.close()
 
-    def new_session(self, limit: int = _MAX_CONNECTIONS) -> aiohttp.ClientSession:
+    def new_session(
+        self, limit: int = _MAX_CONNECTIONS, *middlewares: aiohttp.ClientMiddlewareType
+    ) -> aiohttp.ClientSession:
         """Return a session whose requests carry the credentials, to this API server only; the caller closes it.
 
-        It has at most `limit` connections; 0 means any number.
+        It has at most `limit` connections; 0 means any number. `middlewares` are called before its own.
         """
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._access.tls or True, limit=limit, keepalive_timeout=60),
@@ -105,7 +112,8 @@ class KubeClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
             proxy=self._access.proxy,
-            middlewares=(self._authenticate,),
+            response_class=BoundedResponse,
+            middlewares=(*middlewares, BoundedPages(), self._authenticate),
         )
 
     async def _authenticate(
@@ -128,6 +136,8 @@ class KubeClient:
     def _no_answer(self, what: str, error: BaseException) -> KubernetesUnavailable:
         if isinstance(error, _LoginFailed):
             return NotConnected(str(error))
+        if isinstance(error, AnswerTooLarge):
+            return KubernetesUnavailable(f"the API server's answer is refused: {error}")
         said = in_words(error, self._access.proxy)
         if isinstance(error, _NOT_CONNECTED):
             return NotConnected(f"cannot connect to the API server: {said}")
@@ -162,12 +172,13 @@ class KubeClient:
     async def pages(
         self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
     ) -> AsyncIterator[Object]:
-        """Yield all objects of a list, 500 per call. Raises `Expired` if the list became too old halfway.
+        """Yield all objects of a list, page by page. Raises `Expired` if the list became too old halfway.
 
         With `metadata_only`, each object has nothing but its metadata.
         """
-        accept = _METADATA_OF_LIST if metadata_only else "application/json"
+        accept = METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
             query = {**(params or {}), "limit": str(_PAGE_SIZE), **more}
             page = await self.request("GET", path, params=query, accept=accept)
@@ -178,6 +189,9 @@ class KubeClient:
                 yield item
             if not meta.get("continue"):
                 return
+            if meta["continue"] in seen:
+                raise KubernetesUnavailable("the API server's list does not end: its pages lead back to earlier ones")
+            seen.add(meta["continue"])
             more = {"continue": meta["continue"]}
 
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
@@ -193,7 +207,7 @@ class KubeClient:
                 self._server + path,
                 params=query,
                 timeout=timeout,
-                read_bufsize=2**21,  # a whole event must fit: an object has at most 1.5 MiB
+                read_bufsize=MAX_ANSWER_BYTES // 2,  # a line may have twice as much: a whole event must fit
                 allow_redirects=False,
             ) as response:
                 if response.status >= 300:
@@ -202,12 +216,14 @@ class KubeClient:
                     yield _object(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer("the watch broke", error) from None
+        except LineTooLong:  # its message has the beginning of the line
+            raise KubernetesUnavailable("the watch broke: an event is too large") from None
 
 
 def _object(answer: bytes) -> Object:
     try:
         document = json.loads(answer) if answer else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise KubernetesUnavailable("the API server's answer is not valid JSON, or was truncated") from None
     if not isinstance(document, dict):
         raise KubernetesUnavailable("the API server's answer is not a JSON object")
@@ -230,7 +246,7 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         message = str(document["message"])
         is_status = document.get("kind") == "Status"
         missing = str((document.get("details") or {}).get("name") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_status, message, missing = False, f"HTTP {status}", ""
     if status == 404 and is_status and missing:
         return NotFound(message, missing)
@@ -247,4 +263,6 @@ def kubernetes_error(status: int, answer: bytes, retry_after: float | None = Non
         return Expired(message)
     if status in {404, 429} or status >= 500:
         return KubernetesUnavailable(f"the API server answers HTTP {status}: {message}", retry_after)
+    if status in {403, 422} and f"'{FENCE}'" in message:
+        return Fenced(message)
     return KubernetesRefused(status, message)

@@ -9,9 +9,17 @@ API_KEYS_SECRET = "smschannel-api-keys"  # noqa: S105  (a name)
 PUBLIC_KEY_CONFIGMAP = "smschannel-sealing-key"
 PUBLIC_KEY = "public-key"
 """The key of the public sealing key in the ConfigMap's `data`."""
+NAMESPACES = "namespaces"
+"""The key beside it for the namespaces that the operator watches, separated by spaces."""
 SETTINGS_CONFIGMAP = "smschannel-settings"
 OPERATOR = "sms-channel-operator"
 """The operator's ServiceAccount and Deployment, and the `app.kubernetes.io/managed-by` label of what it writes."""
+LEASE = "sms-channel-operator"
+"""The Lease of the operator that works while others stand by, in the operator's namespace."""
+FENCE = "sms-channel-operator-fence"
+"""The admission policy of `deploy/manifests/operator-fence.yaml`; refusals of the API server name it."""
+FENCE_PROBE = "smschannel-fence-probe"
+"""The name of a record that the fence never admits: a dry run shows whether it is installed."""
 
 
 def channels_path(namespace: str, name: str = "", subresource: str = "") -> str:
@@ -25,3 +33,8 @@ def core_path(namespace: str, plural: str, name: str = "") -> str:
     """Return the path of the Secrets, ConfigMaps or Pods (`plural`) of a namespace, or of one of them."""
     path = f"/api/v1/namespaces/{namespace}/{plural}"
     return f"{path}/{name}" if name else path
+
+
+def leases_path(namespace: str) -> str:
+    """Return the path of the Leases of a namespace."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"

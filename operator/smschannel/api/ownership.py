@@ -2,7 +2,7 @@
 
 The API server keeps in `metadata.managedFields` which field manager wrote which field. REST owns a channel if its own
 manager applied `REST_FIELDS` and nobody else owns any part of them. Other fields of `spec` may belong to anybody.
-`deploy/shim-policy.yaml` says the same for the shim's ServiceAccount.
+`deploy/manifests/shim-policy.yaml` says the same for the shim's ServiceAccount.
 """
 
 from __future__ import annotations

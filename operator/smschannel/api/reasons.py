@@ -151,6 +151,13 @@ class Reason(Row, Enum):
         Recheck.SLOW,
         "Restore the Secret that the message names, or the keyring, in the operator's namespace from a backup.",
     )
+    InvalidSpec = Row(
+        "False",
+        "Stalled",
+        "invalid",
+        Recheck.SLOW,
+        "Correct what the message names: the channel was created before the current rules.",
+    )
     KubernetesRefused = Row(
         "False",
         "Reconciling",

@@ -210,6 +210,14 @@ class SmsChannel(_Model):
     spec: Spec
     status: Mapping[str, Any] = Field(default_factory=dict)
 
+    @staticmethod
+    def unvalidated(body: Mapping[str, Any]) -> SmsChannel:
+        """Return a channel that breaks the rules, only to report that: its `spec` must not be read."""
+        meta = body["metadata"]
+        given = {name: meta[field.alias] for name, field in Metadata.model_fields.items() if field.alias in meta}
+        fields: dict[str, Any] = {"metadata": Metadata.model_construct(**given), "status": body.get("status") or {}}
+        return SmsChannel.model_construct(**fields)
+
     @property
     def deleting(self) -> bool:
         """Return whether the channel has been deleted and still has finalizers."""
@@ -222,3 +230,15 @@ class SmsChannel(_Model):
     @property
     def has_finalizer(self) -> bool:
         return FINALIZER in self.metadata.finalizers
+
+
+def trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an SmsChannel without the metadata that the operator does not read, which may be of any size."""
+    meta = {name: body["metadata"][name] for name in _METADATA if name in body["metadata"]}
+    annotations = meta.pop("annotations", None) or {}
+    if CHECK_NOW_ANNOTATION in annotations:
+        meta["annotations"] = {CHECK_NOW_ANNOTATION: annotations[CHECK_NOW_ANNOTATION]}
+    return {"metadata": meta, **{name: body[name] for name in ("spec", "status") if name in body}}
+
+
+_METADATA = tuple(str(field.alias) for field in Metadata.model_fields.values())

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -153,15 +154,19 @@ class Keyring:
     @classmethod
     def load(cls, encoded: str) -> Keyring:
         """Parse the output of `dump`. Raises `ValueError`, without the content, if it is not a keyring."""
-        try:
-            document: Mapping[str, list[str]] = json.loads(encoded)
-            return cls(SealingKey(_base64(seed)) for seed in document["seeds"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError("not a keyring of this product, or a damaged one") from None
+        with contextlib.suppress(ValueError, TypeError):
+            match json.loads(encoded):
+                case {"seeds": [*seeds], **more} if not more:
+                    return cls(SealingKey(_base64(seed)) for seed in seeds)
+        raise ValueError("not a keyring of this release: it is damaged, or was written by a newer one")
 
     def dump(self) -> str:
         """Return all seeds as JSON, for the keyring Secret."""
         return json.dumps({"seeds": [base64.b64encode(key.seed).decode() for key in self._keys.values()]})
+
+    def has(self, encoded: str) -> bool:
+        """Return whether `encoded` is the public half of one of the keys."""
+        return any(key.public.encoded == encoded for key in self._keys.values())
 
     @property
     def current(self) -> SealingKey:

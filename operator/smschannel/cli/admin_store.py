@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 
-from smschannel.api.errors import KeyringLost, NoKindMatch, NotFound
+from smschannel.api.errors import KeyringLost, KubernetesRefused, NoKindMatch, NotFound
 from smschannel.api.kube_client import Object
-from smschannel.api.names import KEYRING_SECRET, OPERATOR, SETTINGS_CONFIGMAP, channels_path, core_path
-from smschannel.api.resource import FINALIZER
+from smschannel.api.names import KEYRING_SECRET, SETTINGS_CONFIGMAP, channels_path, core_path
 from smschannel.api.sealing import Keyring
 from smschannel.kube_store import KubeStore
 
@@ -34,6 +33,16 @@ class AdminStore(KubeStore):
             return {}
         return dict(published.get("data") or {})
 
+    async def is_namespace_absent(self, name: str) -> bool:
+        """Return whether the cluster has no namespace of this name; False, too, for users who may not ask."""
+        try:
+            await self._api.request("GET", f"/api/v1/namespaces/{name}")
+        except NotFound:
+            return True
+        except KubernetesRefused:
+            pass
+        return False
+
     async def load_claims(self) -> None:
         """Bring `claims` up to date from a list of all records."""
         before = tuple(self.claims)
@@ -44,25 +53,3 @@ class AdminStore(KubeStore):
         with contextlib.suppress(NoKindMatch):
             async for body in self._api.pages(channels_path(namespace or "")):
                 yield body
-
-    async def first_with_finalizer(self, uids: Collection[str], namespace: str | None, seconds: int) -> str | None:
-        """Return the first of these channels that gets its finalizer back within `seconds`: an operator is running."""
-        with contextlib.suppress(NoKindMatch):  # the CRD was deleted meanwhile
-            async for event in self._api.watch(channels_path(namespace or ""), {"timeoutSeconds": str(seconds)}):
-                meta = event["object"]["metadata"]
-                if meta.get("uid") in uids and FINALIZER in meta.get("finalizers", ()):
-                    return f"{meta['namespace']}/{meta['name']}"
-        return None
-
-    async def operators(self) -> list[str]:
-        """Return the workloads with the operator's ServiceAccount, as kubectl names them."""
-        found = []
-        async for pod in self._api.pages(core_path(self.namespace, "pods")):
-            ended = (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
-            if pod["spec"].get("serviceAccountName") == OPERATOR and not ended:
-                found.append(f"pod/{pod['metadata']['name']}")
-        with contextlib.suppress(NotFound):
-            path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{OPERATOR}"
-            if (await self._api.request("GET", path))["spec"].get("replicas", 1):
-                found.append(f"deployment/{OPERATOR}")
-        return found

@@ -12,7 +12,7 @@ import click
 from smschannel.api.errors import Conflict, NotFound
 from smschannel.api.ownership import REST_FIELDS, REST_MANAGER, adopted_by, other_owners
 from smschannel.api.resource import API_VERSION, KIND, Spec
-from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace
+from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, context_namespace, kubeconfig_options
 
 if TYPE_CHECKING:
     from smschannel.api.kube_client import KubeClient, Object
@@ -39,7 +39,7 @@ _MANAGER = re.compile(r"[!-~]{1,128}")
 @click.option(
     "-n", "--namespace", type=NAMESPACE, help="The channel's namespace. Default: the context's, or else sms-channels."
 )
-@cluster_options
+@kubeconfig_options
 def adopt(
     instance: str,
     owner: str,
@@ -48,7 +48,6 @@ def adopt(
     namespace: str | None,
     kubeconfig: str | None,
     context: str | None,
-    operator_namespace: str,
 ) -> None:
     """Hand the channel of INSTANCE over to the REST API, or to Git or kubectl.
 

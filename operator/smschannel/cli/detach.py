@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,16 +19,18 @@ from smschannel.api.resource import FINALIZER, SmsChannel
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
 if TYPE_CHECKING:
+    from smschannel.api.kube_client import KubeClient
     from smschannel.cli.admin_store import AdminStore
     from smschannel.cli.plan_text import Outlook
     from smschannel.core.record import Key, Record
+    from smschannel.leader import Elector
     from smschannel.reconcile import Reconciler
+    from smschannel.settings import Settings
 
 _CONCURRENCY = 8
 _PATIENCE = 3  # rounds in a row that detach nothing
 _LONGEST_PAUSE = 30.0  # seconds
 _NEVER = 366 * 86_400.0
-_WATCHED = 3  # seconds in which an operator that is still running shows itself
 
 
 @click.command()
@@ -41,7 +45,6 @@ _WATCHED = 3  # seconds in which an operator that is still running shows itself
     help="The channels' namespace. Default: the context's for INSTANCEs, all with --all.",
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Do not check whether the operator is stopped.")
 @cluster_options
 def detach(
     instances: tuple[str, ...],
@@ -50,7 +53,6 @@ def detach(
     orphan: bool,
     namespace: str | None,
     yes: bool,
-    force: bool,
     kubeconfig: str | None,
     context: str | None,
     operator_namespace: str,
@@ -58,8 +60,8 @@ def detach(
     """Detach channels from their Twilio numbers, before the operator is removed for good.
 
     Afterwards the operator has no records of these channels, and they have no finalizer: they, their namespace and the
-    CRD can be deleted without it. No number leaves its Twilio account. Stop the operator first, or it configures the
-    channels again.
+    CRD can be deleted without it. No number leaves its Twilio account. Stop the operator first: this command takes its
+    Lease, so that none can work meanwhile, and ends if one is running.
 
     --restore does what deleting each channel would do. A number that cannot be restored stays in the operator's
     records, and its channel keeps the finalizer; the command says why, and ends with 1. It may be interrupted and
@@ -84,7 +86,7 @@ def detach(
         namespace = namespace or context_namespace(kubeconfig, context)
     selection = _Selection(frozenset(instances), namespace)
     try:
-        asyncio.run(_detach(selection, restore, yes, force, kubeconfig, context, operator_namespace))
+        asyncio.run(_detach(selection, restore, yes, kubeconfig, context, operator_namespace))
     except KeyboardInterrupt:
         raise click.ClickException("Interrupted. What is done is done; repeat the command to go on.") from None
 
@@ -133,55 +135,114 @@ async def _detach(
     selection: _Selection,
     restore: bool,
     yes: bool,
-    force: bool,
     kubeconfig: str | None,
     context: str | None,
     operator_namespace: str,
 ) -> None:
     denied = (
         "'detach' needs the rights of an administrator over all namespaces, or over one of them (-n) and over"
-        f" {operator_namespace}; --force skips the check whether the operator is stopped."
+        f" {operator_namespace}."
     )
     async with cluster(kubeconfig, context, denied=denied) as api:
+        from smschannel.api.logs import log_to_stderr
         from smschannel.cli.admin_store import AdminStore
 
+        log_to_stderr("ERROR", "console")
         kube = AdminStore(api, operator_namespace)
-        if not force:
-            await _refuse_if_running(kube)
-        targets = await _find(kube, selection)
-        for name in sorted(selection.names - {each.key.name for each in targets}):
-            click.echo(f"{name}: nothing to detach in {selection.namespace or 'any namespace'}")
-        if not targets:
-            click.echo("Nothing to detach.")
-            return
-        if not yes:
+        settings = await settings_of(kube) if restore else None
+        if not yes and (targets := await _find(kube, selection)):
             click.confirm(_question(targets, restore), abort=True, err=True)
-        pending = await (_restore(kube, targets) if restore else _orphan(kube, targets))
-        still = {each.key for each in pending}
-        free = {each.body["metadata"]["uid"] for each in targets if each.body and each.key not in still}
-        if free and (taken := await kube.first_with_finalizer(free, selection.namespace, _WATCHED)):
-            raise click.ClickException(
-                f"An operator is running: it has configured {taken} again, and will the others. Stop it and repeat."
+        async with _leading(api, operator_namespace, settings) as leader:
+            work = asyncio.create_task(_detach_selected(kube, selection, settings, leader))
+            losing = asyncio.create_task(leader.lost.wait())
+            await asyncio.wait({work, losing}, return_when=asyncio.FIRST_COMPLETED)
+            losing.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+                raise click.ClickException("Another process took the operator's Lease. What is done is done; repeat.")
+            await work
+
+
+@contextlib.asynccontextmanager
+async def _leading(api: KubeClient, namespace: str, settings: Settings | None) -> AsyncIterator[Elector]:
+    """Hold the operator's Lease. Raises `click.ClickException` if somebody else holds and renews it."""
+    from smschannel.api.kube_client import KubeClient
+    from smschannel.leader import DURATION, Elector, call_timeout
+
+    duration = settings.lease_duration_seconds if settings else DURATION
+    async with KubeClient(api.configuration, timeout=call_timeout(duration)) as lease_api:
+        leader = Elector(lease_api, namespace, f"kubectl-sms-detach_{uuid.uuid4().hex[:8]}", duration=duration)
+        await _take_lease(leader, namespace)
+        try:
+            yield leader
+        finally:
+            await leader.release()
+
+
+async def _take_lease(leader: Elector, namespace: str) -> None:
+    from smschannel.api.names import LEASE, OPERATOR
+    from smschannel.leader import Wait
+
+    first: Wait | None = None
+
+    def refuse_if_renewed(wait: Wait) -> None:
+        nonlocal first
+        if first is None:
+            first = wait
+            click.echo(
+                f"{wait.holder} holds the operator's Lease ({namespace}/{LEASE}); looking whether it is running ...",
+                err=True,
             )
+        elif wait != first:
+            raise click.ClickException(
+                f"The operator is running, and would configure the channels again: {wait.holder} has just renewed its"
+                f" Lease. First: kubectl -n {namespace} scale deployment {OPERATOR} --replicas=0"
+            )
+
+    await leader.campaign(refuse_if_renewed)
+
+
+async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Settings | None, leader: Elector) -> None:
+    """Detach what is selected; restore the numbers if there are settings."""
+    targets = await _find(kube, selection)
+    unknown = await _unknown(kube, selection, {each.key.name for each in targets})
+    if not targets and unknown:
+        raise click.ClickException(f"Nothing to detach. {_not_found(unknown, selection.namespace)}")
+    if not targets:
+        click.echo("Nothing to detach.")
+        return
+    pending = await (_restore(kube, targets, settings, leader) if settings else _orphan(kube, targets))
     detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
     if pending:
         raise click.ClickException(
             f"{detached} Not restored: {', '.join(map(str, pending))}. Fix the causes above and repeat the command;"
             " or give them up: --orphan"
         )
+    if unknown:
+        raise click.ClickException(f"{detached} {_not_found(unknown, selection.namespace)}")
     click.echo(detached)
 
 
-async def _refuse_if_running(kube: AdminStore) -> None:
-    """Raise an error that names the operator's workloads, if there are any."""
-    from smschannel.api.names import OPERATOR
+async def _unknown(kube: AdminStore, selection: _Selection, found: set[str]) -> list[str]:
+    """Return the names of channels that do not exist. Print those that do, and have nothing to detach."""
+    namespace = selection.namespace
+    if namespace and not found and await kube.is_namespace_absent(namespace):
+        raise click.ClickException(f"There is no namespace {namespace}. Nothing was changed.")
+    unknown = []
+    for name in sorted(selection.names - found):
+        if namespace and await kube.channel(namespace, name):
+            click.echo(f"{name}: nothing to detach in {namespace}")
+        else:
+            unknown.append(name)
+    return unknown
 
-    if running := await kube.operators():
-        raise click.ClickException(
-            f"The operator is running, and would configure the channels again: {', '.join(running)} in namespace"
-            f" {kube.namespace}. First: kubectl -n {kube.namespace} scale deployment {OPERATOR}"
-            " --replicas=0, and wait until its pod is gone. If it is not running after all: --force"
-        )
+
+def _not_found(unknown: list[str], namespace: str | None) -> str:
+    return (
+        f"There is no channel, nor a record of one, in {namespace or 'any namespace'}: {', '.join(unknown)}. Name its"
+        " namespace with -n, or leave it out if it was deleted."
+    )
 
 
 async def _find(kube: AdminStore, selection: _Selection) -> list[_Target]:
@@ -249,16 +310,13 @@ async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
     return f"{number}, which pointed at {shown(previous.url) if previous else 'an unknown webhook'} before"
 
 
-async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
+async def _restore(kube: AdminStore, targets: list[_Target], settings: Settings, leader: Elector) -> list[_Target]:
     import time
 
-    from smschannel.api.logs import log_to_stderr
     from smschannel.channel_cache import ChannelCache
     from smschannel.orphans import Orphans
     from smschannel.wiring import reconciler, twilio_client
 
-    log_to_stderr("ERROR", "console")
-    settings = await settings_of(kube)
     try:
         keyring = await kube.read_keyring()
     except KeyringLost as error:
@@ -277,7 +335,7 @@ async def _restore(kube: AdminStore, targets: list[_Target]) -> list[_Target]:
     await orphans.look_for_crd()
     if await orphans.look_for_crd():
         click.echo("The CRD is not installed, so all channels are gone.", err=True)
-    async with twilio_client(settings) as twilio:
+    async with twilio_client(settings, leader.outlasts) as twilio:
         patient = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
         work = reconciler(patient, kube, twilio, keyring, ChannelCache(kube.claims), orphans)
 

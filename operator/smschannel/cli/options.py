@@ -63,7 +63,7 @@ NAMESPACE = _Checked("namespace", Namespace)
 
 def cluster_options(command: Command) -> Command:
     """Add --kubeconfig, --context and --operator-namespace to a command."""
-    for option in (
+    return kubeconfig_options(
         click.option(
             "--operator-namespace",
             type=NAMESPACE,
@@ -71,7 +71,13 @@ def cluster_options(command: Command) -> Command:
             default="sms-operator",
             show_default=True,
             help="The operator's namespace, which has its records, keys and settings.",
-        ),
+        )(command)
+    )
+
+
+def kubeconfig_options(command: Command) -> Command:
+    """Add --kubeconfig and --context to a command that needs nothing of the operator's namespace."""
+    for option in (
         click.option("--context", help="A context of the kubeconfig; the current one by default."),
         click.option(
             "--kubeconfig",

@@ -172,7 +172,7 @@ async def _read(
 
         kube = AdminStore(api, operator_namespace)
         settings = await settings_of(kube)
-        async with twilio_client(settings) as twilio:
+        async with twilio_client(settings, lambda seconds: False) as twilio:  # it never writes
             try:
                 return await _preview(asked, kube, twilio, settings)
             except TwilioUnavailable as error:
@@ -193,6 +193,8 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
     await kube.load_claims()
     channel = await _channel(asked, kube, key.namespace)
     if channel is None and not kube.claims.of(key):
+        if await kube.is_namespace_absent(key.namespace):
+            raise click.ClickException(f"There is no namespace {key.namespace}.")
         raise click.ClickException(
             f"There is no channel {key.name} in namespace {key.namespace}, nor a record of one. To see what a manifest"
             " would do before it is applied: -f FILE"

@@ -18,7 +18,7 @@ import yaml
 from pydantic import SecretStr
 
 from smschannel.api.errors import KubernetesRefused, NotFound
-from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, core_path
+from smschannel.api.names import NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, core_path
 from smschannel.api.resource import API_VERSION, KIND
 from smschannel.api.text import TextError, clean, decode, unsendable
 from smschannel.cli.options import (
@@ -120,15 +120,24 @@ def seal(
     if login_sid and output == "value":
         raise click.UsageError("--login-sid is a field of an SmsChannel: add --phone-number and -o yaml")
     namespace = namespace or context_namespace(kubeconfig, context) or "sms-channels"
-    key = _public_key(key_file) if key_file else _published_key(kubeconfig, context, operator_namespace)
+    if key_file:
+        key = _public_key(key_file)
+    else:
+        key, watched = asyncio.run(_published(kubeconfig, context, operator_namespace))
+        if watched and namespace not in watched:
+            click.echo(
+                f"Warning: the operator does not watch namespace {namespace}, so the channel would not work. It watches"
+                f" {', '.join(watched)}: name one with -n.",
+                err=True,
+            )
     binding = Binding(namespace, instance, account_sid)
     token = _read_token(login_sid or account_sid)
     try:
         sealed = key.seal(token, binding)
     except ValueError as error:
         raise click.ClickException(f"The public key is damaged: {error}. Run 'kubectl sms public-key' again.") from None
+    click.echo(f"Sealed for namespace {namespace}, instance {instance}, account {account_sid} only.", err=True)
     if output == "value":
-        click.echo(f"Sealed for namespace {namespace}, instance {instance}, account {account_sid} only.", err=True)
         click.echo(sealed)
         return
     manifest = {
@@ -156,7 +165,8 @@ def public_key(kubeconfig: str | None, context: str | None, operator_namespace: 
       kubectl sms public-key > sealing.key
       kubectl sms seal ... --public-key sealing.key
     """
-    click.echo(_published_key(kubeconfig, context, operator_namespace).encoded)
+    key, _ = asyncio.run(_published(kubeconfig, context, operator_namespace))
+    click.echo(key.encoded)
 
 
 def _read_token(login: str) -> SecretStr:
@@ -215,11 +225,10 @@ def _public_key(file: Path) -> PublicKey:
         ) from None
 
 
-def _published_key(kubeconfig: str | None, context: str | None, operator_namespace: str) -> PublicKey:
-    return asyncio.run(_fetch_key(kubeconfig, context, operator_namespace))
-
-
-async def _fetch_key(kubeconfig: str | None, context: str | None, operator_namespace: str) -> PublicKey:
+async def _published(
+    kubeconfig: str | None, context: str | None, operator_namespace: str
+) -> tuple[PublicKey, tuple[str, ...]]:
+    """Return the public key and the namespaces that the operator watches; none if it is older and publishes none."""
     from smschannel.api.sealing import PublicKey
 
     async with cluster(kubeconfig, context, without=_OFFLINE) as api:
@@ -242,7 +251,8 @@ async def _fetch_key(kubeconfig: str | None, context: str | None, operator_names
                 f" authenticated users: is it installed? {_OFFLINE}"
             ) from None
     try:
-        return PublicKey.decode(clean(published["data"][PUBLIC_KEY]))
+        key = PublicKey.decode(clean(published["data"][PUBLIC_KEY]))
+        return key, tuple(published["data"].get(NAMESPACES, "").split())
     except (KeyError, TypeError, ValueError):
         raise click.ClickException(
             f"{what} has no valid public key. Restart the operator: it publishes the key again."

@@ -6,6 +6,7 @@ every write of a record has a precondition.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -15,12 +16,15 @@ from smschannel.core.record import Key, Record
 class Claims:
     """Records without their contents, by number and by channel.
 
-    `on_free` is called with a number that becomes free, `on_change` with the key of a record that another client wrote.
+    `on_free` is called with a number that becomes free, `on_change` with the key of a record that another client wrote,
+    and `on_account` with namespace and account when the namespace gets its first record of the account.
     """
 
     def __init__(self) -> None:
         self.on_free: Callable[[str], object] = lambda number_sid: None
         self.on_change: Callable[[Key], object] = lambda key: None
+        self.on_account: Callable[[str, str], object] = lambda namespace, account_sid: None
+        self._accounts: Counter[tuple[str, str]] = Counter()  # records of each namespace and account
         self._by_number: dict[str, Record] = {}
         self._by_key: dict[Key, set[str]] = {}
 
@@ -38,11 +42,20 @@ class Claims:
         """Return the records of this name: of its current channel and of deleted ones."""
         return tuple(self._by_number[each] for each in sorted(self._by_key.get(key, ())))
 
+    def has_account(self, namespace: str, account_sid: str) -> bool:
+        """Return whether a channel of the namespace holds a number of the account: it has working credentials."""
+        return (namespace, account_sid) in self._accounts
+
     def put(self, record: Record) -> None:
         """Add or replace a record that this operator wrote."""
+        account = record.namespace, record.account_sid
+        is_new = account not in self._accounts
         self._unlink(record.number_sid)
         self._by_number[record.number_sid] = replace(record, contents=None)
         self._by_key.setdefault(record.key, set()).add(record.number_sid)
+        self._accounts[account] += 1
+        if is_new:
+            self.on_account(*account)
 
     def observe(self, record: Record) -> None:
         """Add or replace a record that was read. If its version is another than the indexed one, call `on_change`."""
@@ -83,6 +96,10 @@ class Claims:
         numbers.discard(number_sid)
         if not numbers:
             del self._by_key[indexed.key]
+        account = indexed.namespace, indexed.account_sid
+        self._accounts[account] -= 1
+        if not self._accounts[account]:
+            del self._accounts[account]
         return True
 
 

@@ -33,6 +33,7 @@ _CHECKED_SOON = {Reason.Pending, Reason.TwilioUnavailable}
 _NO_LONGER_CHECKED = {
     Reason.Suspended,
     Reason.RecordUnreadable,
+    Reason.InvalidSpec,
     Reason.Restoring,
     Reason.RestoreFailed,
     Reason.KubernetesRefused,

@@ -73,13 +73,17 @@ class Routing:
 
 @dataclass(frozen=True)
 class Waiter:
-    """A channel that waits for a number, and its login, which Twilio accepts: it sees `number` as it is now."""
+    """A channel that waits for a number, and its login, which Twilio accepts: it sees `number` as it is now.
+
+    `unused_only`: it takes the number only if its webhook is not in use then.
+    """
 
     key: Key
     uid: str
     account_sid: str
     login: Login
     number: Number
+    unused_only: bool = False
 
 
 Current = Number | ChannelError | None
@@ -493,6 +497,9 @@ def _yield(observed: Observed, policy: DeletionPolicy, rules: Rules, now: dateti
             continue  # the restore failed just now
         webhook = webhook_to_restore(record.contents, policy)
         points_at_us = isinstance(current, Number) and record.contents.points_at_us(current.webhook)
+        left = webhook if webhook and points_at_us else waiter.number.webhook
+        if waiter.unused_only and is_used(left.url, rules.template):
+            continue  # it would not take the number, which would then serve nobody
         if webhook and isinstance(current, Number) and points_at_us and webhook != current.webhook:
             tried = replace(record.with_contents(login=waiter.login), account_sid=waiter.account_sid)
             changes.append(RestoreWebhook(tried, webhook))

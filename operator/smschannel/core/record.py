@@ -10,6 +10,7 @@ previous webhook, and the URLs that the operator wrote.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ _RESTORE_SINCE = f"{GROUP}/restore-since"
 _UNSEEN_SINCE = f"{GROUP}/unseen-since"
 
 _REVEAL = "reveal"
+_OF = "of"
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _DNS_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -47,7 +49,8 @@ class Key(NamedTuple):
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    # A field that this release does not know is refused: it would be lost with the next write.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Login(_Value):
@@ -82,12 +85,9 @@ class Contents(_Value):
     def points_at_us(self, webhook: Webhook) -> bool:
         return webhook.url in self.wrote
 
-    def encode(self) -> bytes:
-        """Return JSON that contains the token: for sealing only."""
-        return self.model_dump_json(context=_REVEAL).encode()
-
     @classmethod
     def decode(cls, document: bytes) -> Contents:
+        """Parse what `encode` returned. Raises `ValueError`, also for a field that this release does not know."""
         return cls.model_validate_json(document)
 
 
@@ -126,6 +126,29 @@ class Record:
     def binding(self) -> str:
         """Return what the contents are sealed for: they open only as this number's, held by this channel."""
         return f"{self.number_sid}/{self.uid}"
+
+    def document(self) -> bytes:
+        """Return JSON that contains the token, for sealing only: the contents, and the metadata that never changes."""
+        assert self.contents, "an unopened record is not sealed"
+        return json.dumps({**self.contents.model_dump(context=_REVEAL), _OF: self._unchanging()}).encode()
+
+    def opened(self, document: bytes) -> Record:
+        """Return the record with the contents of an unsealed `document`, and the metadata that was sealed with them.
+
+        They differ from this record's if somebody changed the Secret's metadata. Raises `ValueError`.
+        """
+        opened = replace(self, contents=Contents.decode(document))
+        sealed = json.loads(document).get(_OF) or {}  # records of earlier releases have none
+        truth: dict[str, Any] = {name: str(sealed[name]) for name in self._unchanging() if name in sealed}
+        return replace(opened, **truth)
+
+    def _unchanging(self) -> dict[str, str]:
+        return {
+            "namespace": self.namespace,
+            "name": self.name,
+            "phone_number": self.phone_number,
+            "account_sid": self.account_sid,
+        }
 
     def with_contents(self, **changes: object) -> Record:
         assert self.contents, "an unopened record is not changed"

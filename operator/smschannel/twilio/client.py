@@ -7,9 +7,8 @@ sees them.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +24,7 @@ from smschannel.api.causes import in_words
 from smschannel.api.egress import proxy_for, public_tls
 from smschannel.api.errors import (
     ChannelError,
+    LeaseEndsSoon,
     NotFound,
     Refused,
     TwilioThrottled,
@@ -37,6 +37,7 @@ from smschannel.api.text import unsendable
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
+from smschannel.twilio.answers import check_number, json_object, read_text
 from smschannel.twilio.limits import Limiter, Origin
 
 _NO_ENVIRONMENT = {"": ""}
@@ -45,6 +46,7 @@ _NO_ENVIRONMENT = {"": ""}
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
 _PAGE_SIZE = 1000
+_MOST_PAGES = 1000
 _LACKS_SMS = {21407}
 _FIRST_CODE = 10_000
 """Twilio's error codes have five digits; a gateway's JSON may repeat the HTTP status as its `code`."""
@@ -58,6 +60,10 @@ class TwilioClient:
     the result. `timeout` is the seconds that one call may take; `ca_bundle` a file of CA certificates (PEM) that are
     trusted beside the system's. Calls go through the proxy that HTTPS_PROXY names. Entering the context raises
     `EgressError` if one of these cannot be used.
+
+    `lease_outlasts` says whether this process leads for so many seconds more. Twilio cannot tell the leader from a
+    former one, so a request that writes is not sent, and raises `LeaseEndsSoon`, unless it must have ended before
+    another process may lead.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class TwilioClient:
         api_origin: str,
         messaging_origin: str,
         timeout: float,
+        lease_outlasts: Callable[[float], bool],
         ca_bundle: Path | None = None,
     ) -> None:
         self._limiter = limiter
@@ -75,11 +82,12 @@ class TwilioClient:
             "https://messaging.twilio.com": messaging_origin,
         }
         self._timeout = timeout
+        self._lease_outlasts = lease_outlasts
         self._ca_bundle = ca_bundle
         self._transport: _Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._transport = _Transport(self._origins, self._timeout, self._ca_bundle)
+        self._transport = _Transport(self._origins, self._timeout, self._lease_outlasts, self._ca_bundle)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,8 +110,9 @@ class TwilioClient:
         numbers = self._account(login, account_sid).incoming_phone_numbers
         try:
             async with self._limiter.call(login, account_sid):
-                with _parsing():
-                    found = [_number(each) for each in await numbers.list_async(phone_number=phone_number)]
+                with _parsing():  # one page: an exact match is among the first, and a list may lead back to itself
+                    page = await numbers.page_async(phone_number=phone_number, page_size=_PAGE_SIZE)
+                    found = [_number(each, account_sid) for each in page]
                 return next((each for each in found if each.phone_number == phone_number), None)  # it matches parts too
         except NotFound:
             return None
@@ -114,7 +123,7 @@ class TwilioClient:
         try:
             async with self._limiter.call(login, account_sid):
                 with _parsing():
-                    return _number(await number.fetch_async())
+                    return _number(await number.fetch_async(), account_sid, number_sid)
         except NotFound:
             return None
 
@@ -123,7 +132,8 @@ class TwilioClient:
         number = self._account(login, account_sid).incoming_phone_numbers(number_sid)
         async with self._limiter.call(login, account_sid):
             with _parsing():
-                return _number(await number.update_async(sms_url=webhook.url, sms_method=webhook.method))
+                changed = await number.update_async(sms_url=webhook.url, sms_method=webhook.method)
+                return _number(changed, account_sid, number_sid)
 
     async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
         """Iterate over the account's numbers, up to 1,000 per call; over none if the login cannot see the account."""
@@ -131,7 +141,7 @@ class TwilioClient:
         try:
             async for page in self._pages(login, account_sid, "api", numbers):
                 with _parsing():
-                    here = [_number(each) for each in page]
+                    here = [_number(each, account_sid) for each in page]
                 yield here
         except NotFound:
             return
@@ -155,14 +165,21 @@ class TwilioClient:
         return overridden
 
     async def _pages(self, login: Login, account_sid: str, origin: Origin, resource: Any) -> AsyncIterator[list[Any]]:
-        """Iterate over the pages of one of twilio-python's lists, as a call of the limiter each."""
+        """Iterate over the pages of one of twilio-python's lists, as a call of the limiter each.
+
+        Raises `TwilioUnavailable` if the list leads back to itself, or does not end.
+        """
         page: Any = None
         is_last = False
+        links: set[str] = set()
         while not is_last:
             async with self._limiter.call(login, account_sid, origin=origin):
                 with _parsing():
                     page = await (page.next_page_async() if page else resource.page_async(page_size=_PAGE_SIZE))
                     here, is_last = list(page), not page.next_page_url
+            if page.next_page_url in links or len(links) >= _MOST_PAGES:
+                raise TwilioUnavailable("Twilio's list does not end: its pages lead back to earlier ones.")
+            links.add(page.next_page_url)
             yield here
 
     def _client(self, login: Login, account_sid: str) -> Any:
@@ -193,14 +210,20 @@ def _parsing() -> Iterator[None]:
     """Turn the library's errors about unexpected JSON into `TwilioUnavailable`: the answer is wrong, not our code."""
     try:
         yield
-    except (TwilioException, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TwilioUnavailable(f"Cannot parse Twilio's answer ({type(error).__name__}).") from None
+    except (TwilioException, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise TwilioUnavailable("Twilio's answer lacks what it should contain, or has it in another form.") from None
 
 
 class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
     """The HTTP client that twilio-python calls: sends each request over the shared session."""
 
-    def __init__(self, origins: Mapping[str, str], timeout: float, ca_bundle: Path | None) -> None:
+    def __init__(
+        self,
+        origins: Mapping[str, str],
+        timeout: float,
+        lease_outlasts: Callable[[float], bool],
+        ca_bundle: Path | None,
+    ) -> None:
         # The base class is not initialised: it makes a session of its own and a logger that prints phone numbers.
         self.is_async = True
         self._proxies = {each: proxy_for(each) for each in origins.values()}
@@ -209,8 +232,11 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ssl=tls),
             timeout=aiohttp.ClientTimeout(total=timeout, connect=5),
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # `read_text` bounds what an answer may become
         )
         self._origins = origins
+        self._timeout = timeout
+        self._lease_outlasts = lease_outlasts
 
     async def request(
         self,
@@ -252,11 +278,13 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
     ) -> tuple[int, str, float | None]:
         """Send one request. Return status, body and Retry-After in seconds; below 300 the body is a JSON object.
 
-        Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`.
+        Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`; and `LeaseEndsSoon`.
         """
         kind = _kind(method, url, params or {})
         proxy = next((proxy for origin, proxy in self._proxies.items() if url.startswith(f"{origin}/")), None)
         query = {name: str(value) for name, value in (params or {}).items()}
+        if method != "GET" and not self._lease_outlasts(self._timeout):
+            raise LeaseEndsSoon("The write to Twilio was not sent: this process may not lead until it ends.")
         started = time.perf_counter()
         outcome = "error"
         try:
@@ -265,13 +293,13 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
                 url,
                 params=query,
                 data=form,
-                headers={"Authorization": authorization, "Accept": "application/json"},
+                headers={"Authorization": authorization, "Accept": "application/json", "Accept-Encoding": "gzip"},
                 allow_redirects=False,
                 proxy=proxy,
             ) as response:
-                answer = await response.text()
+                answer = await read_text(response)
                 outcome = str(response.status)
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if isinstance(error, TimeoutError):  # whether to connect or to answer: one message, for a stable status
                 raise TwilioTimeout("Twilio does not answer in time.") from None
             raise TwilioUnavailable(f"Cannot reach Twilio: {in_words(error, proxy)}.") from None
@@ -335,11 +363,8 @@ def _code(body: str) -> int:
 
 
 def _object(body: str, status: int) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
-    if isinstance(document, dict):
+    document = json_object(body)
+    if document is not None:
         return document
     raise TwilioUnavailable(
         f"The answer with HTTP {status} is not a JSON object, so it is not Twilio's: a proxy or gateway on the way to"
@@ -347,9 +372,8 @@ def _object(body: str, status: int) -> dict[str, Any]:
     )
 
 
-def _number(instance: IncomingPhoneNumberInstance) -> Number:
-    if not instance.sid or not instance.phone_number:
-        raise ValueError("the answer describes no number")
+def _number(instance: IncomingPhoneNumberInstance, account_sid: str, number_sid: str = "") -> Number:
+    check_number(instance, account_sid, number_sid)
     capabilities: Any = instance.capabilities or {}
     return Number(
         sid=str(instance.sid),

@@ -3,7 +3,7 @@
 Limits, pauses (429) and refusals are kept per credential key: the digest of login SID, token, account and API. So
 a client that knows an account SID and uses a wrong token has limits of its own, and neither slows down nor blocks the
 owner. A credential that Twilio has not accepted yet is unverified: all such share a small pool, and have one call at
-a time per account, so that guesses cost the others little.
+a time per tenant and account, so that guesses cost the others little. The pool is shared fairly between tenants.
 
 A refusal of an unverified credential is remembered at once. That of a verified one is suspected to be a passing fault:
 the caller is to try again later, other callers ask Twilio themselves, and only a refusal that comes some time after the
@@ -21,19 +21,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Literal
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from smschannel.api.errors import Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout
+from smschannel.api.errors import LeaseEndsSoon, Refused, SuspectedRefusal, TwilioThrottled, TwilioTimeout
 from smschannel.api.reasons import Reason
 from smschannel.core.record import Login
+from smschannel.core.shares import leaves_room
 
 Origin = Literal["api", "messaging"]
 """Twilio's two APIs, https://api.twilio.com and https://messaging.twilio.com: one may work while the other hangs."""
+
+TENANT: ContextVar[str] = ContextVar("TENANT", default="")
+"""The namespace for whose channel this task calls Twilio; empty if there is only one."""
 
 _UNVERIFIED_CALLS = 16
 _TIMEOUTS_TO_OPEN = 2
@@ -70,7 +76,7 @@ class Limiter:
             "api": _OriginBreaker(clock),
             "messaging": _OriginBreaker(clock),
         }
-        self._unverified = asyncio.Semaphore(_UNVERIFIED_CALLS)
+        self._unverified = _SharedSlots(_UNVERIFIED_CALLS)
         self._slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()  # those in use
         # All by credential key.
         self._verified: LRUCache[bytes, bool] = LRUCache(_REMEMBERED)
@@ -130,23 +136,25 @@ class Limiter:
         self, slots: AsyncExitStack, key: bytes, account: object, breaker: _OriginBreaker, is_probe: bool
     ) -> None:
         """Wait for the slots that a call needs, and leave them to `slots` to free. Raises as `call` does."""
-        began = self._clock()
+        began, tenant = self._clock(), TENANT.get()
 
-        async def enter(semaphore: asyncio.Semaphore) -> None:
-            if is_probe and semaphore.locked():
+        async def enter(slot: AbstractAsyncContextManager[None], *, locked: bool) -> None:
+            if is_probe and locked:
                 raise breaker.error()  # do not wait for a slot while the breaker is open: the calls in flight may hang
-            await slots.enter_async_context(semaphore)
+            await slots.enter_async_context(slot)
             if not is_probe and breaker.is_hanging_since(began):
                 raise breaker.error()
             self._raise_known(key)
 
         if key not in self._verified:
-            await enter(self._slots_of(account, 1))
+            slot = self._slots_of((tenant, account), 1)
+            await enter(slot, locked=slot.locked())
         if key in self._verified:  # perhaps since a moment ago, by the call that held the account's slot
             await slots.aclose()
-            await enter(self._slots_of(key, self._concurrency))
+            slot = self._slots_of(key, self._concurrency)
+            await enter(slot, locked=slot.locked())
         else:
-            await enter(self._unverified)
+            await enter(self._unverified.slot(tenant), locked=self._unverified.locked(tenant))
 
     def _slots_of(self, owner: object, count: int) -> asyncio.Semaphore:
         slots = self._slots.get(owner)
@@ -203,6 +211,8 @@ class Limiter:
             self._timeouts[key] = in_a_row, until, str(timeout)
             breaker.timed_out(key, started, str(timeout))
             raise
+        except LeaseEndsSoon:  # nothing was sent, so nothing was answered
+            raise
         except Exception:
             self._answered(key, breaker)
             raise
@@ -211,6 +221,72 @@ class Limiter:
     def _answered(self, key: bytes, breaker: _OriginBreaker) -> None:
         self._timeouts.pop(key, None)
         breaker.answered()
+
+
+class _SharedSlots:
+    """A semaphore whose slots several tenants share: they leave slots to each other, and those who wait take turns.
+
+    The tenant "" is alone, and may have all slots.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._taken: Counter[str] = Counter()
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    def locked(self, tenant: str) -> bool:
+        """Return whether the tenant would have to wait."""
+        return tenant in self._waiting or not self._has_room(tenant)
+
+    @asynccontextmanager
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a slot and hold it during the block."""
+        if self.locked(tenant):
+            await self._wait(tenant)
+        else:
+            self._take(tenant)
+        try:
+            yield
+        finally:
+            self._free_one(tenant)
+
+    async def _wait(self, tenant: str) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._free_one(tenant)  # it was given a slot, and cannot take it
+            elif turn in self._waiting.get(tenant, ()):
+                self._forget_turn(tenant, turn)
+            raise
+
+    def _forget_turn(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        self._waiting[tenant].remove(turn)
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]
+
+    def _has_room(self, tenant: str) -> bool:
+        return self._free > 0 and (not tenant or leaves_room(self._taken[tenant], self._free))
+
+    def _take(self, tenant: str) -> None:
+        self._free -= 1
+        self._taken[tenant] += 1
+
+    def _free_one(self, tenant: str) -> None:
+        self._free += 1
+        self._taken[tenant] -= 1
+        if not self._taken[tenant]:
+            del self._taken[tenant]
+        while (after := next((each for each in self._waiting if self._has_room(each)), None)) is not None:
+            turn = self._waiting[after][0]
+            self._forget_turn(after, turn)
+            if after in self._waiting:
+                self._waiting.move_to_end(after)
+            if not turn.done():
+                self._take(after)
+                turn.set_result(None)
 
 
 class _OriginBreaker:

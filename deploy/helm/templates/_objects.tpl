@@ -1,0 +1,78 @@
+{{- define "sms.podDisruptionBudget" }}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "sms.labels" . | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .name }}
+  unhealthyPodEvictionPolicy: AlwaysAllow
+{{- end }}
+
+{{/* Takes root, name, and from: who may connect. */}}
+{{- define "sms.networkPolicy" }}
+{{- $values := .root.Values }}
+{{- $ports := $values.networkPolicy.egressPorts.tcp }}
+{{- range list $values.proxy.https $values.proxy.http }}
+{{- with . }}
+{{- $ports = append $ports (include "sms.port" . | int) | uniq }}
+{{- end }}
+{{- end }}
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "sms.labels" . | nindent 4 }}
+spec:
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .name }}
+  policyTypes: [Ingress, Egress]
+  ingress:
+    - from:
+        {{- toYaml .from | nindent 8 }}
+      ports:
+        - {port: http, protocol: TCP}
+  egress:
+    - ports:
+        {{- range $ports }}
+        - {port: {{ . }}, protocol: TCP}
+        {{- end }}
+        {{- range $values.networkPolicy.egressPorts.udp }}
+        - {port: {{ . }}, protocol: UDP}
+        {{- end }}
+{{- end }}
+
+{{/* Takes root, name and scheme. */}}
+{{- define "sms.podMonitor" }}
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "sms.labels" . | nindent 4 }}
+    {{- with .root.Values.podMonitor.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .name }}
+  podMetricsEndpoints:
+    - port: http
+      path: /metrics
+      interval: {{ .root.Values.podMonitor.interval }}
+      {{- if eq .scheme "HTTPS" }}
+      scheme: https
+      tlsConfig:
+        insecureSkipVerify: true # the certificate is for the Service, Prometheus calls the pod's address
+      {{- end }}
+{{- end }}

@@ -1,0 +1,16 @@
+"""Writes the generated files below deploy/gitops; with --vet, checks the Go code with `go vet` instead."""
+
+import sys
+
+from tests.gitops import GITOPS, KIND, generated
+from tests.gitops.judge import vet
+
+if sys.argv[1:] == ["--vet"]:
+    vet()
+else:
+    for old in (GITOPS / "argocd" / KIND / "testdata").glob("*.yaml"):
+        old.unlink()
+    for name, text in generated().items():
+        path = GITOPS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,144 @@
+"""kopf under the operator: which requests it sends for Secrets, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+from typing import Any, NoReturn, cast
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, KIND, PLURAL, VERSION
+from smschannel.controller import Controller
+from smschannel.watch import watch
+from tests.manifests import NAMESPACE
+
+PARTIAL = {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}
+VERBS = ["get", "list", "watch", "patch"]
+
+
+def resource(kind: str, plural: str) -> dict[str, Any]:
+    return {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": VERBS}
+
+
+def secret(name: str, version: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": NAMESPACE, "uid": f"uid-{name}", "resourceVersion": version}}
+
+
+class ApiServer:
+    """An API server with two Secrets, one page each, and no channels. It sends one watch event of a Secret."""
+
+    def __init__(self) -> None:
+        self.accepted: list[tuple[bool, str]] = []
+        self.queries: list[dict[str, str]] = []
+        self.over = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        documents: dict[str, Any] = {
+            "/api": {"versions": ["v1"]},
+            "/apis": {
+                "groups": [
+                    {"name": GROUP, "versions": [{"version": VERSION}], "preferredVersion": {"version": VERSION}}
+                ]
+            },
+            "/api/v1": {"resources": [resource("Secret", "secrets"), resource("Namespace", "namespaces")]},
+            f"/apis/{GROUP}/{VERSION}": {"resources": [resource(KIND, PLURAL)]},
+        }
+        if document := documents.get(request.path):
+            return web.json_response(document)
+        is_watch = request.query.get("watch") == "true"
+        if not request.path.endswith("/secrets"):
+            if is_watch:
+                await self.over.wait()
+                return web.Response()
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+        self.accepted.append((is_watch, request.headers["Accept"]))
+        self.queries.append(dict(request.query))
+        return await self._events(request) if is_watch else self._page(request)
+
+    def _page(self, request: web.Request) -> web.Response:
+        is_first = "continue" not in request.query
+        items = [{**PARTIAL, **secret("one", "5")}] if is_first else [{**PARTIAL, **secret("other", "6")}]
+        body = {
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadataList",
+            "metadata": {"resourceVersion": "7", **({"continue": "more"} if is_first else {})},
+            "items": items,
+        }
+        return web.Response(text=json.dumps(body), content_type="application/json")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        bookmark = {"type": "BOOKMARK", "object": {**PARTIAL, "metadata": {"resourceVersion": "8"}}}
+        for event in (bookmark, {"type": "MODIFIED", "object": {**PARTIAL, **secret("one", "9")}}):
+            await response.write(json.dumps(event).encode() + b"\n")
+        await self.over.wait()
+        return response
+
+
+class Events:
+    """The controller's door for events of Secrets."""
+
+    def __init__(self, count: int) -> None:
+        self.seen: list[tuple[str | None, dict[str, Any]]] = []
+        self.all = asyncio.Event()
+        self._count = count
+
+    def on_secret(self, kind: str | None, body: Any) -> None:
+        self.seen.append((kind, dict(body)))
+        if len(self.seen) == self._count:
+            self.all.set()
+
+
+async def test_kopf_receives_the_metadata_of_secrets_and_nothing_else() -> None:
+    server, events = ApiServer(), Events(3)
+    app = web.Application()
+    app.router.add_get("/{path:.*}", server.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    configuration = Configuration()
+    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    stop, over = asyncio.Event(), asyncio.Event()
+    try:
+        async with KubeClient(configuration) as api, asyncio.timeout(60):
+            watching = asyncio.create_task(watch(api, cast(Controller, events), [NAMESPACE], stop=stop, over=over))
+            await events.all.wait()
+            over.set()
+            await watching
+    finally:
+        server.over.set()
+        await runner.cleanup()
+    assert sorted(
+        (kind or "", each["metadata"]["name"], each["metadata"]["resourceVersion"]) for kind, each in events.seen
+    ) == [
+        ("", "one", "5"),
+        ("", "other", "6"),
+        ("MODIFIED", "one", "9"),
+    ]
+    listed, watched = (
+        "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+        "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+    )
+    assert set(server.accepted) == {(False, listed), (True, watched)}, "no other type is accepted instead"
+    assert {each["labelSelector"] for each in server.queries} == {f"{CREDENTIALS_LABEL}=true"}
+    assert server.queries[0]["limit"] == "20", "kopf's lists are paged as ours are"
+
+
+async def test_kopf_starts_for_a_user_id_that_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the user's id has no entry in /etc/passwd, and asking for the user's name raises `KeyError`."""
+
+    def no_name() -> NoReturn:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.setattr(getpass, "getuser", no_name)
+    over = asyncio.Event()
+    over.set()  # before kopf asks anything of API server or controller
+    await asyncio.wait_for(
+        watch(cast(Any, None), cast(Any, None), ["sms-channels"], stop=asyncio.Event(), over=over), 30
+    )
