@@ -50,6 +50,7 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m deploy.local.build --vet
+	$(BIN)/python -m tests.bench.gopeer --vet
 	$(BIN)/python -m tests.gitops --vet
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
@@ -62,8 +63,9 @@ manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values f
 chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=, KUBECONFORM= and KUBE_SCORE= name them)
 	@CHART=required HELM=$(HELM) KUBECONFORM=$(KUBECONFORM) KUBE_SCORE=$(KUBE_SCORE) $(BIN)/python -m pytest tests/chart -n 0 $(T)
 
-bench: $(INSTALLED) ## Measure speed, drift checks, fairness and the REST API (B="--help" lists its options)
+bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null
+	@$(BIN)/python -m tests.bench.gopeer >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
 
 lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -build.lock; UPGRADE=1 takes the newest versions

@@ -14,12 +14,13 @@ from rich.console import Console
 from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import StackError
-from tests.bench import drift, fairness, report, shim
+from tests.bench import fairness, gopeer, report, scale, shim
+from tests.bench.aims import Result, show_results
 from tests.bench.case import VARIANTS, Case, Load, Run
 from tests.bench.load import LoadError
 from tests.bench.run import measure
 
-PARTS = ("speed", "drift", "fairness", "rest")
+PARTS = ("speed", "scale", "fairness", "rest")
 
 
 def _parts(_: click.Context, __: click.Parameter, value: str) -> list[str]:
@@ -52,7 +53,7 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option(
     "--rounds", type=click.IntRange(1), default=3, help="How often everything is measured; the output has medians."
 )
-@click.option("--accounts", type=click.IntRange(1), default=20, help="Twilio accounts the channels are spread over.")
+@click.option("--accounts", type=click.IntRange(1), default=40, help="Twilio accounts the channels are spread over.")
 @click.option(
     "--workers", type=click.IntRange(1, 1000), default=64, help="How many channels each variant reconciles at a time."
 )
@@ -61,7 +62,7 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option(
     "--finalizer-policy/--no-finalizer-policy",
     default=True,
-    help="Measure floor and ours also with deploy/manifests/finalizer-policy.yaml, which saves one of three writes.",
+    help="Measure all but idiomatic also with deploy/manifests/finalizer-policy.yaml, which saves one of three writes.",
 )
 @click.option(
     "--also",
@@ -77,9 +78,9 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     type=click.Path(dir_okay=False, path_type=Path),
     help="Speed: write every run, the seed and all versions to this file, after each run.",
 )
-@click.option("--numbers", type=click.IntRange(1, 1000), default=200, help="Drift: channels in each of ten accounts.")
+@click.option("--ready", type=click.IntRange(1), default=10_000, help="Scale: how many Ready channels there are.")
 @click.option(
-    "--period", type=click.FloatRange(10), default=60, help="Drift: the interval of drift checks, in seconds."
+    "--period", type=click.FloatRange(10), default=60, help="Scale: the interval of drift checks, in seconds."
 )
 @click.option(
     "--hanging", type=click.IntRange(1), default=300, help="Fairness: channels of the account whose calls hang."
@@ -97,37 +98,38 @@ def main(
     finalizer_policy: bool,
     sources: dict[str, Path],
     path: Path | None,
-    numbers: int,
+    ready: int,
     period: float,
     hanging: int,
     logs: Path | None,
     parts: list[str],
 ) -> None:
-    """Measure how fast channels become Ready, what drift checks cost, and whether accounts slow each other down.
+    """Measure how fast channels become Ready, what many Ready ones cost, and whether accounts slow each other down.
 
-    Each part starts a control plane and a Twilio twin of its own; all take about ten minutes on a quiet machine.
+    Each part starts a control plane and a Twilio twin of its own. The last table has every aim with its result.
 
-    Speed compares the operator with the usual way to write one, and with the floor. In every round, each variant is
-    started, has twenty channels one after another (to warm up, and for the latency of a single channel), then the
-    batch: the time runs from the first create to the last Ready that a watch shows. Then 200 channels are checked
-    again (only by ours) and deleted.
+    Speed compares the operator with the usual ways to write one, and with the floor. In every round, each variant is
+    started, has sixty channels created, and deleted, one after another (to warm up, and for the latency of a single
+    channel), then the batch: the time runs from the first create to the last Ready that a watch shows. Then 200
+    channels are checked again (only by ours), and the batch is deleted.
 
     \b
     floor      only the Kubernetes writes that ours makes: nothing in Python is faster
     idiomatic  an operator written as kopf's documentation recommends: tests/bench/idiomatic.py
+    peer       an operator in Go, written with controller-runtime, that makes the same calls as ours: tests/bench/peer
     ours       the operator
 
-    Drift counts calls, writes and CPU time over the first interval of drift checks after a restart and over the next.
-    Fairness measures the channels of nine accounts while the calls of a tenth hang. Rest is `python -m
-    tests.bench.shim`, which has options of its own.
+    Scale makes Ready channels without the operator, starts it beside them, and measures the start, the memory, an
+    interval of drift checks, and how long new channels take meanwhile. Fairness measures the channels of nine accounts
+    while the calls of a tenth hang. Rest is `python -m tests.bench.shim`, which has options of its own.
 
     All processes share this machine's cores: compare ratios, not rates of different machines.
 
     \b
     Try it:
       python -m tests.bench --parts speed --channels 200 --rounds 1
-      python -m tests.bench --parts speed --variants floor,ours --no-finalizer-policy --json bench.json
-      python -m tests.bench --parts drift --numbers 1000
+      python -m tests.bench --parts speed --variants peer,ours --no-finalizer-policy --json bench.json
+      python -m tests.bench --parts scale --ready 1000 --period 20
       git worktree add /tmp/old HEAD~1
       python -m tests.bench --parts speed --variants ours --also old=/tmp/old/operator
     """
@@ -140,25 +142,32 @@ def main(
 
     def save(runs: list[Run]) -> None:
         if path:
-            report.write(path, load, report.summarize(runs, cases, channels), runs)
+            report.write(path, load, report.summarize(runs, cases), runs)
 
-    console, progress = Console(width=120), Narrator(sys.stderr)
+    console, progress = Console(width=150), Narrator(sys.stderr)
+    if "peer" in variants and "speed" in parts:
+        gopeer.ensure_peer(progress)
+    results: list[Result] = []
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:
             home = (logs or Path(temporary)).absolute() / part
-            if part == "drift":
-                periods = uvloop.run(drift.measure(numbers, period, workers, seed, home, progress))
-                drift.show(console, periods)
-                report.show_targets(console, drift.targets(periods))
+            if part == "scale":
+                measured = uvloop.run(scale.measure(ready, period, workers, seed, home, progress))
+                scale.show(console, measured)
+                results += scale.results(measured)
             elif part == "fairness":
                 waits = uvloop.run(fairness.measure(load, hanging, home, progress))
                 fairness.show(console, waits, load, hanging)
-                report.show_targets(console, fairness.targets(waits))
+                results += fairness.results(waits)
             elif part == "rest":
-                shim.show(console, uvloop.run(shim.everything(home, progress)))
+                served = uvloop.run(shim.everything(home, progress))
+                shim.show(console, served)
+                results += shim.aims_of(served)
             else:
-                runs = uvloop.run(measure(load, cases, home, progress, save))
-                report.show(console, report.summarize(runs, cases, channels), load)
+                summaries = report.summarize(uvloop.run(measure(load, cases, home, progress, save)), cases)
+                report.show(console, summaries, load)
+                results += report.results(summaries)
+    show_results(console, results)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,16 @@ from rich.table import Table
 
 from deploy.local.build import Progress
 from deploy.local.stack import Stack
-from tests.bench.case import Load
+from tests.bench import aims
+from tests.bench.aims import Result
+from tests.bench.case import Load, percentile
 from tests.bench.gauges import metric
 from tests.bench.load import Channels, sweep
-from tests.bench.report import BUSY, Target
+from tests.bench.report import BUSY
 from tests.bench.run import counted, manifests, operator, staged
 
 HEALTHY = 9
 _WARM_UP = 90
-_SLOWER_AT_MOST = 1.2
 
 BASELINE, NEW, READY = "nothing hangs", "new channels hang", "Ready channels hang"
 CASES = (BASELINE, NEW, READY)
@@ -52,7 +53,7 @@ class Run:
 
     @property
     def p99(self) -> float:
-        return sorted(self.time_to_ready)[int(len(self.time_to_ready) * 0.99)]
+        return percentile(self.time_to_ready, 99)
 
 
 async def measure(load: Load, hanging: int, home: Path, progress: Progress) -> list[Run]:
@@ -127,13 +128,11 @@ def ratios(runs: Sequence[Run], case: str, of: Callable[[Run], float]) -> list[f
     return [of(run) / baseline[run.round] for run in runs if run.case == case]
 
 
-def targets(runs: Sequence[Run]) -> list[Target]:
-    found = []
-    for case in (NEW, READY):
-        slower = statistics.median(ratios(runs, case, lambda run: run.p99))
-        what = f"{case}: the other accounts' p99 is less than 20 % higher ({slower:.2f})"
-        found.append(Target(what, slower < _SLOWER_AT_MOST))
-    return found
+def results(runs: Sequence[Run]) -> list[Result]:
+    return [
+        Result(aims.SLOWER_BESIDE_HANGING, statistics.median(ratios(runs, case, lambda run: run.p99)), case)
+        for case in (NEW, READY)
+    ]
 
 
 def show(console: Console, runs: Sequence[Run], load: Load, hanging: int) -> None:

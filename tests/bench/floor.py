@@ -1,8 +1,8 @@
 """The floor: sends the Kubernetes writes of a channel and nothing else. `python -m tests.bench.floor WORKERS`.
 
 For each new channel it adds the finalizer (unless it is there), creates the record and writes the status; for each
-deleted one it deletes the record and removes the finalizer. Calls, sizes and ServiceAccount (of $KUBECONFIG) are the
-operator's; the contents are made up.
+deleted one it deletes the record and removes the finalizer. Calls and sizes are the operator's;
+the contents are made up.
 """
 
 from __future__ import annotations

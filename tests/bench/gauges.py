@@ -11,23 +11,38 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.bench.case import is_read
+
 _SAMPLE = re.compile(r"^apiserver_request_total\{(?P<labels>.*)\} (?P<count>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
+_READS = {"GET", "LIST"}
+_READ = {"secrets", "smschannels"}
 _NOT_OURS = {"leases", "flowschemas", "prioritylevelconfigurations", "tokenreviews", "subjectaccessreviews"}
 
 
-async def writes(session: aiohttp.ClientSession) -> Counter[str]:
-    """Return the number of writes that the API server received, refused ones included, by "VERB resource"."""
+async def kubernetes_calls(session: aiohttp.ClientSession) -> Counter[str]:
+    """Return the number of calls that the API server received, refused ones included, by "VERB resource".
+
+    Watches are left out, and of the reads all that are not of channels or Secrets.
+    """
     async with session.get("/metrics") as answer:
         exposition = await answer.text()
     counted: Counter[str] = Counter()
     for sample in _SAMPLE.finditer(exposition):
         labels = dict(_LABEL.findall(sample["labels"]))
-        if labels["verb"] in _WRITES and labels["resource"] not in _NOT_OURS and not labels["dry_run"]:
-            resource = "/".join(part for part in (labels["resource"], labels["subresource"]) if part)
-            counted[f"{labels['verb']} {resource}"] += int(float(sample["count"]))
+        verb, resource = labels["verb"], labels["resource"]
+        is_write = verb in _WRITES and resource not in _NOT_OURS and not labels["dry_run"]
+        if is_write or (verb in _READS and resource in _READ):
+            resource = "/".join(part for part in (resource, labels["subresource"]) if part)
+            counted[f"{verb} {resource}"] += int(float(sample["count"]))
     return counted
+
+
+async def writes(session: aiohttp.ClientSession) -> Counter[str]:
+    """Return the number of writes among them."""
+    calls = await kubernetes_calls(session)
+    return Counter({call: count for call, count in calls.items() if not is_read(call)})
 
 
 async def settled_writes(session: aiohttp.ClientSession) -> Counter[str]:

@@ -63,33 +63,37 @@ async def events(session: aiohttp.ClientSession, version: str) -> AsyncIterator[
             version = json.loads(line)["object"]["metadata"]["resourceVersion"]
 
 
-async def version_of(session: aiohttp.ClientSession) -> str:
-    """Return the resourceVersion to watch from. Raises `LoadError` if the namespace has channels."""
+async def version_of(session: aiohttp.ClientSession, *, empty: bool = True) -> str:
+    """Return the resourceVersion to watch from. Raises `LoadError` if the namespace should be `empty` and is not."""
     async with session.get(PATH, params={"limit": "1"}) as answer:
         page = await answer.json()
-    if page["items"]:
+    if page["items"] and empty:
         raise LoadError("there are channels of an earlier run")
     version: str = page["metadata"]["resourceVersion"]
     return version
 
 
 class Channels:
-    """When each channel was created, became Ready and was gone, by name, as one watch shows it."""
+    """When each channel was created, became Ready, was deleted and was gone, by name.
+
+    `ready` and `gone` are as one watch shows it; `created` and `deleted` are the times of the requests.
+    """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self.created: dict[str, float] = {}
         self.ready: dict[str, float] = {}
+        self.deleted: dict[str, float] = {}
         self.gone: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None]
 
     @classmethod
     @asynccontextmanager
-    async def watched(cls, session: aiohttp.ClientSession) -> AsyncIterator[Channels]:
-        """Watch the namespace, which must be empty, during the block."""
+    async def watched(cls, session: aiohttp.ClientSession, *, empty: bool = True) -> AsyncIterator[Channels]:
+        """Watch the namespace, which must be empty unless `empty` is False, during the block."""
         channels = cls(session)
-        version = await version_of(session)
+        version = await version_of(session, empty=empty)
         channels._watching = asyncio.create_task(channels._watch(version))
         try:
             yield channels
@@ -126,14 +130,20 @@ class Channels:
         await in_flight(lambda name: send(self._session, "PATCH", f"{PATH}/{name}", body), names)
 
     async def delete(self, names: Iterable[str]) -> None:
-        await in_flight(lambda name: send(self._session, "DELETE", f"{PATH}/{name}"), names)
+        async def one(name: str) -> None:
+            self.deleted[name] = perf_counter()
+            await send(self._session, "DELETE", f"{PATH}/{name}")
 
-    async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float = 120) -> float:
+        await in_flight(one, names)
+
+    async def until(self, times: Mapping[str, float], names: Iterable[str], seconds: float | None = None) -> float:
         """Wait until `times`, which is `ready` or `gone`, has all of `names`. Return the time of the last one.
 
-        Raises `LoadError` after `seconds`.
+        Raises `LoadError` after `seconds`; None: two minutes, and half a second for each, of which hundreds a second
+        are usual.
         """
         names = frozenset(names)
+        seconds = seconds or 120 + len(names) / 2
         try:
             async with asyncio.timeout(seconds):
                 while not names <= times.keys():
@@ -159,13 +169,13 @@ async def sweep(session: aiohttp.ClientSession) -> None:
     await send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
 
 
-async def send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> None:
-    """Send one request to the API server. Raises `LoadError` if it is refused."""
+async def send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> bytes:
+    """Send a request to the API server and return the answer's body. Raises `LoadError`."""
     kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
     async with session.request(method, path, data=body, headers={"Content-Type": kind}) as answer:
         if answer.status >= 300:
             raise LoadError(f"{method} {path}: {await answer.text()}")
-        await answer.read()
+        return await answer.read()
 
 
 def _name(line: bytes) -> str:
@@ -174,7 +184,7 @@ def _name(line: bytes) -> str:
 
 
 async def in_flight(call: Callable[[str], Awaitable[Any]], names: Iterable[str]) -> None:
-    """Make one call per name, 32 at a time."""
+    """Call for each name, for at most 32 of them at a time."""
     each = iter(names)
 
     async def one_after_another() -> None:

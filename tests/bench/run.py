@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import uuid
@@ -17,7 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import aiohttp
@@ -29,32 +27,33 @@ from deploy.local.build import Progress
 from deploy.local.stack import CHANNELS, ROOT, Options, Stack
 from smschannel.api.resource import API_VERSION, KIND
 from smschannel.api.sealing import Binding, PublicKey
-from tests.bench.case import Case, Load, Run
-from tests.bench.gauges import Processes, settled_writes, twilio_calls, writes
+from tests.bench import gopeer
+from tests.bench.case import Case, Load, Phase, Run
+from tests.bench.gauges import Processes, kubernetes_calls, settled_writes, twilio_calls, writes
 from tests.bench.load import PATH, Channels, LoadError, connect, sweep
 
-_ALONE = 20
-"""Channels that are created one after another first, to measure the latency of one and to warm up."""
+_WARM_UP = 20
+_ALONE = 40
+"""Channels that are created, and deleted, one after another first, to measure the latency of one."""
 
 _SAMPLE = 200
-"""Channels of a batch whose checks and deletions are measured; the others are removed by `sweep`."""
+"""Channels of a batch whose checks are measured."""
 
 
 async def measure(
     load: Load, cases: Sequence[Case], home: Path, progress: Progress, save: Callable[[list[Run]], object]
 ) -> list[Run]:
     """Measure every case once per round, in an order shuffled by the seed. Calls `save` with all runs after each."""
-    per_account = -(-(load.channels + _ALONE) // load.accounts)
-    async with staged(home, load.accounts, per_account, progress) as (stack, session):
-        bench = _Bench(stack, load, session)
+    async with staged(home, 1, 1, progress) as (stack, session):  # each run makes accounts of its own
+        bench = _Bench(stack, load, session, progress)
         chance = random.Random(load.seed)  # noqa: S311  (not used for secrets)
         runs: list[Run] = []
         for number in range(1, load.rounds + 1):
             for case in chance.sample(cases, len(cases)):
                 runs.append(await bench.run(case, number, chance))
                 save(runs)
-                rate = f"{runs[-1].channels_per_second:.0f} channels/s"
-                progress(f"round {number}  {case.name:<30} {rate:>16}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
+                rate = f"{runs[-1].create.per_second:.0f} channels/s {runs[-1].cpu_milliseconds:5.2f} ms"
+                progress(f"round {number}  {case.name:<30} {rate:>26}  {runs[-1].elsewhere:4.0%} of the CPU elsewhere")
         return runs
 
 
@@ -105,7 +104,8 @@ def manifests(
 
 
 class _Bench:
-    def __init__(self, stack: Stack, load: Load, session: aiohttp.ClientSession) -> None:
+    def __init__(self, stack: Stack, load: Load, session: aiohttp.ClientSession, progress: Progress) -> None:
+        self._progress = progress
         self._stack = stack
         self._load = load
         self._session = session
@@ -115,48 +115,66 @@ class _Bench:
     async def run(self, case: Case, number: int, chance: random.Random) -> Run:
         await self._set_policy(case.at_birth)
         code = case.code()
-        made = self._manifests(chance)
-        alone = dict(islice(made, _ALONE))
-        batch = dict(made)
-        with self._program(case) as process:
+        accounts = self._new_accounts()
+        made = islice(manifests(self._public, accounts, chance), self._load.channels + _WARM_UP + _ALONE)
+        warm_up, alone, batch = dict(islice(made, _WARM_UP)), dict(islice(made, _ALONE)), dict(made)
+        with self._program(case, accounts) as process:
             async with Channels.watched(self._session) as channels:
-                for name, manifest in alone.items():
-                    await channels.create({name: manifest})
-                    await channels.until(channels.ready, [name])
-                async with counted(self._stack, self._session, process) as spent:
-                    await channels.create(batch)
-                    last = await channels.until(channels.ready, batch)
-                seconds = last - channels.created[next(iter(batch))]
-                spent.writes["POST smschannels"] -= len(batch)
+                await self._one_by_one(channels, {**warm_up, **alone})
+                create, created_rss = await self._create(channels, batch, process)
                 sample = list(islice(batch, _SAMPLE))
                 idle_writes = await self._idle_writes(channels, sample) if case.variant == "ours" else None
-                began = perf_counter()
-                await channels.delete(sample)
-                ended = await channels.until(channels.gone, sample)
+                delete, deleted_rss = await self._delete(channels, batch, process)
         await sweep(self._session)
         return Run(
             case=case.name,
             round=number,
             code=code if case.code() == code else f"{code} and later",
-            seconds=seconds,
-            channels_per_second=len(batch) / seconds,
-            time_to_ready=tuple(channels.ready[name] - channels.created[name] for name in batch),
-            alone=statistics.median(channels.ready[name] - channels.created[name] for name in alone),
-            writes=_each(spent.writes, len(batch)),
-            twilio_calls=_each(spent.twilio_calls, len(batch)),
-            cpu_seconds=spent.processes.cpu_seconds,
-            max_rss=spent.processes.max_rss,
+            create=create,
+            delete=delete,
+            alone_ready=tuple(channels.ready[name] - channels.created[name] for name in alone),
+            alone_gone=tuple(channels.gone[name] - channels.deleted[name] for name in alone),
+            max_rss=max(created_rss, deleted_rss),
             idle_writes=idle_writes,
-            deletions_per_second=len(sample) / (ended - began),
-            elsewhere=spent.processes.elsewhere,
         )
 
-    def _manifests(self, chance: random.Random) -> Iterator[tuple[str, bytes]]:
-        """Numbers of new accounts: those of the runs before still point where they were pointed."""
-        count = self._load.channels + _ALONE
+    async def _one_by_one(self, channels: Channels, made: Mapping[str, bytes]) -> None:
+        """Create channels one after another, then delete them so."""
+        for name, manifest in made.items():
+            await channels.create({name: manifest})
+            await channels.until(channels.ready, [name])
+        for name in made:
+            await channels.delete([name])
+            await channels.until(channels.gone, [name])
+
+    async def _create(
+        self, channels: Channels, batch: Mapping[str, bytes], process: psutil.Process
+    ) -> tuple[Phase, int]:
+        """Create a batch and wait until it is Ready. Return what that took, and the most memory."""
+        async with counted(self._stack, self._session, process) as spent:
+            await channels.create(batch)
+            last = await channels.until(channels.ready, batch)
+        spent.kubernetes_calls["POST smschannels"] -= len(batch)
+        times = tuple(channels.ready[name] - channels.created[name] for name in batch)
+        return _phase(spent, last - channels.created[next(iter(batch))], times), spent.processes.max_rss
+
+    async def _delete(
+        self, channels: Channels, batch: Mapping[str, bytes], process: psutil.Process
+    ) -> tuple[Phase, int]:
+        """Delete a batch and wait until it is gone. Return what that took, and the most memory."""
+        async with counted(self._stack, self._session, process) as spent:
+            await channels.delete(batch)
+            last = await channels.until(channels.gone, batch)
+        spent.kubernetes_calls["DELETE smschannels"] -= len(batch)
+        times = tuple(channels.gone[name] - channels.deleted[name] for name in batch)
+        return _phase(spent, last - channels.deleted[next(iter(batch))], times), spent.processes.max_rss
+
+    def _new_accounts(self) -> list[dict[str, Any]]:
+        """Make accounts with enough numbers: those of the runs before still point where they were pointed."""
+        count = self._load.channels + _WARM_UP + _ALONE
         new = {"accounts": self._load.accounts, "numbers": -(-count // self._load.accounts)}
-        accounts = self._stack.twin_call("POST", "/seed", new)["accounts"]
-        return islice(manifests(self._public, accounts, chance), count)
+        made: list[dict[str, Any]] = self._stack.twin_call("POST", "/seed", new)["accounts"]
+        return made
 
     async def _idle_writes(self, channels: Channels, names: Sequence[str]) -> int:
         """Ask for a check of each of `names`, where nothing has changed, and return the number of writes.
@@ -175,7 +193,7 @@ class _Bench:
         return ((await settled_writes(self._session)) - before).total() - 2 * len(names)
 
     @contextmanager
-    def _program(self, case: Case) -> Iterator[psutil.Process]:
+    def _program(self, case: Case, accounts: Sequence[Mapping[str, Any]]) -> Iterator[psutil.Process]:
         stack, workers = self._stack, str(self._load.workers)
         if case.variant == "ours":
             settings = {"SMSCHANNEL_WORKERS": workers, "SMSCHANNEL_DRIFT_INTERVAL_SECONDS": "86400"}
@@ -184,11 +202,17 @@ class _Bench:
             with operator(stack, settings) as process:
                 yield process
             return
+        command = [sys.executable, "-m", f"tests.bench.{case.variant}", workers]
         # As an administrator: the others hold no Lease, which the fence asks of the operator's ServiceAccount.
         kubeconfig = stack.cluster.kubeconfig
+        if case.variant == "peer":
+            tokens = stack.home / "peer-tokens.json"
+            tokens.write_text(json.dumps({each["account_sid"]: each["auth_token"] for each in accounts}))
+            command = [str(gopeer.ensure_peer(self._progress)), "-workers", workers, "-accounts", str(tokens)]
+            command += ["-twilio-url", stack.twilio_url]
         with (stack.logs / f"{case.variant}.log").open("ab") as log:
             program = subprocess.Popen(
-                [sys.executable, "-m", f"tests.bench.{case.variant}", workers],
+                command,
                 cwd=ROOT,
                 env={**os.environ, "KUBECONFIG": str(kubeconfig), "TWILIO_URL": stack.twilio_url, "WORKERS": workers},
                 stdin=subprocess.DEVNULL,
@@ -215,7 +239,7 @@ class _Bench:
                 resource.create(body=manifest)
             else:
                 resource.delete(name=manifest["metadata"]["name"])
-        _, trial = next(self._manifests(random.Random(0)))  # noqa: S311
+        _, trial = next(manifests(self._public, self._new_accounts(), random.Random(0)))  # noqa: S311
         for _ in range(100):
             kind = {"Content-Type": "application/json"}
             async with self._session.post(PATH, params={"dryRun": "All"}, data=trial, headers=kind) as answer:
@@ -228,11 +252,11 @@ class _Bench:
 
 
 class Counted:
-    """What a block spent: CPU time and memory, writes by "VERB resource" and Twilio calls by "METHOD kind"."""
+    """What a block spent: CPU time and memory, Kubernetes calls by "VERB resource", Twilio calls by "METHOD kind"."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.writes: Counter[str] = Counter()
+        self.kubernetes_calls: Counter[str] = Counter()
         self.twilio_calls: Counter[str] = Counter()
 
 
@@ -250,13 +274,25 @@ async def counted(stack: Stack, session: aiohttp.ClientSession, subject: psutil.
         "subject",
     )
     spent = Counted(processes)
-    before, calls = await writes(session), await twilio_calls(session, stack.twilio_url)
+    before, calls = await kubernetes_calls(session), await twilio_calls(session, stack.twilio_url)
     async with processes:
         yield spent
-    spent.writes = await settled_writes(session)
-    spent.writes.subtract(before)
+    await settled_writes(session)
+    spent.kubernetes_calls = await kubernetes_calls(session)
+    spent.kubernetes_calls.subtract(before)
     spent.twilio_calls = await twilio_calls(session, stack.twilio_url)
     spent.twilio_calls.subtract(calls)
+
+
+def _phase(spent: Counted, seconds: float, times: tuple[float, ...]) -> Phase:
+    return Phase(
+        seconds=seconds,
+        times=times,
+        kubernetes_calls=_each(spent.kubernetes_calls, len(times)),
+        twilio_calls=_each(spent.twilio_calls, len(times)),
+        cpu_seconds=spent.processes.cpu_seconds,
+        elsewhere=spent.processes.elsewhere,
+    )
 
 
 def _each(counted: Counter[str], channels: int) -> dict[str, float]:
