@@ -10,7 +10,7 @@ import ssl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import yaml
@@ -19,7 +19,7 @@ from kubernetes import client
 
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, MANIFESTS, OPERATOR, Options, Stack
-from smschannel.api.names import PUBLIC_KEY_CONFIGMAP
+from smschannel.api.names import PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
 from tests.cluster.steps import (
     apply_secret,
     before,
@@ -195,7 +195,7 @@ def _orphan_story(stack: Stack, number: str) -> None:
 
 
 def _foreign_change_story(stack: Stack) -> None:
-    """An administrator edits the operator's ConfigMap, twice."""
+    """An administrator edits the operator's ConfigMaps, one of them twice."""
     core = client.CoreV1Api(stack.api.client)
     events = client.EventsV1Api(stack.api.client)
     for change in ("one", "two"):
@@ -206,6 +206,11 @@ def _foreign_change_story(stack: Stack) -> None:
             return bool(found.data["fingerprint"] != change)
 
         wait_for(corrected, "the operator writes it again")
+    core.patch_namespaced_config_map(SETTINGS_CONFIGMAP, OPERATOR, {"data": {"edited": "yes"}})
+    wait_for(
+        lambda: "edited" not in cast(Any, core.read_namespaced_config_map(SETTINGS_CONFIGMAP, OPERATOR)).data,
+        "the operator writes its settings again",
+    )
     found: Any = events.list_namespaced_event(OPERATOR)
     assert [each.series.count for each in found.items if each.regarding.name == PUBLIC_KEY_CONFIGMAP] == [2]
 

@@ -10,6 +10,7 @@ previous webhook, and the URLs that the operator wrote.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -91,13 +92,12 @@ class Contents(_Value):
 
         Raises `ValueError`, also for a field that this release does not know.
         """
-        try:
+        parsed = None
+        with contextlib.suppress(ValueError):  # such a document is refused below
             parsed = json.loads(document)
-        except ValueError:
-            raise ValueError("is not JSON") from None  # without the document, which has the token
-        if isinstance(parsed, dict):
-            parsed.pop(_OF, None)
-        return cls.model_validate_json(json.dumps(parsed))
+        if isinstance(parsed, dict) and _OF in parsed:
+            document = json.dumps({name: value for name, value in parsed.items() if name != _OF}).encode()
+        return cls.model_validate_json(document)
 
 
 @dataclass(frozen=True, slots=True)
