@@ -231,7 +231,7 @@ def _log_retry(state: RetryCallState) -> None:
     if isinstance(error, NoKindMatch):
         hint = "is the CRD installed? kubectl apply -f crds/"
     elif isinstance(error, Fenced):  # it holds the lease
-        hint = f"the API server has an old copy of the Lease; if that lasts: kubectl delete validatingadmissionpolicy {FENCE}"
+        hint = f"the API server's Lease is out of date; if it stays: kubectl delete validatingadmissionpolicy {FENCE}"
     log.warning("cannot start yet", error=str(error), hint=hint)
 
 
