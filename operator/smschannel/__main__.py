@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from smschannel import metrics
 from smschannel.api.environment import explain, settings_help, unknown_variables
-from smschannel.api.errors import ChannelError, KubernetesRefused, NoKindMatch, Retryable
+from smschannel.api.errors import ChannelError, Fenced, KubernetesRefused, NoKindMatch, Retryable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
 from smschannel.api.names import FENCE
@@ -227,7 +227,11 @@ def _retrying() -> AsyncRetrying:
 
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    hint = "is the CRD installed? kubectl apply -f crds/" if isinstance(error, NoKindMatch) else ""
+    hint = ""
+    if isinstance(error, NoKindMatch):
+        hint = "is the CRD installed? kubectl apply -f crds/"
+    elif isinstance(error, Fenced):  # it holds the lease
+        hint = f"the API server's Lease is out of date; if it stays: kubectl delete validatingadmissionpolicy {FENCE}"
     log.warning("cannot start yet", error=str(error), hint=hint)
 
 
