@@ -249,7 +249,7 @@ async def test_dead_leader_is_replaced_when_its_lease_has_ended() -> None:
     first._renewing.cancel()  # as kill -9 ends it
     died = now()
     await standby
-    assert DURATION - 6 <= now() - died <= DURATION + 1.2
+    assert DURATION - 6 <= now() - died <= DURATION + 2.2  # two looks: at its last renewal, and at its end
     await second.release()
 
 
@@ -504,7 +504,7 @@ async def test_count_of_transitions_cannot_overflow() -> None:
     [
         (
             KubernetesRefused(403, "leases.coordination.k8s.io is forbidden"),
-            "apply deploy/manifests/operator-rbac.yaml",
+            "deploy/manifests/operator-rbac.yaml",
         ),
         (KubernetesUnavailable("the API server does not answer"), '"hint": ""'),
     ],

@@ -67,7 +67,7 @@ async def test_missing_fence_is_logged(
     api = MemoryApi()
     api.on_call = answer
     await _check_fence(KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE), Identity("operator", is_pod=True))
-    assert ("apply deploy/operator-fence.yaml" in capsys.readouterr().err) == warns, reason
+    assert ("apply deploy/manifests/operator-fence.yaml" in capsys.readouterr().err) == warns, reason
 
 
 async def test_operator_outside_of_a_pod_does_not_start_where_it_could_write_nothing() -> None:
