@@ -376,7 +376,7 @@ class KubeStore:
 
     # The keyring
 
-    async def open_keyring(self, namespaces: Iterable[str] = ()) -> Keyring:
+    async def open_keyring(self, namespaces: Iterable[str]) -> Keyring:
         """Read the keyring and publish its public key; create it at the first start.
 
         `namespaces` are those that the operator watches. They are published, too, and as public: `kubectl sms seal` and
@@ -394,9 +394,11 @@ class KubeStore:
                 secret = await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
         keyring = self._loaded(secret)
         public = keyring.current.public
-        content = {PUBLIC_KEY: public.encoded, "fingerprint": public.fingerprint.hex()}
-        if watched := " ".join(namespaces):
-            content[NAMESPACES] = watched
+        content = {
+            PUBLIC_KEY: public.encoded,
+            "fingerprint": public.fingerprint.hex(),
+            NAMESPACES: " ".join(namespaces),
+        }
         former = await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
         if PUBLIC_KEY in former and not keyring.has(former[PUBLIC_KEY]):
             await self._report_change("public_key", "ConfigMap", PUBLIC_KEY_CONFIGMAP, _RESEAL)

@@ -18,7 +18,14 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
 _READS = {"GET", "LIST"}
 _READ = {"secrets", "smschannels"}
-_NOT_OURS = {"leases", "flowschemas", "prioritylevelconfigurations", "tokenreviews", "subjectaccessreviews"}
+_NOT_OURS = {
+    "leases",
+    "flowschemas",
+    "prioritylevelconfigurations",
+    "tokenreviews",
+    "subjectaccessreviews",
+    "selfsubjectreviews",
+}
 
 
 async def kubernetes_calls(session: aiohttp.ClientSession) -> Counter[str]:

@@ -38,7 +38,7 @@ async def seed(
     made = manifests(stack.public_key(), new, chance)
     async with await KubeClient.connect(str(stack.cluster.kubeconfig)) as api:
         kube = KubeStore(api, OPERATOR)
-        await kube.open_keyring()
+        await kube.open_keyring([CHANNELS])
 
         async def one(manifest: str) -> None:
             body = json.loads(manifest)

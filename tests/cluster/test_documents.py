@@ -116,7 +116,7 @@ def test_the_example_is_a_valid_channel_and_shows_the_defaults(stack: Stack) -> 
 
 @needs_kubectl
 def test_the_manifests_can_be_applied(stack: Stack) -> None:
-    for command in documented("README.md", "kubectl apply -f crds", "kubectl apply -f deploy"):
+    for command in documented("README.md", "kubectl apply -k deploy", "kubectl apply -f deploy"):
         shell(f"{command} --dry-run=server", environment={"KUBECONFIG": str(stack.kubeconfig)}, cwd=ROOT)
 
 

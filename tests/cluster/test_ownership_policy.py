@@ -47,7 +47,7 @@ async def admin(installed: Stack) -> AsyncIterator[KubeClient]:
 @pytest.fixture
 async def operator(installed: Stack) -> AsyncIterator[KubeClient]:
     """The operator's ServiceAccount, after its first start."""
-    async with await KubeClient.connect(str(installed.home / "sms-channel-operator.kubeconfig")) as api:
+    async with await KubeClient.connect(str(installed.operator_kubeconfig())) as api:
         store = KubeStore(api, OPERATOR)
         await store.open_keyring([CHANNELS])
         await store.publish_settings({"SMSCHANNEL_CHANNEL_NAMESPACES": CHANNELS})

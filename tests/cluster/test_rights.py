@@ -20,6 +20,7 @@ from kubernetes import client
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, MANIFESTS, OPERATOR, Options, Stack
 from smschannel.api.names import PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
+from smschannel.core.record import RECORD_LABEL
 from tests.cluster.steps import (
     apply_secret,
     before,
@@ -176,9 +177,18 @@ def _git_story(stack: Stack, number: str) -> None:
         stack.twin_call("PATCH", f"/numbers/{number}", {"sms_url": "https://drifted.example.com"})
         wait_for(lambda: webhook(stack, number) == mine, "the drift is corrected")
     wait_for(lambda: bool(wait_event(stack, name_of(manifest), "DriftCorrected").series), "one Event for both drifts")
+    before_rotation = _record_versions(stack)
     account["auth_token"] = rotate_token(stack, account)
     apply_secret(stack, "twilio", {"auth_token": account["auth_token"]})
+    wait_for(lambda: _record_versions(stack) != before_rotation, "the record has the new token")
     delete(stack, name_of(manifest))
+
+
+def _record_versions(stack: Stack) -> dict[str, str]:
+    found: Any = client.CoreV1Api(stack.api.client).list_namespaced_secret(
+        OPERATOR, label_selector=f"{RECORD_LABEL}=true"
+    )
+    return {each.metadata.name: each.metadata.resource_version for each in found.items}
 
 
 def _orphan_story(stack: Stack, number: str) -> None:

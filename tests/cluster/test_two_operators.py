@@ -111,7 +111,7 @@ def check_held(stack: Stack, held: dict[str, str]) -> None:
 
 def test_standby_is_ready_and_does_nothing(stack: Stack, urls: dict[str, str]) -> None:
     held = live_channels(stack, 3)
-    assert metric(urls[FIRST], "smschannel_channels") >= len(held)
+    wait_for(lambda: metric(urls[FIRST], "smschannel_channels") >= len(held), "the leader counts its channels")
     assert metric(urls[SECOND], "smschannel_channels") == 0
     assert metric(urls[SECOND], "smschannel_reconciles_total") == 0
     check_held(stack, held)

@@ -55,6 +55,7 @@ MESSAGES = {
     Reason.RestoreFailed: "The number could not be restored.",
     Reason.RecordUnreadable: "The record cannot be opened.",
     Reason.KubernetesRefused: "The API server refuses a call.",
+    Reason.InvalidSpec: "Not a valid SmsChannel: spec.deletionPolicy has an unknown value.",
 }
 _NOT_EFFECTIVE = {
     Reason.WebhookForeign: Effective.FOREIGN_URL,

@@ -109,7 +109,7 @@ async def make() -> dict[str, list[Object]]:
     """Return the objects by file, made by the code that makes them in a cluster, and what they mean."""
     api = Empty()
     kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
-    keyring = await kube.open_keyring()
+    keyring = await kube.open_keyring([NAMESPACE])
     await kube.publish_settings(Settings(webhook_url_template="https://sms.example.com/{instance_id}").published())
     key = make_key([instance(0)], ["get", "post"], expires=LATER, key_id="0a1b2c3d")
     everything = make_key(["*"], ["get", "post", "delete"], key_id="4e5f6a7b")

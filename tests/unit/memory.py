@@ -350,7 +350,7 @@ class Operator:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self.kube.open_keyring()
+        await self.kube.open_keyring([NAMESPACE])
         await self.controller.load()
         self.api.watchers.append(self.controller)
         self._running = asyncio.create_task(self.controller.run())

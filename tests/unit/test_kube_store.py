@@ -59,7 +59,7 @@ class Recorder(MemoryApi):
 
 async def opened(api: MemoryApi) -> KubeStore:
     store = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
-    await store.open_keyring()
+    await store.open_keyring([NAMESPACE])
     return store
 
 

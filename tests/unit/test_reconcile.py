@@ -54,7 +54,7 @@ def idle(api: MemoryApi, twilio: MemoryTwilio) -> Operator:
 async def configured(api: MemoryApi, twilio: MemoryTwilio) -> Operator:
     api.apply(1, N)
     operator = idle(api, twilio)
-    await operator.kube.open_keyring()
+    await operator.kube.open_keyring([NAMESPACE])
     outcome = await reconciled(operator, api)
     assert outcome.ready is Reason.Configured
     return operator
@@ -92,7 +92,7 @@ async def test_twilio_that_does_not_keep_the_webhook_is_unavailable_not_an_endle
     api.apply(1, N)
     twilio.deaf = True
     operator = idle(api, twilio)
-    await operator.kube.open_keyring()
+    await operator.kube.open_keyring([NAMESPACE])
     outcome = await reconciled(operator, api)
     assert outcome.verdict.reason is Reason.TwilioUnavailable
     assert len(twilio.writes) < 10
@@ -158,7 +158,7 @@ async def test_unchanged_channel_is_neither_written_nor_reported() -> None:
     api.apply(1, N)
     twilio.on_call = raising(Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials."))
     operator = idle(api, twilio)
-    await operator.kube.open_keyring()
+    await operator.kube.open_keyring([NAMESPACE])
     await reconciled(operator, api)
     writes = [path for method, path in api.calls if method in {"PATCH", "POST"}]
     assert [path.rpartition("/")[2] for path in writes[-2:]] == ["status", "events"]
@@ -185,7 +185,7 @@ async def test_channel_that_loses_the_race_for_a_number_waits_for_it() -> None:
     api.apply(1, N)
     api.apply(2, N)
     operator = idle(api, twilio)
-    await operator.kube.open_keyring()
+    await operator.kube.open_keyring([NAMESPACE])
     outcomes = await asyncio.gather(reconciled(operator, api, 1), reconciled(operator, api, 2))
     assert sorted(str(outcome.ready.name) for outcome in outcomes if outcome.ready) == ["Configured", "NumberInUse"]
     assert len(twilio.writes) == 1
@@ -199,7 +199,7 @@ async def test_claim_during_the_restore_of_the_former_holder_has_the_previous_we
     holder = await configured(api, twilio)
     api.apply(2, N)
     other = idle(api, twilio)  # it has not heard of the holder yet
-    await other.kube.open_keyring()
+    await other.kube.open_keyring([NAMESPACE])
     restored = False
 
     async def restore_before_the_claim(method: str, path: str) -> None:
@@ -367,14 +367,14 @@ def test_crash_at_any_call_converges(nth: int) -> None:
         api, twilio = MemoryApi(), MemoryTwilio(N)
         api.apply(1, N)
         first = idle(api, twilio)
-        await first.kube.open_keyring()
+        await first.kube.open_keyring([NAMESPACE])
         await until_crash(first, api, twilio)
         async with running(api, twilio):
             await asyncio.sleep(60)
             assert api.reason(1) == "Configured"
             assert twilio.webhook(N) == url_of(1)
         second = idle(api, twilio)
-        await second.kube.open_keyring()
+        await second.kube.open_keyring([NAMESPACE])
         for record in api.records().values():
             second.kube.claims.put(record)
         await until_crash(second, api, twilio, deleted=1)

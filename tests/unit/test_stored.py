@@ -97,7 +97,7 @@ def test_sealed_tokens_open(version: str) -> None:
 @every_version
 async def test_records_are_opened(version: str) -> None:
     kube = KubeStore(cast(KubeClient, cluster_of(version)), OPERATOR_NAMESPACE)
-    await kube.open_keyring()
+    await kube.open_keyring([NAMESPACE])
     found = {}
     async for record in kube.records():
         opened = await kube.open_record(record)
@@ -254,7 +254,7 @@ async def test_newer_keyring_stops_the_operator_and_stays_as_it_is(more: dict[st
     api.objects[place]["data"] = {"keyring": base64.b64encode(newer).decode()}
     before = json.dumps(api.objects[place])
     with pytest.raises(KeyringLost, match="run the release that wrote it, or a newer one"):
-        await KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE).open_keyring()
+        await KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE).open_keyring([NAMESPACE])
     assert json.dumps(api.objects[place]) == before
 
 
@@ -281,7 +281,9 @@ def test_value_of_a_newer_crd_leaves_channel_and_number_alone() -> None:
             writes = list(twilio.writes)
             api.apply(1, N, deletionPolicy="Forward")
             await asyncio.sleep(3600)
-            assert reason_of(api.channel(1)["status"]) is Reason.InvalidSpec
+            channel = api.channel(1)
+            assert channel
+            assert reason_of(channel["status"]) is Reason.InvalidSpec
             assert twilio.writes == writes
             assert N in api.records()
 
