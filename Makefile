@@ -10,7 +10,7 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down image sbom check fix manifests chart bench lock clean
+.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart bench lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,16 @@ image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=py
 	@test -n '$(BUILDER)' || { echo 'This needs docker, buildah or podman.' >&2; exit 1; }
 	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
 		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
+
+kind-up: $(INSTALLED) ## Make a kind cluster with the chart and the Twilio twin, and leave it running (30 minutes the first time)
+	@$(BIN)/python -m deploy.kind up
+
+kind-down: $(INSTALLED) ## Remove what `make kind-up` made
+	@$(BIN)/python -m deploy.kind down
+
+kind-test: $(INSTALLED) ## Run the story with real pods in a kind cluster of its own, and print a table
+	@$(BIN)/python -m deploy.kind.tools kubernetes helm kind >/dev/null
+	@$(BIN)/python -m pytest tests/kind/story.py -n 0 -x -p no:cacheprovider $(T)
 
 sbom: $(INSTALLED) ## List the image's Python packages with their hashes in build/sbom.cdx.json (CycloneDX), from the lock
 	@mkdir -p build
@@ -73,7 +83,7 @@ lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -b
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(LOCK) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
-clean: down ## Remove what was installed and left here (not the cached control plane)
+clean: down kind-down ## Remove what was installed and left here (not the cached control plane)
 	rm -rf .venv .local build .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): requirements.lock requirements-dev.lock pyproject.toml

@@ -2,11 +2,12 @@
 
 import sys
 
+from deploy.build import Narrator
 from tests.gitops import GITOPS, KIND, generated
-from tests.gitops.judge import vet
+from tests.gitops.judge import KSTATUS
 
 if sys.argv[1:] == ["--vet"]:
-    vet()
+    KSTATUS.vet(Narrator(sys.stderr))
 else:
     for old in (GITOPS / "argocd" / KIND / "testdata").glob("*.yaml"):
         old.unlink()

@@ -21,6 +21,7 @@ import api_shim.settings
 import smschannel.metrics
 import smschannel.settings
 from api_shim.openapi import document
+from deploy.kind.__main__ import ENV as ENV_OF_KIND
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason
 from smschannel.cli.main import cli
 from tests.documents import CURRENT, INSTANCE, PAGES, ROOT, anchors, blocks, commands, prose, section, table
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     **{f"SMSSHIM_{name.upper()}": each for name, each in api_shim.settings.Settings.model_fields.items()},
 }
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 COMMANDS = commands()
 RUN_ON_A_CLUSTER = ("curl ", "(umask 077; printf ", "kubectl ", "set -a; . .local/env; set +a")
 """How commands begin that tests/cluster runs."""
@@ -81,6 +82,8 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             assert name in SETTINGS
             monkeypatch.setenv(name, value)
             smschannel.settings.Settings()
+        case ["set", "-a;", ".", file, "set", "+a"] if file.startswith(".local/kind"):
+            assert file == f"{ENV_OF_KIND.relative_to(ROOT)};"
         case _:
             assert command.text.startswith(RUN_ON_A_CLUSTER), "nothing checks this command"
 
@@ -129,13 +132,13 @@ def test_no_command_has_a_secret_among_its_arguments(command: Any) -> None:
 
 def test_make_commands_in_prose_exist() -> None:
     for page, text in CURRENT.items():
-        assert set(re.findall(r"`make ([a-z]+)", text)) <= TARGETS, page
-        for name in re.findall(r"`make [a-z]+ ([A-Z_]+)=", text):
+        assert set(re.findall(r"`make ([a-z-]+)", text)) <= TARGETS, page
+        for name in re.findall(r"`make [a-z-]+ ([A-Z_]+)=", text):
             assert f"$({name})" in MAKEFILE or f"$(if $({name})" in MAKEFILE, f"{page}: {name}"
 
 
 def test_make_help_lists_every_target() -> None:
-    assert set(re.findall(r"^([a-z]+):.* ## ", MAKEFILE, re.MULTILINE)) == TARGETS
+    assert set(re.findall(r"^([a-z-]+):.* ## ", MAKEFILE, re.MULTILINE)) == TARGETS
     [phony] = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
     assert set(phony.split()) == TARGETS
 

