@@ -10,6 +10,9 @@ import resource
 import signal
 import sys
 
+if __name__ == "__main__":  # the imports take seconds, and as the first process of a container it would ignore SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
 import click
 import structlog
 import uvloop

@@ -172,7 +172,7 @@ class _Story:
         self.check(self.stack.number(number)["sms_url"] == ours, f"Event DriftCorrected: it points at {ours} again")
 
     def kill_in_the_middle(self) -> dict[str, str]:
-        slowly = {"match": {"method": "POST"}, "action": {"kind": "delay", "seconds": 0.2}}
+        slowly = {"match": {"method": "POST"}, "action": {"kind": "delay", "seconds": 1}}
         self.stack.twin_call("POST", "/faults", slowly)
         manifests = {number: self.stack.manifest(number) for number in self.numbers[2:22]}
         names = {number: manifest["metadata"]["name"] for number, manifest in manifests.items()}

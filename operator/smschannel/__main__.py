@@ -10,6 +10,9 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+if __name__ == "__main__":  # the imports take seconds, and as the first process of a container it would ignore SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
 import click
 import structlog
 import uvloop
@@ -45,7 +48,7 @@ _NO_FENCE = (
 )
 _NOT_A_POD = (
     f"the admission policy {FENCE} admits writes of the pod that holds the lease, and this operator's token is bound to"
-    " no pod. Run it in a pod, give it such a token (kubectl create token --bound-object-kind=Pod), or delete it"
+    " no pod. Run it in a pod, or delete that policy"
 )
 
 

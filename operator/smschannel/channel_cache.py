@@ -150,6 +150,7 @@ class ChannelCache:
         cached, version = self._channels.get(key_of(body)), body["metadata"]["resourceVersion"]
         if cached and cached.uid == body["metadata"]["uid"] and cached.version != version:
             cached.unseen = version
+            cached.body = None  # an event that arrived during the write, and does not show it
 
     def remove(self, key: Key) -> None:
         """Remove a channel, if it is cached."""

@@ -459,6 +459,11 @@ class Controller:
         """List all records and update the claims. Return the keys whose records differ from the claims before."""
         before = tuple(self._claims)
         listed = [record async for record in self._kube.records()]
+        shown = {record.number_sid for record in listed}
+        for record in before:
+            if record.number_sid not in shown and self._claims.holder(record.number_sid) == record:
+                found = await self._kube.find_unlisted(record)
+                listed += [found] if found else []
         for record in listed:
             if not record.uid:
                 log.error("record has damaged metadata, its number stays claimed", number=record.number_sid)

@@ -97,6 +97,7 @@ class KubeStore:
         self.claims = Claims()
         self.on_written: Callable[[Object], object] = lambda channel: None
         self._keyring: Keyring | None = None
+        self._keyring_data = ""  # as it is stored
         self._altered: dict[str, Record] = {}  # as they were sealed, by number
         self._published: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
@@ -382,16 +383,10 @@ class KubeStore:
         `namespaces` are those that the operator watches. They are published, too, and as public: `kubectl sms seal` and
         the REST API warn of others. Raises `KeyringLost` if it is missing although there was one before.
         """
-        path = core_path(self.namespace, "secrets")
         secret = await self.secret(self.namespace, KEYRING_SECRET)
         if secret is None:
             await self._refuse_second_keyring()
-            keyring = Keyring([SealingKey.generate()])
-            made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
-            try:
-                secret = await self._write("keyring", "POST", path, made)
-            except Conflict:  # another operator was faster: use its keyring
-                secret = await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
+            secret = await self._create_keyring(Keyring([SealingKey.generate()]))
         keyring = self._loaded(secret)
         public = keyring.current.public
         content = {
@@ -406,7 +401,8 @@ class KubeStore:
 
     def _loaded(self, secret: Object) -> Keyring:
         try:
-            self._keyring = Keyring.load(base64.b64decode(secret["data"]["keyring"]).decode())
+            self._keyring_data = secret["data"]["keyring"]
+            self._keyring = Keyring.load(base64.b64decode(self._keyring_data).decode())
         except (KeyError, TypeError, ValueError):
             raise KeyringLost(
                 f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring that this release can read: run the release"
@@ -475,10 +471,48 @@ class KubeStore:
             except Unreadable as error:
                 await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
         for number_sid, record in tuple(self._altered.items()):
-            await self._report_change("record", "Secret", record.secret_name, "Its metadata is restored.")
-            with contextlib.suppress(Conflict):  # it is read again by the next reconcile
-                await self.update_record(record)
             del self._altered[number_sid]
+            await self._report_change("record", "Secret", record.secret_name, "Its metadata is restored.")
+            try:
+                await self.update_record(record)
+            except Conflict:
+                continue  # it is read again by the next reconcile
+            except KubernetesRefused as error:
+                name = record.secret_name
+                log.error("cannot restore object", kind="Secret", name=name, error=str(error))  # noqa: TRY400
+        await self._check_keyring()
+
+    async def find_unlisted(self, record: Record) -> Record | None:
+        """Return a record that a list did not show, since it lost its label. None, with an alarm, if it was deleted."""
+        try:
+            found = await self.open_record(record)
+        except Unreadable as error:
+            await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
+            return self.claims.holder(record.number_sid)
+        if found is None:
+            lost = f"It was deleted, and with it the webhook that {record.phone_number} had before."
+            await self._report_change("record", "Secret", record.secret_name, lost)
+        return found
+
+    async def _check_keyring(self) -> None:
+        """Report a keyring that is not the one in use; write it again if it is missing, and leave another one alone."""
+        if self._keyring is None:
+            return
+        secret = await self.secret(self.namespace, KEYRING_SECRET)
+        if secret is None:
+            await self._report_change("keyring", "Secret", KEYRING_SECRET, "It is written again.")
+            await self._create_keyring(self._keyring)
+        elif (secret.get("data") or {}).get("keyring") != self._keyring_data:
+            advice = "The operator goes on with the one that it has read at its start: put that back, or restart it."
+            await self._report_change("keyring", "Secret", KEYRING_SECRET, advice)
+
+    async def _create_keyring(self, keyring: Keyring) -> Object:
+        path = core_path(self.namespace, "secrets")
+        made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
+        try:
+            return await self._write("keyring", "POST", path, made)
+        except Conflict:  # another operator was faster: use its keyring
+            return await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
 
     async def _report_change(self, what: str, kind: str, name: str, advice: str) -> None:
         """Raise an alarm about a foreign change: a log line, a metric and an Event in the operator's namespace."""

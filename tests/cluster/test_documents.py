@@ -95,7 +95,7 @@ def test_the_commands_for_a_local_cluster_work(stack: Stack, tmp_path: Path) -> 
     (tmp_path / ".local").mkdir()
     stack.write_environment(tmp_path / ".local/env")
     page = "docs/development.md"
-    [source] = documented(page, "set -a")
+    [source] = documented(page, "set -a; . .local/env")
     [write_key] = documented(page, "(umask")
     [get] = documented(page, "curl")
     output = shell(f"{source}; {write_key}; env -0", environment={}, cwd=tmp_path)

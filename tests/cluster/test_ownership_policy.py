@@ -31,6 +31,10 @@ from tests.manifests import good
 CONFIGMAPS, SECRETS = core_path(OPERATOR, "configmaps"), core_path(OPERATOR, "secrets")
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR}/leases"
 RECORD = "pn" + "0a" * 16
+TOKEN_OF_THE_OPERATOR = {
+    "metadata": {"name": "x", "annotations": {"kubernetes.io/service-account.name": "sms-channel-operator"}},
+    "type": "kubernetes.io/service-account-token",
+}
 DRY_RUN = {"dryRun": "All"}
 EVERYTHING = [
     {"apiGroups": [""], "resources": ["configmaps", "secrets"], "verbs": ["*"]},
@@ -124,6 +128,7 @@ async def write(api: KubeClient, method: str, path: str, body: Object | None = N
         pytest.param("POST", SECRETS, {"metadata": {"generateName": RECORD[:29]}}, id="with a generated name"),
         pytest.param("POST", SECRETS, named("x", labels={RECORD_LABEL: "true"}), id="a record under another name"),
         pytest.param("POST", SECRETS, named("x", labels={RECORD_LABEL: "written-off"}), id="a written-off record"),
+        pytest.param("POST", SECRETS, TOKEN_OF_THE_OPERATOR, id="a Secret that would get the operator's token"),
         pytest.param("POST", LEASES, named("sms-channel-operator"), id="the Lease"),
     ],
 )

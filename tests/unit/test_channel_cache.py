@@ -77,3 +77,14 @@ def test_trimmed_channel_is_the_same_to_the_operator() -> None:
     before, after = SmsChannel.model_validate(body), SmsChannel.model_validate(small)
     assert after.model_copy(update={"metadata": before.metadata}) == before
     assert Trigger.of(small) == Trigger.of(body)
+
+
+def test_event_during_a_write_of_the_status_does_not_hide_that_status() -> None:
+    """Else the next reconcile would write the status as if there had been none, with a new lastTransitionTime."""
+    cache = ChannelCache(Claims())
+    cached = cache.put(channel())
+    cached.body, cached.last_reconciled = None, Trigger.of(channel())
+    assert cache.observe(channel(generation=2, resourceVersion="8"))  # somebody edits the spec meanwhile
+    cache.written(channel(generation=2, resourceVersion="9"))
+    assert cached.body is None
+    assert cached.unseen == "9"

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from smschannel.api.errors import KubernetesRefused
 from smschannel.api.kube_client import KubeClient, Object
-from smschannel.api.names import NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
+from smschannel.api.names import KEYRING_SECRET, NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
 from smschannel.api.resource import GROUP
 from smschannel.api.sealing import SealingKey
 from smschannel.core.record import Key
@@ -160,6 +160,69 @@ def test_refused_repair_or_event_does_not_end_the_resync(path: str) -> None:
             assert "object of the operator was changed by others" in str(logs)
 
     story()
+
+
+@virtually
+async def test_deleted_record_is_an_alarm() -> None:
+    """With it the webhook is lost that the number had before; the channel goes on."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+        del api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N).lower()]
+        await operator.controller.resync()
+        [(about, note)] = alarms(api)
+        assert about == sid_of(N).lower()
+        assert "It was deleted" in note
+
+
+@virtually
+async def test_record_without_its_label_still_holds_the_number_of_a_suspended_channel() -> None:
+    """The list of records does not show it, and nothing else would read it before the channel is deleted."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+        api.apply(1, N, suspend=True)
+        await asyncio.sleep(5)
+        edit(api, record_of(api, N), labels={})
+        await operator.controller.resync()
+        assert [about for about, _ in alarms(api)] == [sid_of(N).lower()]
+        assert record_of(api, N)["metadata"]["labels"]
+        assert operator.kube.claims.holder(sid_of(N))
+
+
+@virtually
+async def test_deleted_keyring_is_written_again_and_another_one_is_left_alone() -> None:
+    api = MemoryApi()
+    store = await started(api)
+    keyring = api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]
+    del api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]
+    await store.check_own_objects()
+    assert api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]["data"] == keyring["data"]
+    other = {"keyring": "b3RoZXI="}
+    api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]["data"] = other
+    await store.check_own_objects()
+    assert api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]["data"] == other
+    assert [about for about, _ in alarms(api)] == [KEYRING_SECRET] * 2
+
+
+@virtually
+async def test_refused_repair_of_a_record_does_not_end_the_resync() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+        record = record_of(api, N)
+        edit(api, record, annotations=annotated(record, channel=f"team-b/{instance(7)}"))
+
+        async def refuse(method: str, its_path: str) -> None:
+            if method == "PATCH" and "/secrets/" in its_path:
+                raise KubernetesRefused(422, "field is immutable when `immutable` is set")
+
+        api.on_call = refuse
+        await operator.controller.resync()
+        assert alarms(api)
 
 
 @virtually

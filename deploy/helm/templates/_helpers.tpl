@@ -15,7 +15,7 @@ app.kubernetes.io/part-of: sms-channel-operator
 {{- define "sms.settings" -}}
 {{- range $name, $value := .settings }}
 - name: {{ $.prefix }}_{{ $name | snakecase | upper }}
-  value: {{ if kindIs "slice" $value }}{{ join " " $value | quote }}{{ else }}{{ $value | quote }}{{ end }}
+  value: {{ if kindIs "slice" $value }}{{ join " " $value | quote }}{{ else if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ $value | int64 | quote }}{{ else }}{{ $value | quote }}{{ end }}
 {{- end }}
 {{- end }}
 

@@ -155,11 +155,14 @@ async def _detach(
         async with _leading(api, operator_namespace, settings) as leader:
             work = asyncio.create_task(_detach_selected(kube, selection, settings, leader))
             losing = asyncio.create_task(leader.lost.wait())
-            await asyncio.wait({work, losing}, return_when=asyncio.FIRST_COMPLETED)
-            losing.cancel()
-            if not work.done():
+            try:
+                await asyncio.wait({work, losing}, return_when=asyncio.FIRST_COMPLETED)
+            finally:  # also after Ctrl-C: the Lease is released only when nothing works any more
+                losing.cancel()
+                interrupted = not work.done()
                 work.cancel()
                 await asyncio.wait({work})
+            if interrupted:
                 raise click.ClickException("Another process took the operator's Lease. What is done is done; repeat.")
             await work
 
