@@ -459,17 +459,20 @@ class Controller:
         """List all records and update the claims. Return the keys whose records differ from the claims before."""
         before = tuple(self._claims)
         listed = [record async for record in self._kube.records()]
-        shown = {record.number_sid for record in listed}
+        shown, gone = {record.number_sid for record in listed}, set()
         for record in before:
             if record.number_sid not in shown and self._claims.holder(record.number_sid) == record:
                 found = await self._kube.find_unlisted(record)
-                listed += [found] if found else []
+                if found:
+                    listed.append(found)
+                else:
+                    gone.add(record.key)
         for record in listed:
             if not record.uid:
                 log.error("record has damaged metadata, its number stays claimed", number=record.number_sid)
             elif record.namespace not in self._namespaces:  # its channel cannot be read
                 log.warning("record belongs to a namespace that is not watched", **_named(record.key))
-        return self._claims.update_from_list(listed, before)
+        return self._claims.update_from_list(listed, before) | gone
 
     def _orphaned_keys(self) -> set[Key]:
         """Return the keys with a record whose channel is not in the cache: perhaps it was deleted."""

@@ -174,6 +174,8 @@ async def test_deleted_record_is_an_alarm() -> None:
         [(about, note)] = alarms(api)
         assert about == sid_of(N).lower()
         assert "It was deleted" in note
+        await asyncio.sleep(5)
+        assert N in api.records(), "the channel claims its number again"
 
 
 @virtually
