@@ -67,11 +67,12 @@ fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values from the chart (HELM=path names a helm)
-	@HELM=$(HELM) $(BIN)/python -m deploy.chart
+manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values from the chart (HELM=path names another helm)
+	@HELM=$${HELM:-$$($(BIN)/python -m deploy.kind.tools helm)} $(BIN)/python -m deploy.chart
 
-chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=, KUBECONFORM= and KUBE_SCORE= name them)
-	@CHART=required HELM=$(HELM) KUBECONFORM=$(KUBECONFORM) KUBE_SCORE=$(KUBE_SCORE) $(BIN)/python -m pytest tests/chart -n 0 $(T)
+chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=path names another helm)
+	@set -- $$($(BIN)/python -m deploy.kind.tools kubeconform kube-score helm) && CHART=required \
+		KUBECONFORM=$$1 KUBE_SCORE=$$2 HELM=$${HELM:-$$3} $(BIN)/python -m pytest tests/chart -n 0 $(T)
 
 bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null

@@ -5,6 +5,7 @@ A cached file is named by a hash of what it is made from, so it is made again on
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import importlib.util
@@ -40,7 +41,7 @@ class BuildError(Exception):
 
 
 class Progress(Protocol):
-    """Receives a line of text about what happens and, while it can be told, the fraction done from 0 to 1."""
+    """Receives a line of text about what happens and, where it is known, the fraction done from 0 to 1."""
 
     def __call__(self, text: str, fraction: float | None = None, /) -> None: ...
 
@@ -122,10 +123,13 @@ class GoProgram:
         stamps = [f"-X {name}={_replaced(value, values)}" for name, value in self.stamps.items()]
         return ["-mod=readonly", "-trimpath", "-buildvcs=false", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
 
+    def sources(self) -> list[Path]:
+        """Return the files that the binary is made of."""
+        return sorted([self.module / "go.mod", self.module / "go.sum", *self.module.rglob("*.go")])
+
     def file_name(self) -> str:
         """Return the binary's file name: the same for the same sources, flags and platform."""
-        sources = sorted([self.module / "go.mod", self.module / "go.sum", *self.module.rglob("*.go")])
-        named = ((str(path.relative_to(self.module)), path) for path in sources)
+        named = ((str(path.relative_to(self.module)), path) for path in self.sources())
         return f"{self.name}-{fingerprint(self.flags(), sys.platform, platform.machine(), files=named)}"
 
     def _build(self, draft: Path, progress: Progress) -> Path:
@@ -278,3 +282,19 @@ class Narrator:
         if self._line_open:
             self._stream.write("\n")
             self._line_open = False
+
+
+def command_line(program: GoProgram) -> int:
+    """Build one program unless it is cached and print its path, or check its sources; return the exit status."""
+    parser = argparse.ArgumentParser(description=f"Build {program.title} unless it is cached, and print its path.")
+    parser.add_argument("--vet", action="store_true", help="check its sources with `go vet` instead")
+    narrator = Narrator(sys.stderr)
+    try:
+        if parser.parse_args().vet:
+            program.vet(narrator)
+        else:
+            print(program.ensure(narrator))
+    except BuildError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0

@@ -158,9 +158,7 @@ def find_helm() -> str:
     """Return the path of helm, from $HELM or $PATH."""
     if found := shutil.which(os.environ.get("HELM") or "helm"):
         return found
-    raise ChartError(
-        "There is no helm on PATH. Install Helm 3.18 or newer, or name it: make manifests HELM=/path/to/helm"
-    )
+    raise ChartError("There is no helm on PATH: 'make manifests' builds one, and HELM=/path/to/helm names another")
 
 
 def main() -> int:

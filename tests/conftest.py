@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kubernetes import client, watch
 
-from deploy.local.build import Narrator
+from deploy.build import Narrator
 from deploy.local.stack import Options, Stack
 from smschannel.api.resource import GROUP, PLURAL, VERSION
 from smschannel.core.conditions import violations

@@ -11,8 +11,8 @@ import click
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
+from deploy.build import BuildError, Narrator
 from deploy.local import demo
-from deploy.local.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import EXAMPLE_TEMPLATE, ROOT, Options, Stack, StackError, wipe
 from smschannel.settings import Origin

@@ -4,13 +4,10 @@ python -m deploy.local.build          # prints its path
 python -m deploy.local.build --vet    # checks the sources instead
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from deploy.build import BuildError, GoProgram, Narrator, Progress
-
-__all__ = ["BuildError", "Narrator", "Progress", "ensure_controlplane"]
+from deploy.build import GoProgram, command_line
 
 # kubectl refuses a server without a version.
 KUBERNETES_STAMPS = {
@@ -31,30 +28,5 @@ This takes about 5 minutes on 2 cores and happens once on this machine: the resu
 )
 
 
-def ensure_controlplane(progress: Progress) -> Path:
-    """Return the binary's path, building it first if it is not in the cache.
-
-    If several processes need it, one builds it and the others wait. Raises BuildError.
-    """
-    return CONTROLPLANE.ensure(progress)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Build the local control plane unless it is cached, and print its path."
-    )
-    parser.add_argument("--vet", action="store_true", help="check its sources with `go vet` instead")
-    narrator = Narrator(sys.stderr)
-    try:
-        if parser.parse_args().vet:
-            CONTROLPLANE.vet(narrator)
-        else:
-            print(ensure_controlplane(narrator))
-    except BuildError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CONTROLPLANE))

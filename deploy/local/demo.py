@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from twilio.request_validator import RequestValidator
 
-from deploy.local.build import Progress
+from deploy.build import Progress
 from deploy.local.stack import CHANNELS, ROOT, Options, Stack, ready_reason, wipe
 
 

@@ -27,7 +27,8 @@ from kubernetes import client, config, dynamic, watch
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from deploy.local.build import Progress, ensure_controlplane
+from deploy.build import Progress
+from deploy.local.build import CONTROLPLANE
 from deploy.local.cluster import Cluster, ControlPlane, write_kubeconfig
 from smschannel.api.api_keys import make_key, secret_of
 from smschannel.api.resource import API_VERSION, KIND
@@ -134,7 +135,7 @@ class Stack:
         return self
 
     def start_control_plane(self) -> None:
-        binary = ensure_controlplane(self._say)
+        binary = CONTROLPLANE.ensure(self._say)
         home = self.options.cluster_dir or self.home / "cluster"
         self._control_plane = ControlPlane(binary, home=home, log=self.logs / "controlplane.log")
         self.cluster = self._control_plane.start()

@@ -6,13 +6,13 @@ The data path, top to bottom:
     controller     decides which channels to reconcile, and when: events, resyncs, scheduled requeues
     channel_cache  all channels, by the Secrets that they use and the numbers that they wait for
     orphans        records whose channel is gone: found, and proven before anything is restored
-    queue          one key per name, flows of Twilio accounts, backoff
+    queue          one key per name, fair between namespaces and accounts, backoff
     reconcile      observe -> plan -> apply -> report, for one name
     observe        what a reconcile reads: records, credentials, numbers
     report         status and Events
     kube_store     what is read and written in Kubernetes; the index of records
     api/           what the shim imports, too: resource, reasons, status, names, errors, sealing, API keys, client
-    core/          pure: plan, record, claims, conditions
+    core/          pure: plan, record, claims, conditions, shares
     twilio/        client, limits and circuit breakers, account cache
 
 Around it: `leader` elects the one process that works, `__main__` is the process, `wiring` puts the parts together from

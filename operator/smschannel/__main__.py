@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 if __name__ == "__main__":  # the imports take seconds, and as the first process of a container it would ignore SIGTERM
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -29,7 +29,7 @@ from smschannel.channel_cache import ChannelCache
 from smschannel.controller import Controller
 from smschannel.health import serve
 from smschannel.kube_store import KubeStore
-from smschannel.leader import Elector, Identity, call_timeout, identify
+from smschannel.leader import Elector, Identity, call_timeout, identify, unless
 from smschannel.orphans import Orphans
 from smschannel.settings import Settings
 from smschannel.twilio.client import TwilioClient
@@ -37,9 +37,6 @@ from smschannel.watch import watch
 from smschannel.wiring import reconciler, twilio_client
 
 log = structlog.get_logger()
-
-
-_Result = TypeVar("_Result")
 
 _WATCH_END_SECONDS = 20
 _NO_FENCE = (
@@ -53,7 +50,7 @@ _NOT_A_POD = (
 
 
 async def run(settings: Settings) -> None:
-    """Stand by and lead in turns, until SIGTERM. Raises `ChannelError` for what a person must fix first."""
+    """Stand by and lead alternately, until SIGTERM. Raises `ChannelError` for what a person must fix first."""
     ready, stop = asyncio.Event(), asyncio.Event()
     probes = await serve(settings.http_host, settings.http_port, ready.is_set)
     duration = settings.lease_duration_seconds
@@ -64,14 +61,14 @@ async def run(settings: Settings) -> None:
         ):
             for each in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(each, stop.set)
-            identity = await _unless(_identify(lease_api), stop)
+            identity = await unless(_identify(lease_api), stop)
             if identity is None:
                 return
             elector = Elector(lease_api, settings.operator_namespace, identity.name, duration=duration)
             metrics.LEADER.set_function(lambda: elector.is_leading)
             try:
                 while not stop.is_set():
-                    await _unless(elector.campaign(lambda _: ready.set()), stop)
+                    await unless(elector.campaign(lambda _: ready.set()), stop)
                     ready.clear()
                     if not stop.is_set():
                         await _lead(settings, api, elector, identity, ready, stop)
@@ -79,19 +76,6 @@ async def run(settings: Settings) -> None:
                 await elector.release()
     finally:
         await probes.cleanup()
-
-
-async def _unless(work: Coroutine[Any, Any, _Result], *events: asyncio.Event) -> _Result | None:
-    """The result of `work`; None if one of the events is set before there is one."""
-    task, ends = asyncio.create_task(work), [asyncio.create_task(each.wait()) for each in events]
-    await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
-    for each in ends:
-        each.cancel()
-    if not any(each.is_set() for each in events):
-        return await task
-    task.cancel()
-    await asyncio.wait({task})
-    return None
 
 
 async def _lead(
@@ -105,13 +89,16 @@ async def _lead(
     """Work until `stop` is set or the lease is lost. Nothing is in memory from an earlier time as the leader."""
     kube = KubeStore(api, settings.operator_namespace)
     async with twilio_client(settings, elector.outlasts, confirms_refusals=True) as twilio:
-        while controller := await _unless(_load(settings, kube, twilio, identity), stop, elector.lost):
+        while controller := await unless(_load(settings, kube, twilio, identity), stop, elector.lost):
             over = asyncio.Event()
             if controller.has_crd:
                 watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
             else:
-                watching = _unless(_until_crd(kube, settings), over)
-            await _serve(controller, elector, watching, ready, stop, over)
+                watching = unless(_until_crd(kube, settings), over)
+            try:
+                await _serve(controller, elector, watching, ready, stop, over)
+            finally:
+                controller.close()
     metrics.unfollow()
 
 
@@ -195,15 +182,24 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, ident
                 drift_interval=settings.drift_interval_seconds,
             )
             try:
-                await controller.load()
-            except NoKindMatch:
-                if time.monotonic() < give_up or not await orphans.look_for_crd():
-                    raise
-                log.warning("CRD is deleted, restoring the numbers of all records")
-                await controller.load()
-            await _check_fence(kube, identity)  # the API server knows the Lease by now, also a new one
+                await _load_channels(controller, orphans, give_up)
+                await _check_fence(kube, identity)  # the API server knows the Lease by now, also a new one
+            except BaseException:
+                controller.close()
+                raise
             return controller
     raise AssertionError("tenacity returns or raises")
+
+
+async def _load_channels(controller: Controller, orphans: Orphans, give_up: float) -> None:
+    """Load the channels; without the CRD, only once it is proven that it was deleted, and not before `give_up`."""
+    try:
+        await controller.load()
+    except NoKindMatch:
+        if time.monotonic() < give_up or not await orphans.look_for_crd():
+            raise
+        log.warning("CRD is deleted, restoring the numbers of all records")
+        await controller.load()
 
 
 async def _until_crd(kube: KubeStore, settings: Settings) -> None:

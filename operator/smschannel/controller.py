@@ -35,8 +35,6 @@ _SHUTDOWN_SECONDS = 10
 # Channels that wait for the same number are reconciled this far apart: usually the first one gets it.
 _STAGGER_SECONDS = 2.0
 _LONGEST_STAGGER = 60.0
-
-
 # The requests for a check now that a namespace has at once, and then per second. More of them wait.
 _CHECKS_AT_ONCE = 300
 _CHECKS_PER_SECOND = 10.0
@@ -274,6 +272,10 @@ class Controller:
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 
+    def close(self) -> None:
+        """Let go of the controller when it has ended, or was never run: else a timer would keep it in memory."""
+        self._queue.close()
+
     def abort(self) -> None:
         """Cancel the reconciles in flight at once; call it when `run` is cancelled, which alone lets them end."""
         self._patience = 0
@@ -459,20 +461,17 @@ class Controller:
         """List all records and update the claims. Return the keys whose records differ from the claims before."""
         before = tuple(self._claims)
         listed = [record async for record in self._kube.records()]
-        shown, gone = {record.number_sid for record in listed}, set()
+        shown = {record.number_sid for record in listed}
         for record in before:
             if record.number_sid not in shown and self._claims.holder(record.number_sid) == record:
                 found = await self._kube.find_unlisted(record)
-                if found:
-                    listed.append(found)
-                else:
-                    gone.add(record.key)
+                listed += [found] if found else []
         for record in listed:
             if not record.uid:
                 log.error("record has damaged metadata, its number stays claimed", number=record.number_sid)
             elif record.namespace not in self._namespaces:  # its channel cannot be read
                 log.warning("record belongs to a namespace that is not watched", **_named(record.key))
-        return self._claims.update_from_list(listed, before) | gone
+        return self._claims.update_from_list(listed, before)
 
     def _orphaned_keys(self) -> set[Key]:
         """Return the keys with a record whose channel is not in the cache: perhaps it was deleted."""

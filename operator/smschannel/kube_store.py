@@ -10,7 +10,7 @@ import base64
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -455,16 +455,14 @@ class KubeStore:
     async def check_own_objects(self, changed: Iterable[Key] = ()) -> None:
         """Report what others changed in the operator's own objects, and put it right where that is possible.
 
-        These are the ConfigMaps that it published, and the records of the `changed` keys and of those that were opened
-        since the last check. A record that cannot be opened is reported only. Raises Kubernetes' errors.
+        These are the ConfigMaps that it published, its keyring, and the records of the `changed` keys and of those that
+        were opened since the last check. A record that cannot be opened is reported only, and so is another keyring.
+        Raises Kubernetes' errors, but not if it refuses to let an object be restored.
         """
         for name, (kind, content) in tuple(self._published.items()):
             if await self._data_of(name) != content:
                 await self._report_change(kind, "ConfigMap", name, _RESEAL if kind == "public_key" else "")
-                try:
-                    await self._publish(kind, name, content)
-                except KubernetesRefused as error:  # somebody made it immutable, for example
-                    log.error("cannot restore object, delete it", kind="ConfigMap", name=name, error=str(error))  # noqa: TRY400
+                await self._restored("ConfigMap", name, self._publish(kind, name, content))
         for record in [each for key in changed for each in self.claims.of(key)]:
             try:
                 await self.open_record(record)
@@ -472,27 +470,23 @@ class KubeStore:
                 await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
         for number_sid, record in tuple(self._altered.items()):
             del self._altered[number_sid]
-            await self._report_change("record", "Secret", record.secret_name, "Its metadata is restored.")
-            try:
-                await self.update_record(record)
-            except Conflict:
-                continue  # it is read again by the next reconcile
-            except KubernetesRefused as error:
-                name = record.secret_name
-                log.error("cannot restore object", kind="Secret", name=name, error=str(error))  # noqa: TRY400
+            await self._report_change("record", "Secret", record.secret_name, "Restoring its metadata.")
+            with contextlib.suppress(Conflict):  # it is read again by the next reconcile
+                await self._restored("Secret", record.secret_name, self.update_record(record))
         await self._check_keyring()
 
     async def find_unlisted(self, record: Record) -> Record | None:
         """Return a record that a list did not show, since it lost its label. None, with an alarm, if it was deleted."""
-        try:
-            found = await self.open_record(record)
-        except Unreadable as error:
-            await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
-            return self.claims.holder(record.number_sid)
-        if found is None:
+        secret = await self.secret(self.namespace, record.secret_name)
+        if secret is None:
             lost = f"It was deleted, and with it the webhook that {record.phone_number} had before."
             await self._report_change("record", "Secret", record.secret_name, lost)
-        return found
+            return None
+        try:
+            return replace(self._opened(secret), contents=None)
+        except Unreadable as error:
+            await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
+            return Record.from_metadata(secret["metadata"])
 
     async def _check_keyring(self) -> None:
         """Report a keyring that is not the one in use; write it again if it is missing, and leave another one alone."""
@@ -500,8 +494,8 @@ class KubeStore:
             return
         secret = await self.secret(self.namespace, KEYRING_SECRET)
         if secret is None:
-            await self._report_change("keyring", "Secret", KEYRING_SECRET, "It is written again.")
-            await self._create_keyring(self._keyring)
+            await self._report_change("keyring", "Secret", KEYRING_SECRET, "Restoring it.")
+            await self._restored("Secret", KEYRING_SECRET, self._create_keyring(self._keyring))
         elif (secret.get("data") or {}).get("keyring") != self._keyring_data:
             advice = "The operator goes on with the one that it has read at its start: put that back, or restart it."
             await self._report_change("keyring", "Secret", KEYRING_SECRET, advice)
@@ -514,6 +508,13 @@ class KubeStore:
         except Conflict:  # another operator was faster: use its keyring
             return await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
 
+    async def _restored(self, kind: str, name: str, repair: Awaitable[object]) -> None:
+        """Await the repair of an object. If Kubernetes refuses it, the log says so, and whatever comes next goes on."""
+        try:
+            await repair
+        except KubernetesRefused as error:  # somebody made the object immutable, for example
+            log.error("cannot restore object, delete it", kind=kind, name=name, error=str(error))  # noqa: TRY400
+
     async def _report_change(self, what: str, kind: str, name: str, advice: str) -> None:
         """Raise an alarm about a foreign change: a log line, a metric and an Event in the operator's namespace."""
         FOREIGN_CHANGES.labels(what).inc()
@@ -522,7 +523,7 @@ class KubeStore:
         regarding = {"apiVersion": "v1", "kind": kind, "namespace": self.namespace, "name": name}
         try:
             await self._post_event(regarding, warning=True, reason="ForeignChange", note=note)
-        except KubernetesRefused as error:  # the log and the metric tell it as well
+        except KubernetesRefused as error:  # the log and the metric say it as well
             log.warning("cannot post event", error=str(error))
 
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:

@@ -20,11 +20,11 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
 
@@ -34,6 +34,8 @@ from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import LEASE, leases_path
 
 log = structlog.get_logger()
+
+Result = TypeVar("Result")
 
 MARGIN = 3.0
 """Seconds before the end of a lease at which its holder stops: for what a call takes to end after its timeout."""
@@ -358,6 +360,24 @@ async def identify(api: KubeClient) -> Identity:
     if pods := extra.get(_POD):
         return Identity(str(pods[0]), is_pod=True)
     return Identity(f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}", is_pod=False)
+
+
+async def unless(work: Coroutine[Any, Any, Result], *events: asyncio.Event) -> Result | None:
+    """Return the result of `work`, or None if one of the events is set before there is one.
+
+    In any case the work has ended then, also if the caller is cancelled: a lease may be released.
+    """
+    task, ends = asyncio.create_task(work), [asyncio.create_task(each.wait()) for each in events]
+    try:
+        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in ends:
+            each.cancel()
+        is_done = task.done()
+        if not is_done:
+            task.cancel()
+            await asyncio.wait({task})
+    return await task if is_done else None
 
 
 def call_timeout(duration: float) -> float:

@@ -215,6 +215,12 @@ class WorkQueue(Generic[Key]):
             self._set_ready(flow, state)
         self._wake(state.running + 1)
 
+    def close(self) -> None:
+        """Drop all schedules and pauses: else the event loop's timer would keep the queue and what it refers to."""
+        self._timers.clear()
+        if self._alarm:
+            self._alarm.cancel()
+
     async def get(self) -> tuple[Key, float]:
         """Wait for the next key. Return it with the seconds that it waited since it was due and its flow not paused.
 

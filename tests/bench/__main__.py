@@ -11,7 +11,7 @@ import click
 import uvloop
 from rich.console import Console
 
-from deploy.local.build import BuildError, Narrator
+from deploy.build import BuildError, Narrator
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import StackError
 from tests.bench import fairness, gopeer, report, scale, shim
@@ -70,7 +70,8 @@ def _sources(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="NAME=DIR",
     multiple=True,
     callback=_sources,
-    help="Measure the operator of another source root too, such as old=/tmp/old/operator. May be repeated.",
+    help="Measure the operator of another source root too, such as old=/tmp/old/operator; it must know the Lease."
+    " May be repeated.",
 )
 @click.option(
     "--json",
@@ -146,7 +147,7 @@ def main(
 
     console, progress = Console(width=150), Narrator(sys.stderr)
     if "peer" in variants and "speed" in parts:
-        gopeer.ensure_peer(progress)
+        gopeer.PEER.ensure(progress)
     results: list[Result] = []
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="smschannel-bench-") as temporary:

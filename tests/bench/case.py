@@ -35,7 +35,7 @@ class Case:
         digest = hashlib.sha256()
         own = Path(__file__).parent
         root = own if self.variant != "ours" else (self.source or own.parents[1] / "operator") / "smschannel"
-        files = gopeer.sources() if self.variant == "peer" else sorted(root.rglob("*.py"))
+        files = gopeer.PEER.sources() if self.variant == "peer" else sorted(root.rglob("*.py"))
         for file in files:
             digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()[:12]

@@ -15,7 +15,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.build import Progress
+from deploy.build import Progress
 from deploy.local.stack import Stack
 from tests.bench import aims
 from tests.bench.aims import Result

@@ -35,7 +35,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.build import Narrator, Progress
+from deploy.build import Narrator, Progress
 from deploy.local.stack import Options, Stack
 from smschannel.api.resource import API_VERSION, CHECK_NOW_ANNOTATION, CREDENTIALS_LABEL, KIND
 from tests.bench.load import Channels, LoadError, connect, in_flight, send, sweep
@@ -281,7 +281,12 @@ def _sources(values: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 @click.option("--channels", type=click.IntRange(1, 10_000), default=2000, help="Hostile channels.")
 @click.option("--seconds", type=click.FloatRange(5, 300), default=20, help="How long channels are created beside them.")
 @click.option("--attack", "attacks", type=click.Choice(list(ATTACKS)), multiple=True, default=["check-now"])
-@click.option("--also", multiple=True, metavar="NAME=DIR", help="Measure the operator of another source root too.")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Measure the operator of another source root too; one from before the Lease is refused by the fence.",
+)
 def main(channels: int, seconds: float, attacks: tuple[str, ...], also: tuple[str, ...]) -> None:
     """Measure what a hostile namespace costs another one."""
     sources: dict[str, Path | None] = {**dict(_sources(also)), "ours": None}

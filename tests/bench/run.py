@@ -23,7 +23,7 @@ import psutil
 import yaml
 from pydantic import SecretStr
 
-from deploy.local.build import Progress
+from deploy.build import Progress
 from deploy.local.stack import CHANNELS, ROOT, Options, Stack
 from smschannel.api.resource import API_VERSION, KIND
 from smschannel.api.sealing import Binding, PublicKey
@@ -208,7 +208,7 @@ class _Bench:
         if case.variant == "peer":
             tokens = stack.home / "peer-tokens.json"
             tokens.write_text(json.dumps({each["account_sid"]: each["auth_token"] for each in accounts}))
-            command = [str(gopeer.ensure_peer(self._progress)), "-workers", workers, "-accounts", str(tokens)]
+            command = [str(gopeer.PEER.ensure(self._progress)), "-workers", workers, "-accounts", str(tokens)]
             command += ["-twilio-url", stack.twilio_url]
         with (stack.logs / f"{case.variant}.log").open("ab") as log:
             program = subprocess.Popen(

@@ -35,7 +35,7 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.build import BuildError, Narrator, Progress
+from deploy.build import BuildError, Narrator, Progress
 from deploy.local.cluster import ControlPlaneError
 from deploy.local.stack import ROOT, Options, Stack, StackError, free_port
 from smschannel.api.kube_client import APPLY_PATCH

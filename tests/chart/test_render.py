@@ -139,6 +139,11 @@ def test_each_value_is_used(helm: Helm, everything: str, path: tuple[str, ...], 
         assert "validate.yaml" in str(refused), "refused with words of the chart"  # noqa: PT017
 
 
+def test_large_numbers_stay_whole(everything: str) -> None:
+    """YAML's numbers are floats to Helm, which prints 1000000 as 1e+06; the programs take integers only."""
+    assert 'value: "1000000"' in everything
+
+
 def test_two_programs_have_the_same_values_for_pods() -> None:
     only = {"enabled", "channelNamespace", "tls", "service", "ingress", "httpRoute"}
     assert VALUES["operator"].keys() == VALUES["shim"].keys() - only

@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 import yaml
 
-from deploy.local.build import Narrator, ensure_controlplane
+from deploy.build import Narrator
+from deploy.local.build import CONTROLPLANE
 from deploy.local.cluster import Cluster, ControlPlane, ControlPlaneError, write_kubeconfig
 
 CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
@@ -79,7 +80,7 @@ async def connect(cluster: Cluster, token: str | None = None) -> AsyncIterator[A
 
 @pytest.fixture(scope="module")
 def binary() -> Path:
-    return ensure_controlplane(Narrator(sys.stderr))
+    return CONTROLPLANE.ensure(Narrator(sys.stderr))
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def _is_part(wanted: Any, found: Any) -> bool:
 
 
 def from_backup(channel: dict[str, Any]) -> dict[str, Any]:
-    """The channel as Velero creates it anew: without status, uid and what else the API server gives."""
+    """The channel as Velero creates it again: without status, uid and what else the API server gives."""
     meta = {name: channel["metadata"][name] for name in ("name", "namespace", "finalizers")}
     return {**{field: channel[field] for field in ("apiVersion", "kind", "spec")}, "metadata": meta}
 
@@ -121,7 +121,7 @@ def from_backup(channel: dict[str, Any]) -> dict[str, Any]:
 def test_restored_backup_ends_configured_and_keeps_the_previous_webhook(
     stack: Stack, number: str, operator_is_down: bool
 ) -> None:
-    """The record still names the former uid. A channel of another uid does not take it over: it claims anew."""
+    """The record still names the former uid. A channel of another uid does not take it over: it makes a claim."""
     channel = configured(stack, stack.manifest(number))
     name, uid = name_of(channel), channel["metadata"]["uid"]
     if operator_is_down:

@@ -72,7 +72,7 @@ def test_health_check_waits_for_a_status(channel: dict[str, object], reason: str
 
 
 def test_stalled_of_an_older_generation_is_not_degraded() -> None:
-    """Otherwise Argo CD would end the sync that mends the channel."""
+    """Otherwise Argo CD would end the sync that fixes the channel."""
     channel = copy.deepcopy(CASES["NumberNotFound"].channel)
     channel["metadata"]["generation"] = 2
     assert argo_health(channel).status == "Progressing"

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.build import Narrator
+from deploy.build import Narrator
 from tests.faults.life import Life
 from tests.faults.rig import Rig, Row
 

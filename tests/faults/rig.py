@@ -21,7 +21,7 @@ import yaml
 from kubernetes import client
 from kubernetes.dynamic.exceptions import NotFoundError
 
-from deploy.local.build import Progress
+from deploy.build import Progress
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, free_port, ready_reason
 from smschannel.api.errors import Unreadable

@@ -11,7 +11,7 @@ from tests.documents import ROOT, table
 
 
 def constants() -> str:
-    return (gopeer.MODULE / "reconciler.go").read_text()
+    return (gopeer.PEER.module / "reconciler.go").read_text()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_account_is_known_in_a_namespace_while_a_record_names_it(claims: Claims)
     claims.on_account = lambda namespace, account_sid: seen.append((namespace, account_sid))
     for each in (record("PN1"), record("PN1", version="2"), record("PN2", B)):
         claims.put(each)
-    assert seen == [("sms-channels", "AC1")], "told once"
+    assert seen == [("sms-channels", "AC1")], "called once"
     assert claims.has_account("sms-channels", "AC1")
     assert not claims.has_account("elsewhere", "AC1")
     claims.remove("PN1")

@@ -1,4 +1,4 @@
-"""The files of deploy/gitops: examples open with the example's key, and tools are told what docs/gitops.md says."""
+"""The files of deploy/gitops: examples open with the example's key, and tools get what docs/gitops.md says."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_no_number_is_in_two_clusters() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-# What the tools are told
+# What the tools get
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -147,7 +147,7 @@ def test_page_names_the_annotations_that_exist() -> None:
 
 @pytest.mark.parametrize("operator_is_down", [False, True], ids=["operator runs", "operator is down meanwhile"])
 def test_restored_backup_ends_configured_and_keeps_the_previous_webhook(operator_is_down: bool) -> None:
-    """The record still names the former uid. A channel of another uid does not take it over: it claims anew."""
+    """The record still names the former uid. A channel of another uid does not take it over: it makes a claim."""
 
     @virtually
     async def story() -> None:

@@ -30,7 +30,7 @@ def quiet(text: str, fraction: float | None = None, /) -> None:
     pass
 
 
-# What kind is told
+# The configuration of kind
 
 
 def test_own_node_image_takes_every_image_from_the_node() -> None:

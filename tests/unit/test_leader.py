@@ -26,6 +26,7 @@ from smschannel.leader import (
     boottime,
     decide,
     identify,
+    unless,
 )
 from tests.unit.virtual_time import now, virtually
 
@@ -43,7 +44,7 @@ ROWS: list[tuple[str, Lease | None, View, Decision]] = [
     ("another holder is observed for a whole duration, whatever its times say", OTHER, FRESH, Wait("other", NOW + 30)),
     ("a holder that was not renewed yet has the rest of its duration", OTHER, STANDING_BY, Wait("other", NOW + 20)),
     (
-        "a renewal begins the duration anew",
+        "a renewal begins the duration again",
         Lease("other", 4, "theirs", "r2", 30),
         STANDING_BY,
         Wait("other", NOW + 30),
@@ -552,3 +553,43 @@ async def test_identity_is_the_pod_that_the_api_server_sees(user: Object, is_pod
     assert first.is_pod == is_pod, reason
     assert (first.name == "operator-x") == is_pod
     assert (first == second) == is_pod, "processes outside of pods have different names"
+
+
+# Work that ends with the lease
+
+
+async def _busy(ended: list[str]) -> str:
+    """Work for 10 seconds, and need one more to end when cancelled."""
+    try:
+        await asyncio.sleep(10)
+    finally:
+        await asyncio.sleep(1)
+        ended.append("work")
+    return "done"
+
+
+@virtually
+async def test_work_returns_its_result_unless_an_event_comes_first() -> None:
+    assert await unless(_busy([]), asyncio.Event()) == "done"
+    event, ended = asyncio.Event(), list[str]()
+    asyncio.get_running_loop().call_later(5, event.set)
+    assert await unless(_busy(ended), asyncio.Event(), event) is None
+    assert ended == ["work"]
+
+
+@virtually
+async def test_work_has_ended_when_its_cancelled_caller_goes_on() -> None:
+    """Ctrl-C cancels the command's main task alone, which then releases the lease."""
+    ended: list[str] = []
+
+    async def command() -> None:
+        try:
+            await unless(_busy(ended), asyncio.Event())
+        finally:
+            ended.append("lease released")
+
+    running = asyncio.create_task(command())
+    await asyncio.sleep(5)
+    running.cancel()
+    await asyncio.wait({running})
+    assert ended == ["work", "lease released"]

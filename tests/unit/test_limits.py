@@ -387,7 +387,7 @@ def test_first_refusal_of_a_verified_credential_is_only_suspected(refusal: Refus
         assert str(refusal) in str(suspected)
         await twilio.verify()
         await asyncio.sleep(10 * CONFIRM)
-        assert (await twilio.suspect(refusal)).retry_after == CONFIRM, "the success in between began it anew"
+        assert (await twilio.suspect(refusal)).retry_after == CONFIRM, "the success in between began it again"
 
     story()
 

@@ -52,6 +52,24 @@ def test_operator_that_waits_for_the_api_server_can_be_stopped(tmp_path: Path, h
     assert "Traceback" not in rest
 
 
+@pytest.mark.parametrize("program", ["smschannel", "api_shim"])
+def test_program_can_be_stopped_while_it_imports_its_modules(tmp_path: Path, program: str) -> None:
+    """The first process of a container ignores SIGTERM, as this one does, until it handles it."""
+    (tmp_path / "click.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nraise SystemExit('it was ignored')\n"
+    )
+    command = f"trap '' TERM; exec {sys.executable} -m {program}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("answer", "warns", "reason"),
     [

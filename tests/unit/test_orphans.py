@@ -13,6 +13,7 @@ from smschannel.api.errors import KubernetesUnavailable, NoKindMatch
 from smschannel.api.kube_client import Object
 from smschannel.api.resource import API_VERSION
 from smschannel.api.sealing import Keyring
+from smschannel.controller import Controller
 from smschannel.core.claims import Claims
 from smschannel.leader import Identity
 from smschannel.settings import Settings
@@ -268,13 +269,17 @@ class _Starting:
 def test_one_404_after_a_long_outage_is_not_a_deleted_crd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "wait_random_exponential", lambda **_: lambda _state: 0.5)
     settings = Settings(webhook_url_template="https://sms.example.com/{instance_id}", resync_interval_seconds=1)
-    kube = _Starting()
+    kube, closed = _Starting(), list[Controller]()
+    monkeypatch.setattr(Controller, "close", lambda controller: closed.append(controller))
 
     @virtually
     async def story() -> None:
         identity = Identity("operator", is_pod=True)
         controller = await main._load(settings, kube, None, identity)  # type: ignore[arg-type]
         assert controller.has_crd
+        assert controller not in closed
 
     story()
     assert kube.answers[-1] == "list"
+    attempts = len([each for each in kube.answers if each in {"unavailable", "404", "list"}])
+    assert len(closed) == attempts - 1, "those of the other attempts would stay in memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -14,9 +15,9 @@ from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import KEYRING_SECRET, NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
 from smschannel.api.resource import GROUP
 from smschannel.api.sealing import SealingKey
-from smschannel.core.record import Key
+from smschannel.core.record import Key, Record
 from smschannel.kube_store import KubeStore
-from tests.unit.memory import KEYRING, OPERATOR_NAMESPACE, MemoryApi, MemoryTwilio, instance, running, sid_of
+from tests.unit.memory import KEYRING, OPERATOR_NAMESPACE, MemoryApi, MemoryTwilio, instance, raising, running, sid_of
 from tests.unit.virtual_time import virtually
 
 N = "+61400000001"
@@ -195,6 +196,23 @@ async def test_record_without_its_label_still_holds_the_number_of_a_suspended_ch
 
 
 @virtually
+async def test_record_that_an_incomplete_list_does_not_show_still_holds_its_number() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+
+        async def nothing() -> AsyncIterator[Record]:
+            return
+            yield
+
+        operator.kube.records = nothing  # type: ignore[method-assign]
+        await operator.controller.resync()
+        assert operator.kube.claims.holder(sid_of(N))
+        assert alarms(api) == []
+
+
+@virtually
 async def test_deleted_keyring_is_written_again_and_another_one_is_left_alone() -> None:
     api = MemoryApi()
     store = await started(api)
@@ -207,6 +225,16 @@ async def test_deleted_keyring_is_written_again_and_another_one_is_left_alone() 
     await store.check_own_objects()
     assert api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]["data"] == other
     assert [about for about, _ in alarms(api)] == [KEYRING_SECRET] * 2
+
+
+@virtually
+async def test_refused_repair_of_the_keyring_does_not_end_the_resync() -> None:
+    api = MemoryApi()
+    store = await started(api)
+    del api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]
+    api.on_call = raising(KubernetesRefused(403, "exceeded quota"), method="POST")
+    await store.check_own_objects()
+    assert counted("keyring")
 
 
 @virtually

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -36,6 +38,20 @@ async def is_idle(waiting: Awaitable[object], seconds: float = 1000) -> bool:
     except TimeoutError:
         return True
     return False
+
+
+@virtually
+async def test_closed_queue_is_not_kept_in_memory() -> None:
+    """An operator that lost its lease leaves a queue with schedules of many minutes, and with it a whole cache."""
+    queue = new_queue()
+    queue.add_after("a", 1000)
+    queue.pause("a flow", 1000)
+    left = weakref.ref(queue)
+    queue.close()
+    del queue
+    await asyncio.sleep(0)
+    gc.collect()
+    assert left() is None
 
 
 # Keys
@@ -787,7 +803,7 @@ async def take_what_may_run(queue: Queue) -> list[str]:
 
 @virtually
 async def test_groups_take_turns_and_then_the_flows_within_each() -> None:
-    """Three accounts of one namespace do not make its turn come three times as often."""
+    """Three accounts of one namespace do not make it be served three times as often."""
     queue = shared_queue()
     for key in ("xa1", "xb1", "xc1", "xa2", "ya1", "ya2", "ya3", "ya4"):
         queue.add(key)

@@ -231,7 +231,7 @@ async def test_deletion_after_one_wrong_refusal_restores_in_time() -> None:
     assert url_of(0) not in twilio.webhook(N)
 
 
-# What a person changes is asked anew
+# What a person changes is asked again
 
 
 def _edit(api: MemoryApi) -> None:
@@ -277,7 +277,7 @@ def test_refused_channel_asks_twilio_after_a_change(change: Callable[[MemoryApi]
 
 @virtually
 async def test_channel_that_worked_asks_twilio_after_a_change() -> None:
-    """The recorded login is asked anew, too."""
+    """The recorded login is asked again, too."""
     api, twilio = MemoryApi(), LimitedTwilio(*PHONES)
     async with running(api, twilio):
         api.apply(0, N)
@@ -670,7 +670,7 @@ def _message(api: MemoryApi, n: int) -> str:
 @pytest.mark.parametrize("restarted", [False, True], ids=["it runs on", "with a restart every 20 minutes"])
 @pytest.mark.parametrize("policy", ["Restore", "Retain"])
 def test_holder_that_twilio_refuses_for_an_hour_yields_to_a_verified_waiter(restarted: bool, policy: str) -> None:
-    """Its token was rotated away; the account's owner made a new channel. It is told to all who need to know."""
+    """Its token was rotated away; the account's owner made a new channel. An Event tells each of them."""
 
     @virtually
     async def story() -> None:

@@ -83,7 +83,7 @@ class ApiServer:
 
 
 class Events:
-    """The controller's door for events of Secrets."""
+    """Receives the events of Secrets, as the controller does."""
 
     def __init__(self, count: int) -> None:
         self.seen: list[tuple[str | None, dict[str, Any]]] = []

@@ -146,6 +146,7 @@ async def _detach(
     async with cluster(kubeconfig, context, denied=denied) as api:
         from smschannel.api.logs import log_to_stderr
         from smschannel.cli.admin_store import AdminStore
+        from smschannel.leader import unless
 
         log_to_stderr("ERROR", "console")
         kube = AdminStore(api, operator_namespace)
@@ -153,18 +154,10 @@ async def _detach(
         if not yes and (targets := await _find(kube, selection)):
             click.confirm(_question(targets, restore), abort=True, err=True)
         async with _leading(api, operator_namespace, settings) as leader:
-            work = asyncio.create_task(_detach_selected(kube, selection, settings, leader))
-            losing = asyncio.create_task(leader.lost.wait())
-            try:
-                await asyncio.wait({work, losing}, return_when=asyncio.FIRST_COMPLETED)
-            finally:  # also after Ctrl-C: the Lease is released only when nothing works any more
-                losing.cancel()
-                interrupted = not work.done()
-                work.cancel()
-                await asyncio.wait({work})
-            if interrupted:
-                raise click.ClickException("Another process took the operator's Lease. What is done is done; repeat.")
-            await work
+            outcome = await unless(_detach_selected(kube, selection, settings, leader), leader.lost)
+        if outcome is None:
+            raise click.ClickException("Another process took the operator's Lease. What is done is done; repeat.")
+        click.echo(outcome)
 
 
 @contextlib.asynccontextmanager
@@ -206,15 +199,14 @@ async def _take_lease(leader: Elector, namespace: str) -> None:
     await leader.campaign(refuse_if_renewed)
 
 
-async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Settings | None, leader: Elector) -> None:
-    """Detach what is selected; restore the numbers if there are settings."""
+async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Settings | None, leader: Elector) -> str:
+    """Detach what is selected; restore the numbers if there are settings. Return what to say of it."""
     targets = await _find(kube, selection)
     unknown = await _unknown(kube, selection, {each.key.name for each in targets})
     if not targets and unknown:
         raise click.ClickException(f"Nothing to detach. {_not_found(unknown, selection.namespace)}")
     if not targets:
-        click.echo("Nothing to detach.")
-        return
+        return "Nothing to detach."
     pending = await (_restore(kube, targets, settings, leader) if settings else _orphan(kube, targets))
     detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
     if pending:
@@ -224,7 +216,7 @@ async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Se
         )
     if unknown:
         raise click.ClickException(f"{detached} {_not_found(unknown, selection.namespace)}")
-    click.echo(detached)
+    return detached
 
 
 async def _unknown(kube: AdminStore, selection: _Selection, found: set[str]) -> list[str]:

@@ -224,7 +224,7 @@ class Limiter:
 
 
 class _SharedSlots:
-    """A semaphore whose slots several tenants share: they leave slots to each other, and those who wait take turns.
+    """A semaphore that several tenants share: they leave slots to each other, and waiters are served round-robin.
 
     The tenant "" is alone, and may have all slots.
     """

@@ -1,4 +1,4 @@
-// The container that holds a pod's namespaces: it waits to be told to end, and reaps orphans as process 1 of a pod.
+// The container that holds a pod's namespaces: it waits for a signal to end, and reaps orphans as process 1 of a pod.
 package main
 
 import (
