@@ -96,6 +96,7 @@ class KubeStore:
         self.namespace = operator_namespace
         self.claims = Claims()
         self.on_written: Callable[[Object], object] = lambda channel: None
+        self.listed: dict[str, str] = {}  # resourceVersions by namespace
         self._keyring: Keyring | None = None
         self._keyring_data = ""  # as it is stored
         self._altered: dict[str, Record] = {}  # as they were sealed, by number
@@ -120,8 +121,12 @@ class KubeStore:
             return None
 
     async def channels(self, namespace: str) -> AsyncIterator[Object]:
-        """Yield all channels of a namespace."""
-        async for body in self._api.pages(channels_path(namespace)):
+        """Yield all channels of a namespace. `listed` has the list's resourceVersion afterwards."""
+
+        def note(version: str) -> None:
+            self.listed[namespace] = version
+
+        async for body in self._api.pages(channels_path(namespace), on_version=note):
             yield trimmed(body)
 
     async def channel_metadata(self, namespace: str) -> AsyncIterator[Object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -81,6 +81,7 @@ class KubeClient:
         self._origin = URL(self._server).origin()
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
         self._session: aiohttp.ClientSession | None = None
+        self._watches: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
@@ -93,11 +94,13 @@ class KubeClient:
 
     async def __aenter__(self) -> Self:
         self._session = self.new_session()
+        self._watches = self.new_session(0)  # each needs a connection of its own
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session:
-            await self._session.close()
+        for session in (self._session, self._watches):
+            if session:
+                await session.close()
 
     def new_session(
         self, limit: int = _MAX_CONNECTIONS, *middlewares: aiohttp.ClientMiddlewareType
@@ -170,11 +173,17 @@ class KubeClient:
         raise kubernetes_error(response.status, answer, _retry_after(response))
 
     async def pages(
-        self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        metadata_only: bool = False,
+        on_version: Callable[[str], object] = lambda version: None,
     ) -> AsyncIterator[Object]:
         """Yield all objects of a list, page by page. Raises `Expired` if the list became too old halfway.
 
-        With `metadata_only`, each object has nothing but its metadata.
+        With `metadata_only`, each object has nothing but its metadata. `on_version` is called with the list's
+        resourceVersion, from which a watch can continue.
         """
         accept = METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
@@ -185,6 +194,7 @@ class KubeClient:
             items, meta = page.get("items", False), page.get("metadata")
             if not isinstance(items, list | None) or not isinstance(meta, dict):  # null: an empty list of metadata
                 raise KubernetesUnavailable("the API server's answer is not a list")
+            on_version(str(meta.get("resourceVersion", "")))
             for item in items or ():
                 yield item
             if not meta.get("continue"):
@@ -197,13 +207,14 @@ class KubeClient:
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
         """Yield watch events (`type`, `object`) until the server ends the stream. Raises the same errors as `request`.
 
-        A stream that is silent for 90 seconds counts as broken: bookmarks arrive about once a minute.
+        An ERROR event is raised as the error that it is. A stream that is silent for 90 seconds counts as broken:
+        bookmarks arrive about once a minute.
         """
-        assert self._session, "use 'async with'"
+        assert self._watches, "use 'async with'"
         query = {"watch": "true", "allowWatchBookmarks": "true", **params}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=90)
         try:
-            async with self._session.get(
+            async with self._watches.get(
                 self._server + path,
                 params=query,
                 timeout=timeout,
@@ -213,7 +224,7 @@ class KubeClient:
                 if response.status >= 300:
                     raise kubernetes_error(response.status, await response.read(), _retry_after(response))
                 async for line in response.content:
-                    yield _object(line)
+                    yield _event(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer("the watch broke", error) from None
         except LineTooLong:  # its message has the beginning of the line
@@ -228,6 +239,17 @@ def _object(answer: bytes) -> Object:
     if not isinstance(document, dict):
         raise KubernetesUnavailable("the API server's answer is not a JSON object")
     return document
+
+
+def _event(line: bytes) -> Object:
+    event = _object(line)
+    found = event.get("object")
+    if event.get("type") == "ERROR" and isinstance(found, dict):
+        code = found.get("code")
+        raise kubernetes_error(code if isinstance(code, int) else 500, json.dumps(found).encode())
+    if not isinstance(found, dict) or not (found.get("metadata") or {}).get("resourceVersion"):
+        raise KubernetesUnavailable("the API server's watch sends something else than events")
+    return event
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
