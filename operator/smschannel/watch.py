@@ -63,7 +63,7 @@ async def _watch_secrets(
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        session = api.new_session(0, _secrets_as_metadata)  # each watch needs a connection
+        session = api.new_session(_secrets_as_metadata)
         return kopf.AiohttpSession(server=api.configuration.host, aiohttp_session=session)
 
     @kopf.on.event("v1", "secrets", registry=registry)
