@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import structlog
@@ -39,6 +40,8 @@ _LONGEST_STAGGER = 60.0
 # The requests for a check now that a namespace has at once, and then per second. More of them wait.
 _CHECKS_AT_ONCE = 300
 _CHECKS_PER_SECOND = 10.0
+# The users of a Secret that is written in a loop are added again after so long for each: about a hundredth of the time.
+_SECONDS_PER_USER = 0.001
 
 
 class _Flow(NamedTuple):
@@ -48,6 +51,19 @@ class _Flow(NamedTuple):
     account_sid: str
     is_claimed: bool
     is_deletion: bool
+
+
+@dataclass(slots=True)
+class _Secret:
+    """A labelled Secret: its resourceVersion, empty if it is gone, and if it was written since its users were added.
+
+    `next_time` is when these may be added again, on the event loop's clock; `waits`: that is scheduled already.
+    """
+
+    version: str = ""
+    was_written: bool = False
+    next_time: float = 0.0
+    waits: bool = False
 
 
 class Controller:
@@ -83,7 +99,7 @@ class Controller:
         self._workers = workers
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
-        self._secret_versions: dict[Key, str] = {}
+        self._secrets: dict[Key, _Secret] = {}
         self._clock = asyncio.get_running_loop().time
         self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
         self._resync_now = asyncio.Event()
@@ -161,8 +177,8 @@ class Controller:
         meta, status = body["metadata"], body.get("status") or {}
         sources = {record.source for record in self._claims.of(key) if record.uid == meta["uid"]}
         secret = secret_name(body)
-        version = self._secret_versions.get(Key(key.namespace, secret))
-        if version is not None and secret_source(secret, version) not in sources:
+        seen = self._secrets.get(Key(key.namespace, secret))
+        if seen and secret_source(secret, seen.version) not in sources:
             return False
         return (
             bool(sources)
@@ -213,18 +229,33 @@ class Controller:
     def on_secret(self, kind: str | None, body: Mapping[str, Any]) -> None:
         """Handle an event of a labelled Secret. The watch also shows one that lost its label as DELETED."""
         meta = body["metadata"]
-        secret, version = Key(meta["namespace"], meta["name"]), meta["resourceVersion"]
-        written = kind is not None and self._secret_versions.get(secret) != version
-        if kind == "DELETED":
-            self._secret_versions.pop(secret, None)
+        name = Key(meta["namespace"], meta["name"])
+        secret = self._secrets.setdefault(name, _Secret())
+        version = "" if kind == "DELETED" else meta["resourceVersion"]
+        secret.was_written |= kind is not None and secret.version != version
+        secret.version = version
+        if secret.waits:  # its users are about to be added, and will see this version
+            return
+        secret.waits = True
+        delay = secret.next_time - self._clock()
+        if delay > 0:
+            asyncio.get_running_loop().call_later(delay, self._add_users, name, secret)
         else:
-            self._secret_versions[secret] = version
-        for key in self._channels.users_of(secret):
+            self._add_users(name, secret)
+
+    def _add_users(self, name: Key, secret: _Secret) -> None:
+        """Add the channels that use a Secret and whose records are of another version of it."""
+        users = self._channels.users_of(name)
+        for key in users:
             sources = {record.source for record in self._claims.of(key)}
-            if kind == "DELETED" or secret_source(meta["name"], version) not in sources:
-                if written and (cached := self._channels.get(key)):
+            if not secret.version or secret_source(name.name, secret.version) not in sources:
+                if secret.was_written and (cached := self._channels.get(key)):
                     cached.secret_changed = True
                 self._queue.add(key)
+        secret.was_written = secret.waits = False
+        secret.next_time = self._clock() + len(users) * _SECONDS_PER_USER
+        if not secret.version:
+            self._secrets.pop(name, None)
 
     def _forget(self, key: Key) -> None:
         """Remove a channel that is gone. The next one that waits for the same number may swap with its holder now."""

@@ -509,7 +509,7 @@ class KubeStore:
         path = core_path(self.namespace, "secrets")
         made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
         try:
-            return await self._write("keyring", "POST", path, made)
+            return await self._write("keyring", "POST", path, made, accept="application/json")
         except Conflict:  # another operator was faster: use its keyring
             return await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
 
@@ -535,10 +535,13 @@ class KubeStore:
         meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}
         return {"apiVersion": "v1", "kind": kind, "metadata": meta, **({"data": dict(content)} if content else {})}
 
-    async def _write(self, kind: str, method: str, path: str, body: Object | None = None) -> Object:
+    async def _write(
+        self, kind: str, method: str, path: str, body: Object | None = None, *, accept: str = METADATA_OF_ONE
+    ) -> Object:
+        """Send a write. The answer has the metadata only, unless something else is accepted."""
         KUBERNETES_WRITES.labels(kind).inc()
         content_type = MERGE_PATCH if method == "PATCH" else "application/json"
-        return await self._api.request(method, path, body, content_type=content_type)
+        return await self._api.request(method, path, body, content_type=content_type, accept=accept)
 
 
 def _encode(content: bytes) -> str:

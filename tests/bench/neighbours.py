@@ -7,7 +7,8 @@
 The hostile namespace has channels with invented account SIDs, and goes on changing something that makes the operator
 ask Twilio again, as fast as the API server lets it. Twilio takes 0.2 seconds. Meanwhile channels are created in another
 namespace: of an account that has others there already, and of accounts that have none, where nothing tells them from
-invented ones; and with REST calls that wait. One control plane serves all operators.
+invented ones; and with REST calls that wait. A channel needs about five requests in turn, so that a single write that
+concerns no operator, measured beside them, shows what the API server itself contributes. One control plane serves all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.build import Narrator, Progress
-from deploy.local.stack import Options, Stack
+from deploy.local.stack import CHANNELS, Options, Stack
 from smschannel.api.resource import API_VERSION, CHECK_NOW_ANNOTATION, CREDENTIALS_LABEL, KIND
 from tests.bench.load import Channels, LoadError, connect, in_flight, send, sweep
 from tests.bench.run import manifests, operator
@@ -49,7 +50,7 @@ _PAUSE = 0.5
 """Seconds between the channels that are created in the other namespace."""
 _LONGEST = 120.0
 QUIET = "quiet"
-KNOWN, NEW, REST = "known account", "new account", "REST, wait"
+KNOWN, NEW, REST, BARE = "known account", "new account", "REST, wait", "one bare write"
 
 Attack = Callable[[aiohttp.ClientSession, list[str], int], Any]
 
@@ -72,9 +73,17 @@ async def _touch_secret(session: aiohttp.ClientSession, names: list[str], count:
     await asyncio.sleep(0.05)
 
 
+async def _delete_all(session: aiohttp.ClientSession) -> None:
+    """Delete all channels; the API server gives up after a minute, and goes on when it is asked again."""
+    while True:
+        with suppress(LoadError):
+            await send(session, "DELETE", _PATH)
+            return
+
+
 async def _recreate(session: aiohttp.ClientSession, names: list[str], count: int) -> None:
     """Delete all channels and create them again."""
-    await send(session, "DELETE", _PATH)
+    await _delete_all(session)
     await _create(session, names)
 
 
@@ -131,7 +140,7 @@ async def _under(attack: Attack | None, session: aiohttp.ClientSession, channels
         ended_early = task.done()
         task.cancel()
         result = await asyncio.gather(task, return_exceptions=True)
-        await send(session, "DELETE", _PATH)
+        await _delete_all(session)
         await send(session, "DELETE", f"{_SECRETS}/twilio")
         if ended_early and isinstance(result[0], Exception):
             raise result[0]
@@ -150,7 +159,7 @@ class Run:
 
     operator: str
     case: str
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {KNOWN: [], NEW: [], REST: []})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {KNOWN: [], NEW: [], REST: [], BARE: []})
     late: int = 0
     rounds: int = 0
 
@@ -223,6 +232,7 @@ async def _others(stack: Stack, session: aiohttp.ClientSession, seconds: float, 
                     kinds[name] = kind
                     calls.create_task(seen.create({name: manifest}))
                 calls.create_task(_rest(client, stack.api_key, known, next(numbers), run))
+                calls.create_task(_bare_write(session, run))
                 await asyncio.sleep(_PAUSE)
         with suppress(LoadError):
             await seen.until(seen.ready, kinds, _LONGEST)
@@ -231,6 +241,14 @@ async def _others(stack: Stack, session: aiohttp.ClientSession, seconds: float, 
             run.seconds[kind].append(seen.ready[name] - seen.created[name])
         else:
             run.late += 1
+
+
+async def _bare_write(session: aiohttp.ClientSession, run: Run) -> None:
+    """Measure one write that concerns no operator: what the API server itself costs meanwhile."""
+    began = perf_counter()
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": str(uuid.uuid4())}}
+    await send(session, "POST", f"/api/v1/namespaces/{CHANNELS}/configmaps", json.dumps(body).encode())
+    run.seconds[BARE].append(perf_counter() - began)
 
 
 async def _rest(client: aiohttp.ClientSession, key: str, account: Mapping[str, Any], number: str, run: Run) -> None:
@@ -263,7 +281,7 @@ def _summary(run: Run) -> str:
 
 def show(console: Console, runs: list[Run], channels: int) -> None:
     table = Table(title=f"Seconds to Ready beside a namespace with {channels} hostile channels: median / p99")
-    for heading in ("case", "operator", KNOWN, NEW, REST, "late", "rounds"):
+    for heading in ("case", "operator", KNOWN, NEW, REST, BARE, "late", "rounds"):
         table.add_column(heading, justify="left" if heading in {"case", "operator"} else "right")
     for run in runs:
         cells = ("{:.2f} / {:.2f}".format(*_percentiles(times)) for times in run.seconds.values())

@@ -17,7 +17,7 @@ from smschannel.api.errors import Refused
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION, CREDENTIALS_LABEL
 from smschannel.core.plan import Number
-from smschannel.core.record import Login, Webhook
+from smschannel.core.record import Key, Login, Webhook
 from smschannel.twilio.limits import Limiter
 from tests.unit.memory import NAMESPACE, MemoryApi, MemoryTwilio, Operator, running, sid_of
 from tests.unit.virtual_time import now, virtually
@@ -207,5 +207,36 @@ def test_thousands_of_deletions_do_not_delay_another_namespace() -> None:
             assert now() - began < LATE
             await asyncio.sleep(120)
             assert all(api.channel(n, HOSTILE) is None for n in range(CHANNELS))
+
+    story()
+
+
+def test_users_of_a_secret_that_is_written_in_a_loop_are_added_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each write they would cost the event loop more than the API server spends on the write."""
+
+    @virtually
+    async def story() -> None:
+        api, twilio = MemoryApi(), LimitedTwilio("+61400000000")
+        api._store("secrets", secret(HOSTILE))
+        async with running(api, twilio, workers=64, namespaces=(NAMESPACE, HOSTILE)) as operator:
+            for n in range(CHANNELS):
+                api.apply(n, "+15550000", namespace=HOSTILE, accountSid=invented(n))
+            added: list[float] = []
+            users_of = operator.channels.users_of
+
+            def noted(name: Key) -> tuple[Key, ...]:
+                added.append(now())
+                return users_of(name)
+
+            monkeypatch.setattr(operator.channels, "users_of", noted)
+            first = now()
+            for count in range(300):
+                touch_the_secret(api, operator, count)
+                await asyncio.sleep(0.01)
+            last = now() - 0.01
+            await asyncio.sleep(1)
+        assert added[0] == first, "the first write is handled at once"
+        assert len(added) < 15, "and then once in 0.3 seconds"
+        assert last < added[-1] < last + 0.5, "the last one, too"
 
     story()

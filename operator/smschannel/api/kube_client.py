@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.http_exceptions import LineTooLong
+from pydantic_core import from_json
 from yarl import URL
 
 from smschannel.api.causes import in_words
@@ -267,8 +268,8 @@ class KubeClient:
 
 def _object(answer: bytes) -> Object:
     try:
-        document = json.loads(answer) if answer else {}
-    except (ValueError, RecursionError):
+        document = from_json(answer) if answer else {}
+    except ValueError:
         raise KubernetesUnavailable("the API server's answer is not valid JSON, or was truncated") from None
     if not isinstance(document, dict):
         raise KubernetesUnavailable("the API server's answer is not a JSON object")
