@@ -124,8 +124,8 @@ class GoProgram:
         return ["-mod=readonly", "-trimpath", "-buildvcs=false", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
 
     def sources(self) -> list[Path]:
-        """Return the files that the binary is made of."""
-        return sorted([self.module / "go.mod", self.module / "go.sum", *self.module.rglob("*.go")])
+        """Return the files that the binary is made of. Of a module of ours, each program is one directory."""
+        return sorted([self.module / "go.mod", self.module / "go.sum", *(self.module / self.package).glob("*.go")])
 
     def file_name(self) -> str:
         """Return the binary's file name: the same for the same sources, flags and platform."""

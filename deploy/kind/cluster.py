@@ -20,6 +20,7 @@ from deploy.kind.engine import ROOT, Engine
 API_SERVER_PORT = 6443
 CREATE_SECONDS = 600.0
 READY_SECONDS = 300.0
+PATIENCE = {"kubernetesAPICall": "4m0s", "controlPlaneComponentHealthCheck": "6m0s", "kubeletHealthCheck": "6m0s"}
 
 
 class KindCluster:
@@ -161,9 +162,12 @@ def _configuration(name: str, workers: int, image: str | None, *, fixed_port: bo
     }
     # The host may still have cgroup v1, and root may not be able to raise the limit of open files.
     kubelet = {"kind": "KubeletConfiguration", "failCgroupV1": False, "maxOpenFiles": 20000}
+    # kubeadm gives up a call after a minute, in which a busy machine may not even have started the API server.
+    init = taints | {"timeouts": PATIENCE}
+    join = {"kind": "JoinConfiguration", "timeouts": PATIENCE}
     return config | {
         "networking": networking | {"disableDefaultCNI": True, "kubeProxyMode": "nftables"},
-        "kubeadmConfigPatches": [yaml.safe_dump(each) for each in (taints, images, kubelet)],
+        "kubeadmConfigPatches": [yaml.safe_dump(each) for each in (init, join, images, kubelet)],
         "nodes": [{"role": role, "image": image} for role in roles],
     }
 

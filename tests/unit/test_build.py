@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,10 @@ import pytest
 
 from deploy import build
 from deploy.build import GoProgram
+from deploy.kind.tools import COREDNS, KUBERNETES, PAUSE
 from deploy.local.build import CONTROLPLANE
+from tests.bench.gopeer import PEER
+from tests.gitops.judge import KSTATUS
 
 GO = """#!/bin/sh
 echo "$1" >> "$CALLS"
@@ -25,6 +29,9 @@ build)
   echo built > "$2" ;;
 esac
 """
+
+PROGRAMS = (CONTROLPLANE, KUBERNETES, COREDNS, PAUSE, PEER, KSTATUS)
+"""The programs with sources of ours."""
 
 Messages = list[tuple[str, float | None]]
 
@@ -85,6 +92,29 @@ def test_changed_source_is_built_again(program: GoProgram, calls: Path, changed:
         source.write("// changed\n")
     assert program.ensure(Listener()) != before
     assert builds(calls) == 2
+
+
+def test_change_of_one_program_builds_no_other_of_its_module(program: GoProgram, calls: Path) -> None:
+    """Kubernetes takes minutes, the pause container beside it a moment."""
+    other = replace(program, name="other", package="./other")
+    (program.module / "other").mkdir()
+    source = program.module / "other/main.go"
+    source.write_text("package main\n")
+    programs = (program, other)
+    before = [each.ensure(Listener()) for each in programs]
+    source.write_text("// changed\npackage main\n")
+    after = [each.ensure(Listener()) for each in programs]
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+    assert builds(calls) == 3
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=[each.name for each in PROGRAMS])
+def test_program_of_ours_is_one_directory(program: GoProgram) -> None:
+    """What it took from another directory of its module could change without a new build."""
+    sources = [path.read_text() for path in program.sources() if path.suffix == ".go"]
+    [module] = re.findall(r"^module (\S+)$", (program.module / "go.mod").read_text(), re.MULTILINE)
+    assert sources
+    assert not any(re.search(rf'"{re.escape(module)}(/|")', text) for text in sources)
 
 
 def test_concurrent_callers_build_once(program: GoProgram, calls: Path) -> None:

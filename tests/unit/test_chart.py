@@ -232,3 +232,15 @@ def test_selectors_find_the_pods() -> None:
                 selector = spec.get("podSelector", spec.get("selector", {}))
                 assert selector.get("matchLabels", selector).items() <= labels.items()
                 assert selector
+
+
+def test_uninstalling_leaves_each_policy_with_a_parameter_and_its_bindings() -> None:
+    """The API server stops following a parameter's kind with its last binding, and then knows only its former value."""
+    found = [each for path in chart.outputs() for each in yaml.safe_load_all(path.read_text()) if each]
+    policies = {each["metadata"]["name"] for each in found if "paramKind" in each.get("spec", {})}
+    bound = [each for each in found if each.get("spec", {}).get("policyName") in policies]
+    assert len(policies) == 2
+    assert len(bound) == 3
+    kept = [each for each in found if each["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"]
+    assert all(each in kept for each in bound)
+    assert policies <= {each["metadata"]["name"] for each in kept}

@@ -47,6 +47,13 @@ def test_own_node_image_takes_every_image_from_the_node() -> None:
     assert [each["image"] for each in config["nodes"]] == ["localhost/kind-node:1"] * 2
 
 
+def test_busy_machine_gets_more_time_than_kubeadm_gives() -> None:
+    """On two cores with other work the API server took more than the minute after which kubeadm gives up."""
+    patches = cluster._configuration("sms", 1, "localhost/kind-node:1", fixed_port=True)["kubeadmConfigPatches"]
+    timeouts = {each["kind"]: each["timeouts"] for each in map(yaml.safe_load, patches) if "timeouts" in each}
+    assert timeouts == dict.fromkeys(("InitConfiguration", "JoinConfiguration"), cluster.PATIENCE)
+
+
 def test_stock_image_keeps_what_kind_brings() -> None:
     config = cluster._configuration("sms", 1, None, fixed_port=False)
     assert "disableDefaultCNI" not in config["networking"]
