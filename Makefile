@@ -10,7 +10,7 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart bench lock clean
+.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart bench docs picture lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,16 @@ bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--hel
 	@$(BIN)/python -m deploy.local.build >/dev/null
 	@$(BIN)/python -m tests.bench.gopeer >/dev/null
 	@$(BIN)/python -m tests.bench $(B)
+
+docs: $(INSTALLED) ## Write the reference pages, and build the site from README.md and docs/ into build/site
+	@rm -rf build/site  # else Sphinx reads only what has changed, and is silent about old mistakes
+	@$(BIN)/python -m deploy.reference
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo 'build/site/index.html'
+
+picture: $(INSTALLED) ## Draw the picture in README.md from the real output of its commands (needs kubectl)
+	@$(BIN)/python -m deploy.local.build >/dev/null
+	@$(BIN)/python -m deploy.local.picture
 
 lock: $(INSTALLED) ## Update requirements.lock (runtime), -dev.lock (all) and -build.lock; UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements.lock pyproject.toml

@@ -18,7 +18,7 @@ Configure the Twilio number of an instance, and see whether its messages arrive.
 **Authentication.** Send `X-Api-Key`, or `Authorization: Bearer` with a Kubernetes token for this API's audience. One is
 enough; if both are sent, both must be valid. A client with too many failures is answered 429 for a while.
 
-A key, token or setup on a command line is visible to other users of the machine, so the examples below read them from
+A key, token or setup on a command line is visible to other users of the machine, so the examples read them from
 files that only you can read: `setup.json`, and `api-key.txt` with the line `X-Api-Key: KEY`.
 
 **Result.** POST is answered at once, usually with `pending`: the operator then verifies the credentials and configures

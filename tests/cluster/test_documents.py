@@ -180,3 +180,47 @@ def test_rbac_decides_for_bearers(stack: Stack, number: str, tmp_path: Path) -> 
     wait_until(lambda: rest("GET", INSTANCE, **headers).status == 200)
     assert rest("POST", INSTANCE, rest.setup(number), Prefer="wait=30", **headers).body["status"] == "active"
     assert rest("DELETE", INSTANCE, Prefer="wait=30", **headers).status == 204
+
+
+@needs_kubectl
+def test_first_channel_with_kubectl(stack: Stack, number: str, tmp_path: Path) -> None:
+    """The commands of the page in their order; the token comes from standard input in place of the prompt."""
+    page = "docs/first-channel.md"
+    real = {"AC...": stack.twin["account_sid"], "+61400111222": number}
+    environment = {"KUBECONFIG": str(stack.kubeconfig)}
+    (tmp_path / "token").write_text(stack.twin["auth_token"])
+
+    def run(command: str) -> str:
+        for printed, value in real.items():
+            command = command.replace(printed, value)
+        return shell(f"{command} < token", environment=environment, cwd=tmp_path)
+
+    seal, apply, wait, get, delete = (
+        documented(page, f"kubectl {each}")[0]
+        for each in ("sms seal", "apply", "-n sms-channels wait", "-n sms-channels get", "delete")
+    )
+    for command in (seal, apply, wait):
+        run(command)
+    assert stack.twin["auth_token"] not in (tmp_path / "channel.yaml").read_text()
+    header, *rows = run(get).splitlines()
+    assert re.fullmatch(r"NAME +PHONE NUMBER +READY +STATUS +AGE", header)
+    assert any(re.match(rf"{INSTANCE} +{re.escape(number)} +True +Configured", row) for row in rows)
+    run(delete)
+    stack.wait_gone(INSTANCE)
+
+
+@needs_kubectl
+def test_first_channel_by_rest(stack: Stack, number: str, tmp_path: Path) -> None:
+    page = "docs/first-channel.md"
+    environment = stack.environment()
+    [make_key] = documented(page, "(umask")
+    post, delete = documented(page, "curl")
+    shell(make_key, environment=environment, cwd=tmp_path)
+    assert (tmp_path / "api-key.txt").stat().st_mode & 0o077 == 0, "it holds a key"
+    account = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": number}
+    (tmp_path / "setup.json").write_text(json.dumps(account))
+    wait_until(lambda: curl(delete, environment, tmp_path)[0] == 204)  # until the shim knows the key
+    status, answer = curl(post, environment, tmp_path)
+    assert (status, answer["status"], answer["phone_number"]) == (201, "active", number)
+    assert curl(delete, environment, tmp_path)[0] == 204
+    stack.wait_gone(INSTANCE)

@@ -20,9 +20,9 @@ import api_shim.metrics
 import api_shim.settings
 import smschannel.metrics
 import smschannel.settings
-from api_shim.openapi import document
+from deploy import reference
 from deploy.kind.__main__ import ENV as ENV_OF_KIND
-from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason
+from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason, Recheck
 from smschannel.cli.main import cli
 from tests.documents import CURRENT, INSTANCE, PAGES, ROOT, anchors, blocks, commands, prose, section, table
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 COMMANDS = commands()
-RUN_ON_A_CLUSTER = ("curl ", "(umask 077; printf ", "kubectl ", "set -a; . .local/env; set +a")
+RUN_ON_A_CLUSTER = ("curl ", "(umask 077; ", "kubectl ", "set -a; . .local/env; set +a")
 """How commands begin that tests/cluster runs."""
 
 ACCOUNT_SID = f"AC{'0' * 32}"
@@ -150,7 +150,9 @@ def test_make_help_lists_every_target() -> None:
 def test_links_have_targets(page: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(PAGES[page])):
         parts = urlsplit(link)
-        if parts.scheme:
+        if parts.scheme:  # what is there is not looked up
+            assert parts.scheme == "https", link
+            assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc), link
             continue
         target = (ROOT / page).parent / parts.path if parts.path else ROOT / page
         assert target.exists(), link
@@ -217,10 +219,27 @@ def test_metrics_are_in_the_tables_with_their_labels() -> None:
         assert all(f"`{label}`" in documented[name] for label in names), name
 
 
-def test_reasons_are_in_the_table_with_status_and_remedy() -> None:
-    rows = table("Reason", "REST status", "What to do")
-    assert rows == [[reason.name, reason.rest_status, reason.remedy] for reason in Reason]
-    assert f"`{NOT_CONFIGURED}`" in section("What to do for each reason")
+AGAIN = {
+    Recheck.DRIFT: "at each drift check",
+    Recheck.SLOW: "at each slow check",
+    Recheck.BACKOFF: "soon, with growing pauses",
+}
+
+
+def test_each_reason_has_a_section_in_the_order_of_the_code() -> None:
+    headings = re.findall(r"^## (.+)$", PAGES["docs/reasons.md"], re.MULTILINE)
+    assert headings == [reason.name for reason in Reason]
+    assert f"`{NOT_CONFIGURED}`" in PAGES["docs/reasons.md"].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_section_of_a_reason_says_state_meaning_and_remedy(reason: Reason) -> None:
+    state, *meaning, remedy = section(reason.name).strip().split("\n\n")
+    progress = f", {reason.progress} True" if reason.progress else ""
+    again = AGAIN[reason.recheck]
+    assert state == f"*Ready {reason.ready}{progress}. REST status `{reason.rest_status}`. Looked at again {again}.*"
+    assert meaning
+    assert remedy == f"**What to do:** {reason.remedy}"
 
 
 def test_reasons_in_prose_exist() -> None:
@@ -243,10 +262,10 @@ def test_reasons_of_webhook_effective_are_in_the_table() -> None:
     assert sorted(documented) == sorted(each.value for each in Effective)
 
 
-def test_rest_answers_are_in_the_table() -> None:
-    [path] = document()["paths"].values()
-    answered = {status for call in ("get", "post", "delete") for status in path[call]["responses"]}
-    assert [status for status, _ in table("Answer", "When")] == sorted(answered)
+def test_reference_pages_are_up_to_date() -> None:
+    """`make docs` writes them."""
+    written = {path.relative_to(ROOT): path.read_text() for path in reference.PAGES.iterdir()}
+    assert written == {path.relative_to(ROOT): text for path, text in reference.pages().items()}
 
 
 def test_rights_are_in_the_table() -> None:
