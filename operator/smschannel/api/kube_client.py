@@ -154,9 +154,17 @@ class KubeClient:
         accept: str = "application/json",
     ) -> Object:
         """Send one request and return the body of the answer. `path` begins with `/api` or `/apis`."""
-        headers = {"Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = content_type
+        headers = {"Accept": accept} if body is None else {"Accept": accept, "Content-Type": content_type}
+        return _object(await self._exchange(method, path, body, params, headers))
+
+    async def text(self, path: str, params: Mapping[str, str] | None = None) -> str:
+        """Read something that is no object, such as the log of a pod."""
+        answer = await self._exchange("GET", path, None, params, {"Accept": "text/plain, */*"})
+        return answer.decode(errors="replace")
+
+    async def _exchange(
+        self, method: str, path: str, body: Object | None, params: Mapping[str, str] | None, headers: Mapping[str, str]
+    ) -> bytes:
         assert self._session, "use 'async with'"
         try:
             async with self._session.request(
@@ -166,7 +174,7 @@ class KubeClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer("the API server does not answer", error) from None
         if response.status < 300:
-            return _object(answer)
+            return answer
         raise kubernetes_error(response.status, answer, _retry_after(response))
 
     async def pages(
