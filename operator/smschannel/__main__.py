@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
+from importlib.metadata import version
 from typing import Any
 
 if __name__ == "__main__":  # the imports take seconds, and as the first process of a container it would ignore SIGTERM
@@ -24,7 +25,7 @@ from smschannel.api.environment import explain, settings_help, unknown_variables
 from smschannel.api.errors import ChannelError, Fenced, KubernetesRefused, NoKindMatch, Retryable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.logs import log_to_stderr
-from smschannel.api.names import FENCE
+from smschannel.api.names import FENCE, PACKAGE, RELEASE
 from smschannel.channel_cache import ChannelCache
 from smschannel.controller import Controller
 from smschannel.health import serve
@@ -213,7 +214,7 @@ async def _until_crd(kube: KubeStore, settings: Settings) -> None:
 async def _publish(settings: Settings, kube: KubeStore) -> None:
     """Publish the settings for `kubectl sms`. An operator with the Role of an older release works without them."""
     try:
-        await kube.publish_settings(settings.published())
+        await kube.publish_settings({**settings.published(), RELEASE: version(PACKAGE)})
     except KubernetesRefused as error:
         log.warning("cannot publish settings, kubectl sms plan needs them", error=str(error))
 

@@ -170,7 +170,7 @@ def test_missing_channel_is_explained() -> None:
     instance = str(uuid.uuid4())
     result = adopt(instance, "--for", "rest")
     assert result.exit_code == 1
-    assert f"Namespace {CHANNELS} has no SmsChannel {instance}: name its namespace with -n." in result.stderr
+    assert f"No namespace has an SmsChannel {instance}." in result.stderr
 
 
 def test_missing_right_is_explained(stack: Stack, number: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from tests.twin import payloads
 from tests.twin.paging import cut
 from tests.twin.refusals import BAD_REQUEST, METHOD_NOT_ALLOWED, NOT_FOUND, TEST_CREDENTIALS, UNAUTHENTICATED, Refusal
-from tests.twin.state import Account, Number, Service, Twin
+from tests.twin.state import Account, Number, Service, Twin, is_e164
 
 
 class Target(NamedTuple):
@@ -26,6 +27,7 @@ class Target(NamedTuple):
     account: str | None = None
     service: str | None = None
     number: str | None = None
+    name: str | None = None
 
 
 _PATHS = tuple(
@@ -34,6 +36,10 @@ _PATHS = tuple(
         "number": r"/2010-04-01/Accounts/(?P<account>\w+)/IncomingPhoneNumbers/(?P<number>\w+)\.json",
         "numbers": r"/2010-04-01/Accounts/(?P<account>\w+)/IncomingPhoneNumbers\.json",
         "account": r"/2010-04-01/Accounts/(?P<account>\w+)\.json",
+        "messages": r"/2010-04-01/Accounts/(?P<account>\w+)/Messages\.json",
+        "message": r"/2010-04-01/Accounts/(?P<account>\w+)/Messages/(?P<name>\w+)\.json",
+        "lookup": r"/v2/PhoneNumbers/(?P<name>[^/]+)",
+        "prices": r"/v1/Messaging/Countries/(?P<name>\w+)",
         "service_number": r"/v1/Services/(?P<service>\w+)/PhoneNumbers/(?P<number>\w+)",
         "service_numbers": r"/v1/Services/(?P<service>\w+)/PhoneNumbers",
         "service": r"/v1/Services/(?P<service>\w+)",
@@ -174,6 +180,35 @@ def _service_number(twin: Twin, call: Call, account: Account) -> Answer:
     return Answer(200, payloads.service_number(number, call.origin))
 
 
+def _send_message(twin: Twin, call: Call, account: Account) -> Answer:
+    return Answer(201, payloads.message(twin.send(account, call.form)))
+
+
+def _message(twin: Twin, call: Call, account: Account) -> Answer:
+    message = account.messages.get(call.target.name or "")
+    if message is None:
+        raise Refusal(NOT_FOUND, path=call.path)
+    message.status = "sent" if message.status == "queued" else "delivered"
+    return Answer(200, payloads.message(message))
+
+
+def _lookup(twin: Twin, call: Call, account: Account) -> Answer:
+    """Answer for any text: what is no number is not valid, and has no country."""
+    phone_number = unquote(call.target.name or "")
+    country = next((each for prefix, each in _COUNTRIES.items() if phone_number.startswith(prefix)), None)
+    return Answer(200, payloads.lookup(phone_number, country if is_e164(phone_number) else None))
+
+
+def _prices(twin: Twin, call: Call, account: Account) -> Answer:
+    country = call.target.name or ""
+    if country not in _COUNTRIES.values():
+        raise Refusal(NOT_FOUND, path=call.path)
+    return Answer(200, payloads.prices(country))
+
+
+_COUNTRIES = {"+61": "AU", "+44": "GB", "+1": "US"}
+
+
 def _own_number(call: Call, account: Account) -> Number:
     number = account.numbers.by_sid.get(call.target.number or "")
     if number is None:
@@ -194,6 +229,10 @@ _HANDLERS: Mapping[str, Mapping[str, Handler]] = {
     "account": {"GET": _account},
     "numbers": {"GET": _numbers},
     "number": {"GET": _number, "POST": _update_number, "DELETE": _release_number},
+    "messages": {"POST": _send_message},
+    "message": {"GET": _message},
+    "lookup": {"GET": _lookup},
+    "prices": {"GET": _prices},
     "services": {"GET": _services},
     "service": {"GET": _service},
     "service_numbers": {"GET": _service_numbers},

@@ -12,7 +12,7 @@ from email.utils import format_datetime
 
 from tests.twin.paging import Page
 from tests.twin.refusals import Refusal
-from tests.twin.state import Account, Number, Service
+from tests.twin.state import Account, Number, Outbound, Service
 
 API = "/2010-04-01"
 
@@ -122,6 +122,74 @@ def numbers(page: Page[Number], path: str) -> bytes:
         "uri": f"{path}?{page.this}",
     }
     return _with_list(keys, "incoming_phone_numbers", map(number, page.items))
+
+
+def message(one: Outbound) -> bytes:
+    """Return a message; Twilio knows its price some time after it was sent."""
+    uri = f"{API}/Accounts/{one.account_sid}/Messages/{one.sid}.json"
+    return encode(
+        {
+            "sid": one.sid,
+            "account_sid": one.account_sid,
+            "api_version": "2010-04-01",
+            "body": one.body,
+            "date_created": _rfc2822(one.created),
+            "date_sent": None if one.status == "queued" else _rfc2822(one.created),
+            "date_updated": _rfc2822(one.created),
+            "direction": "outbound-api",
+            "error_code": None,
+            "error_message": None,
+            "from": one.sender,
+            "messaging_service_sid": None,
+            "num_media": "0",
+            "num_segments": "1",
+            "price": None,
+            "price_unit": "USD",
+            "status": one.status,
+            "subresource_uris": {"media": uri.replace(".json", "/Media.json")},
+            "to": one.to,
+            "uri": uri,
+        }
+    )
+
+
+def lookup(phone_number: str, country: str | None) -> bytes:
+    """Return the free part of Lookup v2."""
+    return encode(
+        {
+            "calling_country_code": None,
+            "country_code": country,
+            "phone_number": phone_number,
+            "national_format": phone_number,
+            "valid": country is not None,
+            "validation_errors": [] if country else ["INVALID_COUNTRY_CODE"],
+            "url": f"https://lookups.twilio.com/v2/PhoneNumbers/{phone_number}",
+        }
+    )
+
+
+def prices(country: str) -> bytes:
+    """Return the prices of a country: two carriers, which cost differently."""
+    carriers = (("Carrier A", "0.0515"), ("Carrier B", "0.0620"))
+    outbound = [
+        {
+            "carrier": name,
+            "mcc": "505",
+            "mnc": "01",
+            "prices": [{"base_price": price, "current_price": price, "number_type": "mobile"}],
+        }
+        for name, price in carriers
+    ]
+    return encode(
+        {
+            "country": country,
+            "iso_country": country,
+            "price_unit": "USD",
+            "outbound_sms_prices": outbound,
+            "inbound_sms_prices": [{"base_price": "0.0075", "current_price": "0.0075", "number_type": "mobile"}],
+            "url": f"https://pricing.twilio.com/v1/Messaging/Countries/{country}",
+        }
+    )
 
 
 def service(one: Service, origin: str) -> bytes:

@@ -27,6 +27,13 @@ INVALID_URL = Row(400, 21402, "{field} is not valid")
 INVALID_METHOD = Row(400, 21403, "{field} is not valid: it must be GET or POST")
 FALLBACK_WITHOUT_URL = Row(400, 21406, "SmsFallbackUrl cannot be set without SmsUrl")
 NO_SMS = Row(400, 21407, "This phone number type does not support SMS")
+INVALID_RECEIVER = Row(400, 21211, "Invalid 'To' Phone Number: {to}")
+SENDS_TO_ITSELF = Row(400, 21266, "'To' and 'From' number cannot be the same")
+NO_BODY = Row(400, 21602, "Message body is required.")
+NO_SENDER = Row(400, 21603, "A 'From' phone number is required.")
+NO_RECEIVER = Row(400, 21604, "A 'To' phone number is required.")
+SENDER_LACKS_SMS = Row(400, 21606, "'From' {sender} is not a phone number that can send messages for your account")
+FOREIGN_SENDER = Row(400, 21659, "'From' {sender} is not a Twilio phone number of your account")
 
 
 class Refusal(Exception):

@@ -24,10 +24,17 @@ from tests.twin.journal import Journal
 from tests.twin.refusals import (
     ACCOUNT_INACTIVE,
     FALLBACK_WITHOUT_URL,
+    FOREIGN_SENDER,
     INVALID_METHOD,
+    INVALID_RECEIVER,
     INVALID_URL,
+    NO_BODY,
+    NO_RECEIVER,
+    NO_SENDER,
     NO_SMS,
     NOT_FOUND,
+    SENDER_LACKS_SMS,
+    SENDS_TO_ITSELF,
     TOO_MANY_REQUESTS,
     UNAUTHENTICATED,
     Refusal,
@@ -165,6 +172,19 @@ class Application:
     sms_method: str
 
 
+@dataclass(slots=True, eq=False)
+class Outbound:
+    """A message that the account sent. Each fetch shows the next of Twilio's statuses."""
+
+    sid: str
+    account_sid: str
+    to: str
+    sender: str
+    body: str
+    created: datetime
+    status: Literal["queued", "sent", "delivered"] = "queued"
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """An API key: gives access to one account only, not even to its subaccounts."""
@@ -194,6 +214,7 @@ class Account:
     numbers: NumberBook = field(default_factory=NumberBook, repr=False)
     services: dict[str, Service] = field(default_factory=dict, repr=False)
     applications: dict[str, Application] = field(default_factory=dict, repr=False)
+    messages: dict[str, Outbound] = field(default_factory=dict, repr=False)
 
     @property
     def status(self) -> Status:
@@ -409,6 +430,31 @@ class Twin:
             del self.accounts[number.account_sid].services[number.service_sid].numbers[number.sid]
             number.service_sid = None
 
+    def send(self, account: Account, form: Mapping[str, str]) -> Outbound:
+        """Send a message from one of the account's numbers, as far as Twilio would take it. Raises Refusal.
+
+        It arrives nowhere: `deliver` is for messages to the twin's numbers.
+        """
+        to, sender, body = (form.get(name, "") for name in ("To", "From", "Body"))
+        if not to:
+            raise Refusal(NO_RECEIVER)
+        if not sender:
+            raise Refusal(NO_SENDER)
+        if not body:
+            raise Refusal(NO_BODY)
+        if not is_e164(to):
+            raise Refusal(INVALID_RECEIVER, to=to)
+        if to == sender:
+            raise Refusal(SENDS_TO_ITSELF)
+        number = self.numbers.get(sender)
+        if number is None or number.account_sid != account.sid:
+            raise Refusal(FOREIGN_SENDER, sender=sender)
+        if not number.sms:
+            raise Refusal(SENDER_LACKS_SMS, sender=sender)
+        message = Outbound(self.new_sid("SM"), account.sid, to, sender, body, self.now())
+        account.messages[message.sid] = message
+        return message
+
     def create_secondary_token(self, account: Account) -> str:
         """Create a second valid token, which replaces an earlier secondary one."""
         account.secondary_token = self._new_secret()
@@ -466,6 +512,10 @@ class Twin:
 
     def _new_secret(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
+
+
+def is_e164(text: str) -> bool:
+    return _E164.fullmatch(text) is not None
 
 
 def is_web_url(text: str) -> bool:

@@ -73,7 +73,7 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             assert [file for file in files if file != "channel.yaml" and not (ROOT / file).exists()] == []
         case ["pip", "install", "--require-hashes", "-r", file]:
             assert (ROOT / file).is_file()
-        case ["pip", "install", "--no-deps", "."]:
+        case ["pip", "install", "--no-deps", "."] | ["pipx", "install", "."] | ["uv", "tool", "install", "."]:
             assert (ROOT / "pyproject.toml").is_file()
         case ["python", "-m", module]:
             assert importlib.util.find_spec(f"{module}.__main__")

@@ -44,7 +44,11 @@ class Retryable(ChannelError):
 
 
 class TwilioUnavailable(Retryable):
-    """Twilio answered 5xx, or something that is not valid."""
+    """Twilio answered 5xx, or something that is not valid. `code` is Twilio's own; 0 if it named none."""
+
+    def __init__(self, message: str, retry_after: float | None = None, *, code: int = 0) -> None:
+        super().__init__(message, retry_after)
+        self.code = code
 
 
 class TwilioTimeout(TwilioUnavailable):

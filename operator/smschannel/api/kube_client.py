@@ -166,18 +166,28 @@ class KubeClient:
         accept: str = "application/json",
     ) -> Object:
         """Send one request and return the body of the answer. `path` begins with `/api` or `/apis`."""
-        target = f"{path}?{urlencode(params)}" if params else path
-        headers = [("Accept", accept), ("User-Agent", _USER_AGENT)]
+        headers = [("Accept", accept)]
         content = b""
         if body is not None:
             headers.append(("Content-Type", content_type))
             content = json.dumps(body, separators=(",", ":")).encode()
+        return _object(await self._exchange(method, path, params, headers, content))
+
+    async def text(self, path: str, params: Mapping[str, str] | None = None) -> str:
+        """Read something that is no object, such as the log of a pod."""
+        answer = await self._exchange("GET", path, params, [("Accept", "text/plain, */*")])
+        return answer.decode(errors="replace")
+
+    async def _exchange(
+        self, method: str, path: str, params: Mapping[str, str] | None, headers: Headers, body: bytes = b""
+    ) -> bytes:
+        target = f"{path}?{urlencode(params)}" if params else path
         try:
-            answer = await self._send(method, target, headers, content)
+            answer = await self._send(method, target, [*headers, ("User-Agent", _USER_AGENT)], body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer("the API server does not answer", error) from None
         if answer.status < 300:
-            return _object(answer.body)
+            return answer.body
         raise kubernetes_error(answer.status, answer.body, retry_after_seconds(answer.headers.get("retry-after")))
 
     async def _send(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:

@@ -213,6 +213,16 @@ class Keyring:
         return key, rest
 
 
+def sealed_with(sealed: str) -> str | None:
+    """Return the fingerprint, in hexadecimal, of the key that a value was sealed with; None if it is damaged."""
+    try:
+        envelope = _base64(sealed)
+    except ValueError:
+        return None
+    fingerprint = envelope[1 : 1 + _FINGERPRINT]
+    return fingerprint.hex() if envelope[:1] == _VERSION and len(fingerprint) == _FINGERPRINT else None
+
+
 def _base64(encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)

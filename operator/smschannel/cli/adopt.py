@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smschannel.api.errors import Conflict, NotFound
+from smschannel.api.errors import Conflict
 from smschannel.api.ownership import REST_FIELDS, REST_MANAGER, adopted_by, other_owners
-from smschannel.api.resource import API_VERSION, KIND, Spec
-from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, context_namespace, kubeconfig_options
+from smschannel.cli.channels import read_channel
+from smschannel.cli.manifest import manifest_of
+from smschannel.cli.options import INSTANCE, channel_namespace, cluster, instance_options, kubeconfig_options
+from smschannel.cli.output import encoded
 
 if TYPE_CHECKING:
     from smschannel.api.kube_client import KubeClient, Object
@@ -36,9 +38,7 @@ _MANAGER = re.compile(r"[!-~]{1,128}")
     " kustomize-controller (Flux). Default: kubectl.",
 )
 @click.option("--force", is_flag=True, help="Take the fields from their owners, which this command prints without it.")
-@click.option(
-    "-n", "--namespace", type=NAMESPACE, help="The channel's namespace. Default: the context's, or else sms-channels."
-)
+@instance_options
 @kubeconfig_options
 def adopt(
     instance: str,
@@ -77,10 +77,10 @@ def adopt(
         raise click.UsageError("--manager: a field manager has 1 to 128 printable characters and no spaces")
     if owner == "git" and manager == REST_MANAGER:
         raise click.UsageError(f"--manager: {REST_MANAGER} is the field manager of the REST API; use --for rest")
-    namespace = namespace or context_namespace(kubeconfig, context) or "sms-channels"
+    namespace = channel_namespace(namespace, kubeconfig, context)
     channel = asyncio.run(_adopt(instance, namespace, manager, force, kubeconfig, context))
     if owner == "git":
-        click.echo(_manifest(channel).rstrip())
+        click.echo(encoded(manifest_of(channel), "yaml"))
 
 
 async def _adopt(
@@ -93,12 +93,7 @@ async def _adopt(
     async with cluster(kubeconfig, context, denied=denied) as api:
         path = channels_path(namespace, instance)
         for _ in range(_ATTEMPTS):
-            try:
-                channel = await api.request("GET", path)
-            except NotFound:
-                raise click.ClickException(
-                    f"Namespace {namespace} has no SmsChannel {instance}: name its namespace with -n."
-                ) from None
+            channel = await read_channel(api, namespace, instance)
             if "deletionTimestamp" in channel["metadata"]:
                 raise click.ClickException(f"SmsChannel {namespace}/{instance} is being removed.")
             owners = other_owners(channel, manager)
@@ -133,15 +128,3 @@ def _owned(channel: str, owners: dict[str, tuple[str, ...]]) -> str:
 def _done(channel: str, manager: str, owners: dict[str, tuple[str, ...]]) -> str:
     before = f" It belonged to {', '.join(owners)}." if owners else ""
     return f"{', '.join(REST_FIELDS)} of SmsChannel {channel} belong to {manager} now.{before} No value was changed."
-
-
-def _manifest(channel: Object) -> str:
-    """Return the channel as somebody would write it: without defaults, status and what the API server adds."""
-    import yaml
-
-    defaults = {field.alias: field.default for field in Spec.model_fields.values() if not field.is_required()}
-    spec = {name: value for name, value in channel["spec"].items() if name not in defaults or value != defaults[name]}
-    spec["credentials"] = {name: value for name, value in spec["credentials"].items() if value}
-    meta = {name: channel["metadata"][name] for name in ("name", "namespace")}
-    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": spec}
-    return yaml.safe_dump(document, sort_keys=False)

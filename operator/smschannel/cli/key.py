@@ -203,7 +203,11 @@ def create(
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @cluster_options
 def list_keys(output: str, kubeconfig: str | None, context: str | None, operator_namespace: str) -> None:
-    """List the keys, what they allow, and when they expire. The keys themselves are not stored."""
+    """List the keys, what they allow, and when they expire. The keys themselves are not stored.
+
+    \b
+      kubectl sms key list
+    """
     entries = _run(kubeconfig, context, operator_namespace, lambda store: store.entries())
     now = datetime.now(UTC)
     rows = [_row(key_id, entry, now) for key_id, entry in sorted(entries.items())]
@@ -239,7 +243,12 @@ def _row(key_id: str, encoded: str, now: datetime) -> dict[str, Any]:
 @click.argument("key_ids", metavar="ID...", nargs=-1, required=True)
 @cluster_options
 def revoke(key_ids: tuple[str, ...], kubeconfig: str | None, context: str | None, operator_namespace: str) -> None:
-    """Revoke keys by their IDs; they stop working within seconds."""
+    """Revoke keys by their IDs; they stop working within seconds.
+
+    \b
+      kubectl sms key list
+      kubectl sms key revoke 0123abcd
+    """
     _run(kubeconfig, context, operator_namespace, lambda store: store.remove(key_ids))
     click.echo(f"Revoked: {', '.join(key_ids)}", err=True)
 

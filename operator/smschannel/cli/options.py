@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -59,6 +60,24 @@ ACCOUNT_SID = _Checked("AC...", AccountSid)
 LOGIN_SID = _Checked("SK...|AC...", LoginSid)
 PHONE_NUMBER = _Checked("E.164", PhoneNumber, clean_phone_number)
 NAMESPACE = _Checked("namespace", Namespace)
+
+
+def instance_options(command: Command) -> Command:
+    """Add -n, --namespace for the namespace of a channel; `channel_namespace` gives it its default."""
+    text = "The channel's namespace. Default: the context's, or else sms-channels."
+    return click.option("-n", "--namespace", type=NAMESPACE, help=text)(command)
+
+
+def channel_namespace(namespace: str | None, kubeconfig: str | None, context: str | None) -> str:
+    """Return the namespace of a channel that -n names, or else the context's, or else sms-channels."""
+    return namespace or context_namespace(kubeconfig, context) or "sms-channels"
+
+
+def timeout_option(seconds: int) -> Callable[[Command], Command]:
+    """Add --timeout in seconds to a command."""
+    return click.option(
+        "--timeout", type=click.IntRange(1, 86_400), default=seconds, show_default=True, help="Seconds to wait."
+    )
 
 
 def cluster_options(command: Command) -> Command:
@@ -143,12 +162,12 @@ async def cluster(
             raise _error(f"{str(error).rstrip('.')}.") from None
 
 
-async def settings_of(kube: AdminStore) -> Settings:
+async def settings_of(kube: AdminStore, *, sends_logins: bool = True) -> Settings:
     """Return the operator's settings: from this environment, or else as the operator published them.
 
     Twilio's URLs come from this environment or are Twilio's own, since logins are sent there, and others may be able to
-    write what is published. Raises `click.ClickException` if the published ones differ, or settings are incomplete or
-    invalid.
+    write what is published. Raises `click.ClickException` if the published ones differ and the command `sends_logins`,
+    or settings are incomplete or invalid.
     """
     from smschannel.api.environment import explain, unknown_variables
     from smschannel.cli.plan_text import shown
@@ -165,7 +184,7 @@ async def settings_of(kube: AdminStore) -> Settings:
             " another namespace, name it with --operator-namespace. Or set the same variables here."
         )
         raise click.ClickException(explain(error, Settings) + ("" if content else hint)) from None
-    if foreign := settings.foreign_origin(content):
+    if sends_logins and (foreign := settings.foreign_origin(content)):
         variable, value = foreign
         raise click.ClickException(
             f"The operator's published settings name another Twilio: {variable}={shown(value)}. Logins are sent there,"
@@ -173,6 +192,15 @@ async def settings_of(kube: AdminStore) -> Settings:
             f" operator's own setting, set it here: export {variable}=..."
         )
     return settings
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone, unless the user has said --yes; end the command on no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():  # it may be a token, and is not an answer
+        raise click.ClickException(f"{question} This is asked at a terminal: add --yes where there is none.")
+    click.confirm(question, abort=True, err=True)
 
 
 def _error(*sentences: str) -> click.ClickException:

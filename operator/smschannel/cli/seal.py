@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import yaml
-from pydantic import SecretStr
 
 from smschannel.api.errors import KubernetesRefused, NotFound
 from smschannel.api.names import NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, core_path
 from smschannel.api.resource import API_VERSION, KIND
-from smschannel.api.text import TextError, clean, decode, unsendable
+from smschannel.api.text import TextError, clean, decode
 from smschannel.cli.options import (
     ACCOUNT_SID,
     INSTANCE,
@@ -31,11 +28,11 @@ from smschannel.cli.options import (
     cluster_options,
     context_namespace,
 )
+from smschannel.cli.tokens import read_token
 
 if TYPE_CHECKING:
     from smschannel.api.sealing import PublicKey
 
-_MAX_TOKEN_LENGTH = 512
 _OFFLINE = "Without a cluster: --public-key FILE, with the output of 'kubectl sms public-key'."
 
 
@@ -131,7 +128,7 @@ def seal(
                 err=True,
             )
     binding = Binding(namespace, instance, account_sid)
-    token = _read_token(login_sid or account_sid)
+    token = read_token(login_sid or account_sid)
     try:
         sealed = key.seal(token, binding)
     except ValueError as error:
@@ -167,49 +164,6 @@ def public_key(kubeconfig: str | None, context: str | None, operator_namespace: 
     """
     key, _ = asyncio.run(_published(kubeconfig, context, operator_namespace))
     click.echo(key.encoded)
-
-
-def _read_token(login: str) -> SecretStr:
-    """Read and validate the token of `login`. It is not asked for twice: the operator verifies it with Twilio.
-
-    Raises `click.ClickException`; the message never contains the token.
-    """
-    if sys.stdin is not None and sys.stdin.isatty():
-        given: str = click.prompt(
-            f"Token of {login} (not shown)", hide_input=True, err=True, default="", show_default=False
-        )
-    else:
-        given = _from_stdin()
-    token = clean(given)
-    if not token:
-        raise click.ClickException(
-            "The token is empty. Type it at the prompt, or give it on standard input: kubectl sms seal ... < FILE"
-        )
-    if len(token) > _MAX_TOKEN_LENGTH:
-        raise click.ClickException(
-            f"This is not a token: it has at least {len(token)} characters, and Twilio's tokens have 32. Is it already"
-            " sealed?"
-        )
-    if wrong := unsendable(token):
-        raise click.ClickException(
-            f"This is not a token: it contains spaces, quotes, line breaks or non-ASCII characters, first {wrong}."
-            " Give the token alone, as the Twilio console shows it."
-        )
-    if re.fullmatch("(AC|SK)[0-9a-f]{32}", token):
-        raise click.ClickException(
-            "This is a SID, not a token. The Twilio console shows the token below it: 'Auth Token', or 'Secret' for an"
-            " API key."
-        )
-    return SecretStr(token)
-
-
-def _from_stdin() -> str:
-    if sys.stdin is None:
-        return ""
-    try:
-        return decode(sys.stdin.buffer.read(16 * _MAX_TOKEN_LENGTH))
-    except TextError as error:
-        raise click.ClickException(f"This is not a token: it {error}. Give the token alone.") from None
 
 
 def _public_key(file: Path) -> PublicKey:

@@ -42,7 +42,7 @@ from smschannel.metrics import TWILIO_SECONDS
 from smschannel.twilio.answers import MOST_BYTES, check_number, json_object, text_of, too_large
 from smschannel.twilio.limits import Limiter, Origin
 
-_NO_ENVIRONMENT = {"": ""}
+NO_ENVIRONMENT = {"": ""}
 """Not empty: else twilio-python reads TWILIO_* from the process's environment, another token or another host."""
 
 _SUSPENDED = {20005, 20403, 10001}
@@ -88,10 +88,10 @@ class TwilioClient:
         self._timeout = timeout
         self._lease_outlasts = lease_outlasts
         self._ca_bundle = ca_bundle
-        self._transport: _Transport | None = None
+        self._transport: Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._transport = _Transport(self._origins, self._timeout, self._lease_outlasts, self._ca_bundle)
+        self._transport = Transport(self._origins, self._timeout, self._lease_outlasts, self._ca_bundle)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -189,14 +189,14 @@ class TwilioClient:
     def _client(self, login: Login, account_sid: str) -> Any:
         """Return twilio-python's client. Building one per call is cheap, and no token is kept."""
         token = login.token.get_secret_value()
-        _check_sendable(token)
-        return Client(login.sid, token, account_sid, http_client=self._transport, environment=_NO_ENVIRONMENT)
+        check_sendable(token)
+        return Client(login.sid, token, account_sid, http_client=self._transport, environment=NO_ENVIRONMENT)
 
     def _account(self, login: Login, account_sid: str) -> Any:
         return self._client(login, account_sid).api.v2010.accounts(account_sid)
 
 
-def _check_sendable(token: str) -> None:
+def check_sendable(token: str) -> None:
     """Raise `Refused` for a token with a character that HTTP basic authentication cannot carry, and no token has.
 
     Editors and word processors add such characters, mostly invisible ones: the message names the first.
@@ -218,7 +218,7 @@ def _parsing() -> Iterator[None]:
         raise TwilioUnavailable("Twilio's answer lacks what it should contain, or has it in another form.") from None
 
 
-class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
+class Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
     """The HTTP client that twilio-python calls: sends each request over the shared session."""
 
     def __init__(
@@ -321,7 +321,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
 def _kind(method: str, path: str, params: Mapping[str, object]) -> str:
     """Return the name of the call for the metrics."""
     if method == "POST":
-        return "set_webhook"
+        return "send_message" if path.endswith("/Messages.json") else "set_webhook"
     if "/v1/Services" in path:
         return "read_services"
     if "PhoneNumber" in params:
@@ -355,7 +355,7 @@ def twilio_error(status: int, body: str, retry_after: float | None = None) -> Ch
     if code == 20404:  # a 404 without it comes from a proxy or a wrong URL, and does not mean that a number is gone
         return NotFound(f"{answer}.")
     if code:
-        return TwilioUnavailable(f"{answer}, which is an unexpected error.")
+        return TwilioUnavailable(f"{answer}, which is an unexpected error.", code=code)
     return TwilioUnavailable(
         f"The answer with HTTP {status} is not Twilio's: a proxy or gateway on the way to Twilio seems to have sent it."
     )
