@@ -14,6 +14,8 @@ NAMESPACES = "namespaces"
 SETTINGS_CONFIGMAP = "smschannel-settings"
 OPERATOR = "sms-channel-operator"
 """The operator's ServiceAccount and Deployment, and the `app.kubernetes.io/managed-by` label of what it writes."""
+MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
+"""The label of what the operator writes."""
 LEASE = "sms-channel-operator"
 """The Lease of the operator that works while others stand by, in the operator's namespace."""
 FENCE = "sms-channel-operator-fence"

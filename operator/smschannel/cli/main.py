@@ -7,7 +7,9 @@ import click
 from smschannel.cli.adopt import adopt
 from smschannel.cli.detach import detach
 from smschannel.cli.key import key
+from smschannel.cli.keys import keys
 from smschannel.cli.plan import plan
+from smschannel.cli.reseal import reseal, validate
 from smschannel.cli.seal import public_key, seal
 
 
@@ -18,6 +20,8 @@ def cli() -> None:
 
 
 for command in (seal, public_key, plan, adopt, detach, key):
+    cli.add_command(command)
+for command in (keys, validate, reseal):
     cli.add_command(command)
 
 

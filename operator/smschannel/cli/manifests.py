@@ -1,0 +1,41 @@
+"""Reads the SmsChannels of manifest files. Error messages quote nothing of a file: there may be a token in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import yaml
+from pydantic import ValidationError
+
+from smschannel.api.resource import API_VERSION, KIND
+from smschannel.api.text import TextError, decode
+from smschannel.cli.options import INSTANCE, NAMESPACE
+
+Manifest = Mapping[str, Any]
+
+
+def read_channels(source: str, content: bytes) -> list[tuple[str, Manifest]]:
+    """Return name and manifest of each SmsChannel in a YAML or JSON file. Raises `click.ClickException`."""
+    try:
+        documents = [each for each in yaml.safe_load_all(decode(content)) if isinstance(each, dict)]
+    except TextError as error:
+        raise click.ClickException(f"{source} {error}") from None
+    except RecursionError:
+        raise click.ClickException(f"{source} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date or number that cannot be
+        at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
+        raise click.ClickException(f"{source} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
+    channels = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]
+    named: list[tuple[str, Manifest]] = []
+    for each in channels:
+        try:
+            meta = each["metadata"]
+            named.append((INSTANCE.rule.validate_python(meta["name"]), each))
+            NAMESPACE.rule.validate_python(meta.get("namespace", "default"))
+        except (KeyError, TypeError, AttributeError):
+            raise click.ClickException(f"{source} holds an {KIND} without a name") from None
+        except ValidationError as error:
+            raise click.ClickException(f"{source}: {error.errors(include_input=False)[0]['msg']}") from None
+    return named
