@@ -7,19 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import structlog
-
 from api_shim.channels import Channels
 from api_shim.clients import Shares
 from api_shim.schemas import is_being_deleted, is_observed
-from smschannel.api.errors import ChannelError, Expired, Retryable
+from smschannel.api.errors import Retryable
+from smschannel.api.follow import follow
 from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import channels_path
 from smschannel.api.status import condition
 
 _RETRY_SECONDS = 1.0
-
-log = structlog.get_logger()
 
 
 def is_settled(channel: Object | None) -> bool:
@@ -109,27 +106,13 @@ class ChannelWaiter:
                 self._watch = None
 
     async def _follow(self, version: str) -> None:
-        while True:
-            try:
-                version = await self._follow_once(version)
-            except Expired:
-                version = ""  # start from now: such a watch begins with an event for every channel
-            except ChannelError as error:
-                log.warning("channel watch broken, retrying", namespace=self._channels.namespace, error=str(error))
-            except Exception:
-                log.exception("channel watch broken, retrying", namespace=self._channels.namespace)
-            self._wake_all()
-            await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _follow_once(self, version: str) -> str:
-        """Watch until the stream ends; return the resourceVersion to continue from ("" for the latest)."""
-        params = {"resourceVersion": version} if version else {}
-        async for event in self._api.watch(channels_path(self._channels.namespace), params):
-            meta = event["object"]["metadata"]  # empty in an ERROR event, the last one of a stream
-            version = meta.get("resourceVersion", "")
-            for changed in self._waiting.get(meta.get("name", ""), ()):
-                changed.set()
-        return version
+        path = channels_path(self._channels.namespace)
+        async for event in follow(self._api, path, version, longest_delay=_RETRY_SECONDS):
+            if event is None:
+                self._wake_all()  # deletions may have been missed
+            else:
+                for changed in self._waiting.get(event["object"]["metadata"].get("name", ""), ()):
+                    changed.set()
 
     def _wake_all(self) -> None:
         for events in self._waiting.values():

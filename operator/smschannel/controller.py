@@ -7,6 +7,7 @@ event delays a reconcile until the next resync, nothing else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -88,6 +89,7 @@ class Controller:
         self._secret_versions: dict[Key, str] = {}
         self._clock = asyncio.get_running_loop().time
         self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
+        self._resync_now = asyncio.Event()
         self._in_flight: set[asyncio.Future[bool]] = set()
         self._patience = _SHUTDOWN_SECONDS
         self._queue: WorkQueue[Key] = WorkQueue(
@@ -174,10 +176,14 @@ class Controller:
             and was_well(status, generation=meta["generation"], webhook_url=self._template.url(*key))
         )
 
+    def listed(self, namespace: str) -> str:
+        """Return the resourceVersion of the list that was loaded, from which a watch continues; empty without one."""
+        return self._kube.listed.get(namespace, "")
+
     # Events
 
-    def on_channel(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """Handle an event of a channel: `kind` is its type, None for an object that was listed."""
+    def on_channel(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Handle an event of a channel: `kind` is its type."""
         meta = body["metadata"]
         key, uid = Key(meta["namespace"], meta["name"]), meta["uid"]
         if kind != "DELETED":
@@ -406,13 +412,22 @@ class Controller:
 
     async def _resync_periodically(self) -> None:
         while True:
-            await asyncio.sleep(self._resync_interval * random.uniform(0.9, 1.1))  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._resync_now.wait(),
+                    self._resync_interval * random.uniform(0.9, 1.1),  # noqa: S311
+                )
+            self._resync_now.clear()
             try:
                 await self.resync()
             except ChannelError as error:
                 log.warning("resync failed", error=str(error))
             except Exception:
                 log.exception("resync failed")
+
+    def resync_soon(self) -> None:
+        """Resync now instead of at the next interval: a watch missed events."""
+        self._resync_now.set()
 
     async def resync(self) -> None:
         """List all channels and records, and add the keys whose events the watch missed.

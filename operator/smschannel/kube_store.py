@@ -100,6 +100,7 @@ class KubeStore:
         self.namespace = operator_namespace
         self.claims = Claims()
         self.on_written: Callable[[Object], object] = lambda channel: None
+        self.listed: dict[str, str] = {}  # resourceVersions by namespace
         self.keys = Keys(KeyringStore(api, operator_namespace, keyring_dir), self._report_keyring)
         self._namespaces: tuple[str, ...] = ()
         self._altered: dict[str, Record] = {}  # as they were sealed, by number
@@ -124,8 +125,12 @@ class KubeStore:
             return None
 
     async def channels(self, namespace: str) -> AsyncIterator[Object]:
-        """Yield all channels of a namespace."""
-        async for body in self._api.pages(channels_path(namespace)):
+        """Yield all channels of a namespace. `listed` has the list's resourceVersion afterwards."""
+
+        def note(version: str) -> None:
+            self.listed[namespace] = version
+
+        async for body in self._api.pages(channels_path(namespace), on_version=note):
             yield trimmed(body)
 
     async def channel_metadata(self, namespace: str) -> AsyncIterator[Object]:

@@ -16,8 +16,8 @@ import aiohttp
 import yaml
 
 from deploy.local.stack import CHANNELS, OPERATOR
-from smschannel.api.names import KEYRING_SECRET
 from smschannel.api.resource import API_VERSION, CHECK_NOW_ANNOTATION
+from smschannel.core.record import RECORD_LABEL
 
 PATH = f"/apis/{API_VERSION}/namespaces/{CHANNELS}/smschannels"
 RECORDS = f"/api/v1/namespaces/{OPERATOR}/secrets"
@@ -166,7 +166,7 @@ async def sweep(session: aiohttp.ClientSession) -> None:
     no_finalizers = json.dumps({"metadata": {"finalizers": None}}).encode()
     await in_flight(lambda name: send(session, "PATCH", f"{PATH}/{name}", no_finalizers), names)
     await send(session, "DELETE", PATH)
-    await send(session, "DELETE", f"{RECORDS}?fieldSelector=metadata.name!={KEYRING_SECRET}")
+    await send(session, "DELETE", f"{RECORDS}?labelSelector={RECORD_LABEL}")
 
 
 async def send(session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> bytes:

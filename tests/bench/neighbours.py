@@ -241,7 +241,9 @@ async def _rest(client: aiohttp.ClientSession, key: str, account: Mapping[str, A
     while perf_counter() - began < _LONGEST:
         async with client.post(path, json=body, headers=headers) as answer:
             found = await answer.json()
-        if found.get("status") == "active":
+            if not answer.ok:
+                raise LoadError(f"POST {path}: HTTP {answer.status}: {found}")
+        if found["status"] == "active":
             run.seconds[REST].append(perf_counter() - began)
             return
     run.late += 1

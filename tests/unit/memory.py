@@ -162,7 +162,9 @@ class MemoryApi:
         await asyncio.sleep(self.latency)
         return copy.deepcopy(answer)
 
-    async def pages(self, path: str, params: Any = None, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+    async def pages(
+        self, path: str, params: Any = None, *, metadata_only: bool = False, on_version: Any = None
+    ) -> AsyncIterator[Object]:
         self.calls.append(("LIST", path))
         await self.on_call("LIST", path)
         plural, namespace, _, _ = _parse(path)

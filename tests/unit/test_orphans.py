@@ -31,7 +31,9 @@ class Lists(MemoryApi):
         super().__init__()
         self.answers: list[NoKindMatch | list[Object]] = []
 
-    async def pages(self, path: str, params: Any = None, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+    async def pages(
+        self, path: str, params: Any = None, *, metadata_only: bool = False, on_version: Any = None
+    ) -> AsyncIterator[Object]:
         if self.answers and "smschannels" in path:
             answer = self.answers.pop(0)
             if isinstance(answer, NoKindMatch):
@@ -60,7 +62,9 @@ class WithoutCrd(Lists):
         self.is_gone = True
         self.objects = {place: body for place, body in self.objects.items() if place[0] != "smschannels"}
 
-    async def pages(self, path: str, params: Any = None, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+    async def pages(
+        self, path: str, params: Any = None, *, metadata_only: bool = False, on_version: Any = None
+    ) -> AsyncIterator[Object]:
         if self.is_gone and "smschannels" in path:
             raise NO_KIND
         async for each in super().pages(path, params, metadata_only=metadata_only):

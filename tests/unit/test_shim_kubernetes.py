@@ -407,7 +407,8 @@ async def test_deleting_the_secret_revokes_all_keys(kubernetes: Kubernetes) -> N
         response = web.StreamResponse()
         await response.prepare(request)
         await removed.wait()
-        await response.write(json.dumps({"type": "DELETED", "object": kubernetes.keys}).encode() + b"\n")
+        gone = {**kubernetes.keys, "metadata": {"resourceVersion": "9"}}
+        await response.write(json.dumps({"type": "DELETED", "object": gone}).encode() + b"\n")
         await asyncio.sleep(3600)
         return response
 

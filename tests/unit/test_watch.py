@@ -1,10 +1,11 @@
-"""kopf under the operator: which requests it sends for Secrets, and what becomes of the answers."""
+"""The informer: which requests are sent for channels and Secrets, and what becomes of the answers."""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -30,10 +31,16 @@ def secret(name: str, version: str) -> dict[str, Any]:
 
 
 class ApiServer:
-    """An API server with two Secrets, one page each, or none, and no channels. It sends one watch event of a Secret."""
+    """An API server with two Secrets, one page each, or none. It sends one watch event of a Secret.
 
-    def __init__(self, *, empty: bool = False) -> None:
+    Each watch of channels is answered with the next of `channel_events`, and then stays open; when there are no more,
+    none is answered.
+    """
+
+    def __init__(self, *, empty: bool = False, channel_events: Iterable[list[dict[str, Any]]] = ()) -> None:
         self._empty = empty
+        self._channel_events = iter(channel_events)
+        self.channel_versions: list[str | None] = []
         self.accepted: list[tuple[bool, str]] = []
         self.queries: list[dict[str, str]] = []
         self.over = asyncio.Event()
@@ -53,10 +60,10 @@ class ApiServer:
             return web.json_response(document)
         is_watch = request.query.get("watch") == "true"
         if not request.path.endswith("/secrets"):
-            if is_watch:
-                await self.over.wait()
-                return web.Response()
-            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+            assert is_watch, "channels were listed when they were loaded"
+            self.channel_versions.append(request.query.get("resourceVersion"))
+            events = next(self._channel_events, None)
+            return await self._stream(request, events or [], ends=events is not None)
         self.accepted.append((is_watch, request.headers["Accept"]))
         self.queries.append(dict(request.query))
         return await self._events(request) if is_watch else self._page(request)
@@ -73,31 +80,55 @@ class ApiServer:
         return web.Response(text=json.dumps(body, separators=(",", ":")), content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
+        bookmark = {"type": "BOOKMARK", "object": {**PARTIAL, "metadata": {"resourceVersion": "8"}}}
+        return await self._stream(
+            request, [bookmark, {"type": "MODIFIED", "object": {**PARTIAL, **secret("one", "9")}}]
+        )
+
+    async def _stream(
+        self, request: web.Request, events: list[dict[str, Any]], *, ends: bool = False
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        bookmark = {"type": "BOOKMARK", "object": {**PARTIAL, "metadata": {"resourceVersion": "8"}}}
-        for event in (bookmark, {"type": "MODIFIED", "object": {**PARTIAL, **secret("one", "9")}}):
+        for event in events:
             await response.write(json.dumps(event).encode() + b"\n")
-        await self.over.wait()
+        if not ends:
+            await self.over.wait()
         return response
 
 
 class Events:
-    """Receives the events of Secrets, as the controller does."""
+    """Receives events, as the controller does, until there are `count`."""
 
     def __init__(self, count: int) -> None:
         self.seen: list[tuple[str | None, dict[str, Any]]] = []
+        self.channels: list[tuple[str, str] | str] = []
         self.all = asyncio.Event()
         self._count = count
 
+    def listed(self, namespace: str) -> str:
+        return "41"
+
     def on_secret(self, kind: str | None, body: Any) -> None:
         self.seen.append((kind, dict(body)))
-        if len(self.seen) == self._count:
+        self._count_down()
+
+    def on_channel(self, kind: str, body: Any) -> None:
+        self.channels.append((kind, body["metadata"]["name"]))
+        self._count_down()
+
+    def resync_soon(self) -> None:
+        self.channels.append("resync")
+        self._count_down()
+
+    def _count_down(self) -> None:
+        self._count -= 1
+        if self._count == 0:
             self.all.set()
 
 
 async def follow(server: ApiServer, events: Events) -> None:
-    """Watch until all expected events of Secrets have come."""
+    """Watch until all expected events have come."""
     app = web.Application()
     app.router.add_get("/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0)
@@ -109,12 +140,47 @@ async def follow(server: ApiServer, events: Events) -> None:
     try:
         async with KubeClient(configuration) as api, asyncio.timeout(60):
             watching = asyncio.create_task(watch(api, cast(Controller, events), [NAMESPACE], stop=stop, over=over))
-            await events.all.wait()
+            await asyncio.wait(
+                {watching, asyncio.ensure_future(events.all.wait())}, return_when=asyncio.FIRST_COMPLETED
+            )
             over.set()
             await watching
     finally:
         server.over.set()
         await runner.cleanup()
+
+
+def channel(kind: str, name: str, version: str) -> dict[str, Any]:
+    return {"type": kind, "object": {"metadata": {"name": name, "resourceVersion": version}}}
+
+
+async def test_channels_are_watched_from_their_list_on() -> None:
+    """A watch goes on where the one before ended, also after a bookmark: no event is missed, none is sent again."""
+    first = [channel("ADDED", "a", "42"), channel("MODIFIED", "a", "43")]
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "50"}}}
+    server, events = ApiServer(channel_events=[first, [bookmark], [channel("DELETED", "a", "51")]]), Events(6)
+    await follow(server, events)
+    assert events.channels == [("ADDED", "a"), ("MODIFIED", "a"), ("DELETED", "a")]
+    assert server.channel_versions[:3] == ["41", "43", "50"]
+
+
+async def test_watch_that_is_too_old_begins_with_all_channels() -> None:
+    """Channels may have been deleted meanwhile, which only a resync finds."""
+    expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old", "metadata": {}}}
+    server, events = ApiServer(channel_events=[[expired], [channel("ADDED", "b", "90")]]), Events(5)
+    await follow(server, events)
+    assert events.channels == ["resync", ("ADDED", "b")]
+    assert server.channel_versions[:2] == ["41", None]
+
+
+async def test_bug_ends_all_watches() -> None:
+    """Else the operator would go on without seeing changes, and keep its lease."""
+    server, events = (
+        ApiServer(channel_events=[[{"type": "ADDED", "object": {"metadata": {"resourceVersion": "1"}}}]]),
+        Events(9),
+    )
+    with pytest.raises(KeyError, match="name"):
+        await follow(server, events)
 
 
 async def test_kopf_goes_on_when_there_is_no_secret() -> None:
@@ -151,7 +217,9 @@ async def test_kopf_starts_for_a_user_id_that_has_no_name(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(getpass, "getuser", no_name)
     over = asyncio.Event()
-    over.set()  # before kopf asks anything of API server or controller
-    await asyncio.wait_for(
-        watch(cast(Any, None), cast(Any, None), ["sms-channels"], stop=asyncio.Event(), over=over), 30
-    )
+    over.set()  # before kopf asks anything of the API server
+    configuration = Configuration()
+    configuration.host = "http://127.0.0.1:9"  # nobody listens there
+    async with KubeClient(configuration) as api:
+        controller = cast(Controller, Events(1))
+        await asyncio.wait_for(watch(api, controller, [NAMESPACE], stop=asyncio.Event(), over=over), 30)

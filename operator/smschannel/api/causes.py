@@ -8,6 +8,7 @@ import ssl
 import aiohttp
 
 from smschannel.api.egress import shown_proxy
+from smschannel.api.http import NotHttp, UnknownHost
 
 _EXPIRED, _NOT_YET_VALID, _REVOKED = 10, 9, 23  # OpenSSL's verify codes
 _UNKNOWN_CA = {2, 18, 19, 20, 21}
@@ -30,6 +31,10 @@ def in_words(error: BaseException, proxy: str | None = None) -> str:
             return f"{via} answers HTTP {error.status} instead of connecting"
         case aiohttp.ClientProxyConnectionError():
             return f"{via} cannot be reached: {_reason(error.os_error)}"
+        case UnknownHost():
+            return f"the host name {error} cannot be resolved"
+        case NotHttp():
+            return "the answer is not valid HTTP"
         case aiohttp.ClientConnectorDNSError():
             return f"the host name {error.host} cannot be resolved"
         case aiohttp.ClientConnectorError():

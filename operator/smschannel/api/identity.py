@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from multidict import CIMultiDict
-
 from smschannel.api.errors import KubeconfigError
 from smschannel.api.text import TextError, clean, decode, described, is_invisible
 
@@ -64,14 +62,14 @@ class Identity:
         """Return the client certificate and key (PEM) of a login program."""
         return self._credentials.certificate
 
-    async def headers(self) -> CIMultiDict[str]:
+    async def headers(self) -> list[tuple[str, str]]:
         """Return the headers for one request. Raises `KubeconfigError` if credentials cannot be renewed."""
         expires = self._credentials.expires
         if self._login and expires is not None and expires <= time.time():
             await self._renew(self._credentials)
-        headers = CIMultiDict(self._impersonation)
+        headers = list(self._impersonation)
         if self._credentials.authorization:
-            headers["Authorization"] = self._credentials.authorization
+            headers.append(("Authorization", self._credentials.authorization))
         return headers
 
     async def renewed(self) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.http_exceptions import LineTooLong
@@ -29,15 +30,17 @@ from smschannel.api.errors import (
     NotFound,
     retry_after_seconds,
 )
+from smschannel.api.http import Answer, AnswerTooLarge, Headers, HttpClient
 from smschannel.api.kubeconfig import Access, load_access
 from smschannel.api.names import FENCE
-from smschannel.api.paging import MAX_ANSWER_BYTES, AnswerTooLarge, BoundedPages, BoundedResponse
+from smschannel.api.paging import MAX_ANSWER_BYTES, BoundedPages, BoundedResponse
 
 Object = dict[str, Any]
 """One JSON object as the API server sends or accepts it: a resource, a list, a review, a watch event."""
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_USER_AGENT = "sms-channel-operator"
 _PAGE_SIZE = 500  # objects per list call, at most
 _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
 METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -79,7 +82,15 @@ class KubeClient:
         self._access = configuration if isinstance(configuration, Access) else Access(configuration.host)
         self._server = configuration.host.rstrip("/")  # may have a path, if one proxy serves many clusters
         self._origin = URL(self._server).origin()
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
+        self._timeout = timeout
+        self._http = HttpClient(
+            self._server,
+            self._access.tls,
+            timeout=timeout,
+            limit=_MAX_CONNECTIONS,
+            most_bytes=MAX_ANSWER_BYTES,
+            proxy=self._access.proxy,
+        )
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
@@ -96,19 +107,19 @@ class KubeClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
         if self._session:
             await self._session.close()
 
-    def new_session(
-        self, limit: int = _MAX_CONNECTIONS, *middlewares: aiohttp.ClientMiddlewareType
-    ) -> aiohttp.ClientSession:
-        """Return a session whose requests carry the credentials, to this API server only; the caller closes it.
+    def new_session(self, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
+        """Return a session for lists and watches, which carry the credentials, to this API server only.
 
-        It has at most `limit` connections; 0 means any number. `middlewares` are called before its own.
+        It has any number of connections, since a watch needs one. `middlewares` are called before its own. The caller
+        closes it.
         """
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._access.tls or True, limit=limit, keepalive_timeout=60),
-            timeout=self._timeout,
+            connector=aiohttp.TCPConnector(ssl=self._access.tls or True, limit=0, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=5),
             cookie_jar=aiohttp.DummyCookieJar(),
             json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
             proxy=self._access.proxy,
@@ -154,13 +165,39 @@ class KubeClient:
         accept: str = "application/json",
     ) -> Object:
         """Send one request and return the body of the answer. `path` begins with `/api` or `/apis`."""
-        headers = {"Accept": accept}
+        target = f"{path}?{urlencode(params)}" if params else path
+        headers = [("Accept", accept), ("User-Agent", _USER_AGENT)]
+        content = b""
         if body is not None:
-            headers["Content-Type"] = content_type
+            headers.append(("Content-Type", content_type))
+            content = json.dumps(body, separators=(",", ":")).encode()
+        try:
+            answer = await self._send(method, target, headers, content)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._no_answer("the API server does not answer", error) from None
+        if answer.status < 300:
+            return _object(answer.body)
+        raise kubernetes_error(answer.status, answer.body, retry_after_seconds(answer.headers.get("retry-after")))
+
+    async def _send(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
+        """Send a request with the credentials; log in again, once, if they are refused."""
+        identity = self._access.identity
+        try:
+            given = [*headers, *await identity.headers()]
+            answer = await self._http.request(method, target, given, body)
+            if answer.status != 401 or not await identity.renewed():
+                return answer
+            given = [*headers, *await identity.headers()]
+        except KubeconfigError as error:
+            raise _LoginFailed(str(error)) from None
+        return await self._http.request(method, target, given, body)
+
+    async def _list(self, path: str, query: Mapping[str, str], accept: str) -> Object:
+        """Read a page of a list, which aiohttp's middlewares keep small."""
         assert self._session, "use 'async with'"
         try:
-            async with self._session.request(
-                method, self._server + path, json=body, params=params, headers=headers, allow_redirects=False
+            async with self._session.get(
+                self._server + path, params=query, headers={"Accept": accept}, allow_redirects=False
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -170,21 +207,28 @@ class KubeClient:
         raise kubernetes_error(response.status, answer, _retry_after(response))
 
     async def pages(
-        self, path: str, params: Mapping[str, str] | None = None, *, metadata_only: bool = False
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        metadata_only: bool = False,
+        on_version: Callable[[str], object] = lambda version: None,
     ) -> AsyncIterator[Object]:
         """Yield all objects of a list, page by page. Raises `Expired` if the list became too old halfway.
 
-        With `metadata_only`, each object has nothing but its metadata.
+        With `metadata_only`, each object has nothing but its metadata. `on_version` is called with the list's
+        resourceVersion, from which a watch can continue.
         """
         accept = METADATA_OF_LIST if metadata_only else "application/json"
         more: dict[str, str] = {}
         seen: set[str] = set()
         while True:
             query = {**(params or {}), "limit": str(_PAGE_SIZE), **more}
-            page = await self.request("GET", path, params=query, accept=accept)
+            page = await self._list(path, query, accept)
             items, meta = page.get("items", False), page.get("metadata")
             if not isinstance(items, list | None) or not isinstance(meta, dict):  # null: an empty list of metadata
                 raise KubernetesUnavailable("the API server's answer is not a list")
+            on_version(str(meta.get("resourceVersion", "")))
             for item in items or ():
                 yield item
             if not meta.get("continue"):
@@ -197,7 +241,8 @@ class KubeClient:
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
         """Yield watch events (`type`, `object`) until the server ends the stream. Raises the same errors as `request`.
 
-        A stream that is silent for 90 seconds counts as broken: bookmarks arrive about once a minute.
+        An ERROR event is raised as the error that it is. A stream that is silent for 90 seconds counts as broken:
+        bookmarks arrive about once a minute.
         """
         assert self._session, "use 'async with'"
         query = {"watch": "true", "allowWatchBookmarks": "true", **params}
@@ -213,7 +258,7 @@ class KubeClient:
                 if response.status >= 300:
                     raise kubernetes_error(response.status, await response.read(), _retry_after(response))
                 async for line in response.content:
-                    yield _object(line)
+                    yield _event(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer("the watch broke", error) from None
         except LineTooLong:  # its message has the beginning of the line
@@ -228,6 +273,17 @@ def _object(answer: bytes) -> Object:
     if not isinstance(document, dict):
         raise KubernetesUnavailable("the API server's answer is not a JSON object")
     return document
+
+
+def _event(line: bytes) -> Object:
+    event = _object(line)
+    found = event.get("object")
+    if event.get("type") == "ERROR" and isinstance(found, dict):
+        code = found.get("code")
+        raise kubernetes_error(code if isinstance(code, int) else 500, json.dumps(found).encode())
+    if not isinstance(found, dict) or not (found.get("metadata") or {}).get("resourceVersion"):
+        raise KubernetesUnavailable("the API server's watch sends something else than events")
+    return event
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -10,6 +10,8 @@ import aiohttp
 from cachetools import LRUCache
 from yarl import URL
 
+from smschannel.api.http import AnswerTooLarge
+
 MAX_ANSWER_BYTES = 12 * 2**20
 """The cap. One object always fits: etcd stores at most 1.5 MiB, which escaped as JSON is at most six times as long."""
 
@@ -18,13 +20,6 @@ _FIRST_PAGE = 20  # objects, while nothing is known of their size
 _GROWTH = 5  # a page has at most so many times the objects of the page before
 _SHRINK = 8
 _MAX_LISTS = 1000  # remembered at once: one per resource, namespace and selector
-
-
-class AnswerTooLarge(aiohttp.ClientPayloadError):
-    """The answer was refused before all of it was read."""
-
-    def __init__(self) -> None:
-        super().__init__(f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
 
 
 class BoundedResponse(aiohttp.ClientResponse):
@@ -40,7 +35,7 @@ class BoundedResponse(aiohttp.ClientResponse):
                 if size > MAX_ANSWER_BYTES:
                     chunks.clear()
                     self.close()
-                    raise AnswerTooLarge
+                    raise AnswerTooLarge(MAX_ANSWER_BYTES)
                 chunks.append(chunk)
             self._body = b"".join(chunks)
         return await super().read()

@@ -7,43 +7,38 @@ import re
 import zlib
 from typing import Any
 
-import aiohttp
-
 from smschannel.api.errors import TwilioUnavailable
+from smschannel.api.http import Answer
 
-_MOST_BYTES = 32 * 2**20
+MOST_BYTES = 32 * 2**20
 """Ten times a page of 1,000 numbers."""
 _NUMBER_SID = re.compile("PN[0-9a-fA-F]{32}", re.ASCII)
 
 
-async def read_text(response: aiohttp.ClientResponse) -> str:
-    """Read the body of an answer that aiohttp does not decompress. Raises `TwilioUnavailable` if it is too large."""
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(2**16):
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            raise _too_large(response.status)
-    if response.headers.get("Content-Encoding", "").lower() in {"gzip", "x-gzip"}:
-        return _unzipped(bytes(body), response.status).decode(errors="replace")
+def text_of(answer: Answer) -> str:
+    """Return the body of an answer, decompressed. Raises `TwilioUnavailable` if it is too large then, or damaged."""
+    body = answer.body
+    if answer.headers.get("content-encoding", "").lower() in {"gzip", "x-gzip"}:
+        body = _unzipped(body, answer.status)
     return body.decode(errors="replace")
 
 
 def _unzipped(body: bytes, status: int) -> bytes:
     unzip = zlib.decompressobj(wbits=31)
     try:
-        unzipped = unzip.decompress(body, _MOST_BYTES + 1)
+        unzipped = unzip.decompress(body, MOST_BYTES + 1)
     except zlib.error:
         raise TwilioUnavailable(f"The answer with HTTP {status} is damaged: it is not gzip, as it says.") from None
-    if len(unzipped) > _MOST_BYTES:
-        raise _too_large(status)
+    if len(unzipped) > MOST_BYTES:
+        raise too_large()
     if not unzip.eof:
         raise TwilioUnavailable(f"The answer with HTTP {status} was cut off.")
     return unzipped
 
 
-def _too_large(status: int) -> TwilioUnavailable:
-    size = f"larger than {_MOST_BYTES >> 20} MB"
-    return TwilioUnavailable(f"The answer with HTTP {status} is {size}, so it is not Twilio's.")
+def too_large() -> TwilioUnavailable:
+    """Return the error for an answer of more than `MOST_BYTES`."""
+    return TwilioUnavailable(f"The answer is larger than {MOST_BYTES >> 20} MB, so it is not Twilio's.")
 
 
 def json_object(body: str) -> dict[str, Any] | None:

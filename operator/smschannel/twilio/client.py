@@ -1,6 +1,6 @@
 """The client for Twilio: reads numbers and Messaging Services, and sets a number's `SmsUrl` and `SmsMethod`.
 
-Requests are built by twilio-python and sent over one shared session, which has timeouts (the library's own have no
+Requests are built by twilio-python and sent over shared connections, with timeouts (the library's own have no
 effect), never follows a redirect, and turns Twilio's error answers into this project's errors before the library
 sees them.
 """
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from twilio.base.exceptions import TwilioException
@@ -32,12 +33,13 @@ from smschannel.api.errors import (
     TwilioUnavailable,
     retry_after_seconds,
 )
+from smschannel.api.http import AnswerTooLarge, HttpClient
 from smschannel.api.reasons import Reason
 from smschannel.api.text import unsendable
 from smschannel.core.plan import Number
 from smschannel.core.record import Login, Webhook
 from smschannel.metrics import TWILIO_SECONDS
-from smschannel.twilio.answers import check_number, json_object, read_text
+from smschannel.twilio.answers import MOST_BYTES, check_number, json_object, text_of, too_large
 from smschannel.twilio.limits import Limiter, Origin
 
 _NO_ENVIRONMENT = {"": ""}
@@ -45,6 +47,8 @@ _NO_ENVIRONMENT = {"": ""}
 
 _SUSPENDED = {20005, 20403, 10001}
 _WEBHOOK_REFUSED = {21402, 21403}
+_HEADERS = (("Accept", "application/json"), ("Accept-Encoding", "gzip"), ("User-Agent", "sms-channel-operator"))
+_MOST_CONNECTIONS = 1000  # the limiter has narrower ones
 _PAGE_SIZE = 1000
 _MOST_PAGES = 1000
 _LACKS_SMS = {21407}
@@ -92,7 +96,7 @@ class TwilioClient:
 
     async def __aexit__(self, *_: object) -> None:
         if self._transport:
-            await self._transport.session.close()
+            await self._transport.close()
 
     def forget_refusal(self, login: Login, account_sid: str, *, older_than: float = 0) -> None:
         """Make the next call with these credentials although Twilio refused them, because a person asked for it.
@@ -226,17 +230,22 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
     ) -> None:
         # The base class is not initialised: it makes a session of its own and a logger that prints phone numbers.
         self.is_async = True
-        self._proxies = {each: proxy_for(each) for each in origins.values()}
         tls = public_tls(ca_bundle)
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ssl=tls),
-            timeout=aiohttp.ClientTimeout(total=timeout, connect=5),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # `read_text` bounds what an answer may become
-        )
+        self._proxies = {origin: proxy_for(origin) for origin in origins.values()}
+        self._clients = {
+            origin: HttpClient(
+                origin, tls, timeout=timeout, limit=_MOST_CONNECTIONS, most_bytes=MOST_BYTES, proxy=proxy
+            )
+            for origin, proxy in self._proxies.items()
+        }
         self._origins = origins
         self._timeout = timeout
         self._lease_outlasts = lease_outlasts
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            await client.close()
 
     async def request(
         self,
@@ -250,14 +259,14 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         allow_redirects: bool = False,
     ) -> Response:
         assert auth, "twilio-python always has credentials here"
-        url = self._configured(url)
-        status, answer, retry_after = await self._send(method, url, params, data, aiohttp.encode_basic_auth(*auth))
+        origin, path = self._configured(url)
+        status, answer, retry_after = await self._send(method, origin, path, params or {}, data, auth)
         if status < 300:
             return Response(status, answer)
         raise twilio_error(status, answer, retry_after)
 
-    def _configured(self, url: str) -> str:
-        """Return the URL with the configured origin in place of Twilio's.
+    def _configured(self, url: str) -> tuple[str, str]:
+        """Return the configured origin in place of Twilio's, and the rest of the URL.
 
         Links to further pages come from answers. Raises `TwilioUnavailable` for one that leads to another origin, so
         that credentials are sent nowhere else.
@@ -265,60 +274,59 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no
         for known, configured in self._origins.items():
             for origin in (known, configured):
                 if url.startswith(f"{origin}/"):
-                    return configured + url.removeprefix(origin)
+                    return configured, url.removeprefix(origin)
         raise TwilioUnavailable("Twilio's answer links to a further page that is not at Twilio.")
 
     async def _send(
         self,
         method: str,
-        url: str,
-        params: Mapping[str, object] | None,
+        origin: str,
+        path: str,
+        params: Mapping[str, object],
         form: Mapping[str, object] | None,
-        authorization: str,
+        auth: tuple[str, str],
     ) -> tuple[int, str, float | None]:
         """Send one request. Return status, body and Retry-After in seconds; below 300 the body is a JSON object.
 
         Raises `TwilioTimeout` when no answer came in time, else `TwilioUnavailable`; and `LeaseEndsSoon`.
         """
-        kind = _kind(method, url, params or {})
-        proxy = next((proxy for origin, proxy in self._proxies.items() if url.startswith(f"{origin}/")), None)
-        query = {name: str(value) for name, value in (params or {}).items()}
+        kind = _kind(method, path, params)
         if method != "GET" and not self._lease_outlasts(self._timeout):
             raise LeaseEndsSoon("The write to Twilio was not sent: this process may not lead until it ends.")
+        headers = [("Authorization", aiohttp.encode_basic_auth(*auth)), *_HEADERS]
+        body = b""
+        if form is not None:
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+            body = urlencode(form).encode()
+        target = f"{path}?{urlencode(params)}" if params else path
         started = time.perf_counter()
         outcome = "error"
         try:
-            async with self.session.request(
-                method,
-                url,
-                params=query,
-                data=form,
-                headers={"Authorization": authorization, "Accept": "application/json", "Accept-Encoding": "gzip"},
-                allow_redirects=False,
-                proxy=proxy,
-            ) as response:
-                answer = await read_text(response)
-                outcome = str(response.status)
+            found = await self._clients[origin].request(method, target, headers, body)
+            answer = text_of(found)
+            outcome = str(found.status)
+        except AnswerTooLarge:
+            raise too_large() from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if isinstance(error, TimeoutError):  # whether to connect or to answer: one message, for a stable status
                 raise TwilioTimeout("Twilio does not answer in time.") from None
-            raise TwilioUnavailable(f"Cannot reach Twilio: {in_words(error, proxy)}.") from None
+            raise TwilioUnavailable(f"Cannot reach Twilio: {in_words(error, self._proxies[origin])}.") from None
         finally:
             TWILIO_SECONDS.labels(kind, outcome).observe(time.perf_counter() - started)
-        if response.status < 300:
-            _object(answer, response.status)
-        return response.status, answer, retry_after_seconds(response.headers.get("Retry-After"))
+        if found.status < 300:
+            _object(answer, found.status)
+        return found.status, answer, retry_after_seconds(found.headers.get("retry-after"))
 
 
-def _kind(method: str, url: str, params: Mapping[str, object]) -> str:
+def _kind(method: str, path: str, params: Mapping[str, object]) -> str:
     """Return the name of the call for the metrics."""
     if method == "POST":
         return "set_webhook"
-    if "/v1/Services" in url:
+    if "/v1/Services" in path:
         return "read_services"
     if "PhoneNumber" in params:
         return "find_number"
-    return "fetch_number" if "/IncomingPhoneNumbers/PN" in url else "list_numbers"
+    return "fetch_number" if "/IncomingPhoneNumbers/PN" in path else "list_numbers"
 
 
 def twilio_error(status: int, body: str, retry_after: float | None = None) -> ChannelError:

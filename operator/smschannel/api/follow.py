@@ -1,0 +1,51 @@
+"""A watch that does not end: it continues after every end, error and restart of the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from smschannel.api.errors import ChannelError, Expired
+from smschannel.api.kube_client import KubeClient, Object
+
+log = structlog.get_logger()
+
+_SERVER_SECONDS = 240  # the server ends each watch after this time, so that a broken connection is noticed
+_FIRST_DELAY = 0.5
+_EVENTS_AT_ONCE = 32
+
+
+async def follow(
+    api: KubeClient, path: str, version: str = "", *, longest_delay: float = 15
+) -> AsyncIterator[Object | None]:
+    """Yield the events (`type`, `object`) of a list's objects from a resourceVersion on, until the caller stops.
+
+    Without a version, or when it is too old, an ADDED event for every object comes first; in the latter case None
+    before them, since objects may have been deleted meanwhile. Retries all errors of Kubernetes, with a delay that
+    doubles up to `longest_delay` seconds.
+    """
+    delay, count = _FIRST_DELAY, 0
+    while True:
+        params = {"timeoutSeconds": str(_SERVER_SECONDS), **({"resourceVersion": version} if version else {})}
+        began = time.monotonic()
+        try:
+            async for event in api.watch(path, params):
+                version, delay = event["object"]["metadata"]["resourceVersion"], _FIRST_DELAY
+                if event["type"] != "BOOKMARK":
+                    yield event
+                count += 1
+                if count % _EVENTS_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # many may have arrived at once: others have work, too
+            if time.monotonic() - began > delay:
+                continue  # the usual end
+        except Expired:
+            version = ""
+            yield None
+        except ChannelError as error:
+            log.warning("watch broken, retrying", path=path, error=str(error))
+        await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
+        delay = min(2 * delay, longest_delay)
