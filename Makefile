@@ -62,6 +62,7 @@ check: $(INSTALLED) ## Lint, check types, import rules and the Go code; writes n
 	$(BIN)/python -m deploy.local.build --vet
 	$(BIN)/python -m tests.bench.gopeer --vet
 	$(BIN)/python -m tests.gitops --vet
+	$(BIN)/python -m tests.sealer
 
 fix: $(INSTALLED) ## Fix what lint and format can fix
 	$(BIN)/ruff check --fix .

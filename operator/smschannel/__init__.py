@@ -11,6 +11,8 @@ The data path, top to bottom:
     observe        what a reconcile reads: records, credentials, numbers
     report         status and Events
     kube_store     what is read and written in Kubernetes; the index of records
+    keyring_store  where the private keys are kept, and how changes of them are followed
+    rotation       renews the sealing key, and seals records with the newest one
     api/           what the shim imports, too: resource, reasons, status, names, errors, sealing, API keys, client
     core/          pure: plan, record, claims, conditions, shares
     twilio/        client, limits and circuit breakers, account cache

@@ -35,7 +35,7 @@ from smschannel.orphans import Orphans
 from smschannel.settings import Settings
 from smschannel.twilio.client import TwilioClient
 from smschannel.watch import watch
-from smschannel.wiring import reconciler, twilio_client
+from smschannel.wiring import reconciler, rotation, twilio_client
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ async def _lead(
     stop: asyncio.Event,
 ) -> None:
     """Work until `stop` is set or the lease is lost. Nothing is in memory from an earlier time as the leader."""
-    kube = KubeStore(api, settings.operator_namespace)
+    kube = KubeStore(api, settings.operator_namespace, settings.keyring_dir)
     async with twilio_client(settings, elector.outlasts, confirms_refusals=True) as twilio:
         while controller := await unless(_load(settings, kube, twilio, identity), stop, elector.lost):
             over = asyncio.Event()
@@ -165,14 +165,15 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, ident
     give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in _retrying():
         with attempt:
-            keyring = await kube.open_keyring(settings.channel_namespaces)
+            await kube.open_keyring(settings.channel_namespaces)
             await _publish(settings, kube)
             channels = ChannelCache(kube.claims)
             controller = Controller(
                 kube,
-                reconciler(settings, kube, twilio, keyring, channels, orphans),
+                reconciler(settings, kube, twilio, channels, orphans),
                 channels,
                 orphans,
+                rotation(settings, kube),
                 namespaces=settings.channel_namespaces,
                 template=settings.template,
                 workers=settings.workers,

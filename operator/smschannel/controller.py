@@ -29,6 +29,7 @@ from smschannel.kube_store import KubeStore
 from smschannel.orphans import Orphans
 from smschannel.queue import WorkQueue, flow_limit, unverified_limit
 from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
+from smschannel.rotation import Rotation
 from smschannel.twilio.limits import TENANT
 
 log = structlog.get_logger()
@@ -79,6 +80,7 @@ class Controller:
         reconciler: Reconciler,
         channels: ChannelCache,
         orphans: Orphans,
+        rotation: Rotation,
         *,
         namespaces: tuple[str, ...],
         template: WebhookTemplate,
@@ -94,6 +96,7 @@ class Controller:
         self._reconciler = reconciler
         self._channels = channels
         self._orphans = orphans
+        self._rotation = rotation
         self._namespaces = namespaces
         self._template = template
         self._workers = workers
@@ -119,6 +122,7 @@ class Controller:
         kube.claims.on_change = self._queue.add
         kube.claims.on_account = self._verify_flow
         kube.on_written = channels.written
+        rotation.on_readable = self._queue.add
         metrics.follow(
             queue_depth=lambda: len(self._queue),
             claims=lambda: len(self._claims),
@@ -303,9 +307,10 @@ class Controller:
     # Workers
 
     async def run(self) -> None:
-        """Run the workers and the periodic resync until cancelled."""
+        """Run the workers, the periodic resync and the care for the keyring until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync_periodically())
+            tasks.create_task(self._rotation.run())
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 

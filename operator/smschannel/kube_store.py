@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,7 +22,6 @@ from cachetools import TTLCache
 from smschannel.api.errors import (
     Conflict,
     Fenced,
-    KeyringLost,
     KubernetesRefused,
     KubernetesUnavailable,
     NoKindMatch,
@@ -33,8 +33,8 @@ from smschannel.api.kube_client import MERGE_PATCH, METADATA_OF_ONE, KubeClient,
 from smschannel.api.names import (
     FENCE_PROBE,
     KEYRING_SECRET,
+    MANAGED,
     NAMESPACES,
-    OPERATOR,
     PUBLIC_KEY,
     PUBLIC_KEY_CONFIGMAP,
     SETTINGS_CONFIGMAP,
@@ -43,14 +43,18 @@ from smschannel.api.names import (
 )
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel, trimmed
-from smschannel.api.sealing import Keyring, SealingKey
+from smschannel.api.sealing import Keyring
 from smschannel.core.claims import Claims
-from smschannel.core.record import RECORD_LABEL, Key, Record
+from smschannel.core.record import RECORD_LABEL, SEALED_WITH, Key, Record
+from smschannel.keyring_store import KeyringStore, Keys
 from smschannel.metrics import FOREIGN_CHANGES, KUBERNETES_WRITES
 
 log = structlog.get_logger()
 
 RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
+_WRITTEN_OFF_RECORDS = {"labelSelector": f"{RECORD_LABEL}=written-off"}
+_WRITTEN_OFF_PREFIX = "written-off-"
+_SID_LENGTH = 34
 _WRITTEN_OFF = f"{GROUP}/written-off"
 _EVENT_SERIES_SECONDS = 360
 _RESEAL = (
@@ -58,7 +62,6 @@ _RESEAL = (
     " replace them at Twilio, and seal them again."
 )
 _LARGE_READS = 16  # at once, of objects that tenants write: each may have megabytes
-_MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
 
 
 def _identity(meta: Metadata) -> Object:
@@ -88,17 +91,18 @@ def _asked_for(body: Object, namespace: str, name: str) -> Object:
 class KubeStore:
     """Reads and writes objects. `claims` is the index of the records, updated by every read and write of a record here.
 
-    `on_written` is called with each channel that was written, as the API server returned it.
+    `on_written` is called with each channel that was written, as the API server returned it. `keys` is the keyring,
+    which is read from the files of `keyring_dir` if that is given.
     """
 
-    def __init__(self, api: KubeClient, operator_namespace: str) -> None:
+    def __init__(self, api: KubeClient, operator_namespace: str, keyring_dir: Path | None = None) -> None:
         self._api = api
         self.namespace = operator_namespace
         self.claims = Claims()
         self.on_written: Callable[[Object], object] = lambda channel: None
         self.listed: dict[str, str] = {}  # resourceVersions by namespace
-        self._keyring: Keyring | None = None
-        self._keyring_data = ""  # as it is stored
+        self.keys = Keys(KeyringStore(api, operator_namespace, keyring_dir), self._report_keyring)
+        self._namespaces: tuple[str, ...] = ()
         self._altered: dict[str, Record] = {}  # as they were sealed, by number
         self._published: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
@@ -309,10 +313,10 @@ class KubeStore:
             return
         meta = secret["metadata"]
         note = f"{record.phone_number} ({record.number_sid}) of {record.account_sid} was not restored: {why}"
-        name = f"written-off-{record.secret_name}-{meta['uid'][:8]}"
+        name = f"{_WRITTEN_OFF_PREFIX}{record.secret_name}-{meta['uid'][:8]}"
         notes = {**(meta.get("annotations") or {}), _WRITTEN_OFF: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {note}"}
         copy = self._own_object("Secret", name, secret.get("data") or {})
-        copy["metadata"] |= {"labels": {**_MANAGED, RECORD_LABEL: "written-off"}, "annotations": notes}
+        copy["metadata"] |= {"labels": {**MANAGED, RECORD_LABEL: "written-off"}, "annotations": notes}
         with contextlib.suppress(Conflict):  # it exists already, from before a crash
             await self._write("record_write_off", "POST", core_path(self.namespace, "secrets"), copy)
         # The Event comes first: once the record is deleted, no reconcile would post it after a crash.
@@ -335,10 +339,9 @@ class KubeStore:
 
     def _opened(self, secret: Object) -> Record:
         record = Record.from_metadata(secret["metadata"])
-        assert self._keyring, "open_keyring comes first"
         try:
             sealed = base64.b64decode(secret["data"]["record"])
-            opened = record.opened(self._keyring.unwrap(sealed, record.binding))
+            opened = record.opened(self.keys.keyring.unwrap(sealed, record.binding))
         except (KeyError, TypeError, ValueError):
             self.claims.observe(record)
             raise Unreadable("the record is damaged, or was written by a newer release") from None
@@ -352,10 +355,10 @@ class KubeStore:
         return opened
 
     def _secret_of(self, record: Record) -> Object:
-        assert self._keyring, "open_keyring comes first"
         content = {}
         if record.contents:
-            content = {"record": _encode(self._keyring.wrap(record.document(), record.binding))}
+            content = {"record": _encode(self.keys.keyring.wrap(record.document(), record.binding))}
+            record = replace(record, sealed_with=self.keys.keyring.current.fingerprint)
         secret = self._own_object("Secret", record.secret_name, content)
         annotations = record.annotations()
         if not record.version:
@@ -364,14 +367,16 @@ class KubeStore:
         return secret
 
     def _saved(self, record: Record, saved: Object) -> Record:
-        record = replace(record, version=saved["metadata"]["resourceVersion"])
+        meta = saved["metadata"]
+        sealed_with = Record.from_metadata(meta).sealed_with
+        record = replace(record, version=meta["resourceVersion"], sealed_with=sealed_with)
         self.claims.put(record)
         return record
 
     async def has_fence(self) -> bool | None:
         """Return whether the API server admits writes of the leader only; None if it does not say. Changes nothing."""
         probe = self._own_object("Secret", FENCE_PROBE, {})
-        probe["metadata"]["labels"] = {**_MANAGED, RECORD_LABEL: "true"}
+        probe["metadata"]["labels"] = {**MANAGED, RECORD_LABEL: "true"}
         try:
             await self._api.request("POST", core_path(self.namespace, "secrets"), probe, params={"dryRun": "All"})
         except Fenced:
@@ -388,48 +393,65 @@ class KubeStore:
         `namespaces` are those that the operator watches. They are published, too, and as public: `kubectl sms seal` and
         the REST API warn of others. Raises `KeyringLost` if it is missing although there was one before.
         """
-        secret = await self.secret(self.namespace, KEYRING_SECRET)
-        if secret is None:
-            await self._refuse_second_keyring()
-            secret = await self._create_keyring(Keyring([SealingKey.generate()]))
-        keyring = self._loaded(secret)
-        public = keyring.current.public
-        content = {
-            PUBLIC_KEY: public.encoded,
-            "fingerprint": public.fingerprint.hex(),
-            NAMESPACES: " ".join(namespaces),
-        }
-        former = await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
+        self._namespaces = tuple(namespaces)
+        keyring = await self.keys.open(datetime.now(UTC))
+        former = await self._publish_key()
         if PUBLIC_KEY in former and not keyring.has(former[PUBLIC_KEY]):
             await self._report_change("public_key", "ConfigMap", PUBLIC_KEY_CONFIGMAP, _RESEAL)
         return keyring
 
-    def _loaded(self, secret: Object) -> Keyring:
-        try:
-            self._keyring_data = secret["data"]["keyring"]
-            self._keyring = Keyring.load(base64.b64decode(self._keyring_data).decode())
-        except (KeyError, TypeError, ValueError):
-            raise KeyringLost(
-                f"Secret {self.namespace}/{KEYRING_SECRET} holds no keyring that this release can read: run the release"
-                " that wrote it, or a newer one; if it is damaged, restore it from its backup"
-            ) from None
-        return self._keyring
+    async def follow_keyring(self) -> set[str]:
+        """Use the keyring as it is stored now, and publish what seals. Return the fingerprints of added keys."""
+        added = await self.keys.follow()
+        await self._publish_newest_key()
+        return added
 
-    async def _refuse_second_keyring(self) -> None:
-        """Raise `KeyringLost` if anything shows that there was a keyring: a new one could not open old records."""
+    async def renew_keyring(self, now: datetime) -> None:
+        """Add a key, and publish it once it is stored. Raises `Conflict` if others changed the keyring meanwhile."""
+        key = await self.keys.renew(now)
+        await self._publish_newest_key()
+        regarding = {"apiVersion": "v1", "kind": "Secret", "namespace": self.namespace, "name": KEYRING_SECRET}
+        note = f"Key {key.fingerprint} seals from now on. Earlier ones still open. Make a new backup of the keyring."
+        with contextlib.suppress(KubernetesRefused):
+            await self._post_event(regarding, warning=False, reason="KeyRenewed", note=note)
+
+    async def _publish_newest_key(self) -> None:
+        _, published = self._published[PUBLIC_KEY_CONFIGMAP]
+        if published[PUBLIC_KEY] != self.keys.keyring.current.public.encoded:
+            await self._publish_key()
+
+    async def _publish_key(self) -> Mapping[str, str]:
+        """Publish the newest key; return what was published before."""
+        public = self.keys.keyring.current.public
+        content = {
+            PUBLIC_KEY: public.encoded,
+            "fingerprint": public.fingerprint.hex(),
+            NAMESPACES: " ".join(self._namespaces),
+        }
+        return await self._publish("public_key", PUBLIC_KEY_CONFIGMAP, content)
+
+    async def _report_keyring(self, advice: str) -> None:
+        await self._report_change("keyring", "Secret", KEYRING_SECRET, advice)
+
+    async def written_off(self) -> AsyncIterator[Record]:
+        """Yield the copies of records that were written off, unopened."""
+        path = core_path(self.namespace, "secrets")
+        async for secret in self._api.pages(path, _WRITTEN_OFF_RECORDS, metadata_only=True):
+            yield _written_off(secret["metadata"])
+
+    async def reseal_written_off(self, copy: Record) -> None:
+        """Seal the copy of a written-off record with the newest key. Raises `Unreadable`, and `Conflict`."""
+        path = core_path(self.namespace, "secrets", copy.secret_name)
+        secret, keyring = await self._api.request("GET", path), self.keys.keyring
+        binding = _written_off(secret["metadata"]).binding
         try:
-            await self._api.request("GET", core_path(self.namespace, "configmaps", PUBLIC_KEY_CONFIGMAP))
-            witness = f"ConfigMap {PUBLIC_KEY_CONFIGMAP}"
-        except NotFound:
-            path = core_path(self.namespace, "secrets")
-            records = await self._api.request("GET", path, params={**RECORDS, "limit": "1"})
-            if not records["items"]:
-                return
-            witness = "records of channels"
-        raise KeyringLost(
-            f"Secret {self.namespace}/{KEYRING_SECRET} is gone, but {witness} made with it are there: restore it from "
-            "its backup. Only if there is none: delete them, and seal every token again with the new key"
-        )
+            plaintext = keyring.unwrap(base64.b64decode(secret["data"]["record"]), binding)
+        except (KeyError, TypeError, ValueError):
+            raise Unreadable("the record is damaged") from None
+        version = secret["metadata"]["resourceVersion"]
+        meta = {"resourceVersion": version, "annotations": {SEALED_WITH: keyring.current.fingerprint}}
+        patch = {"metadata": meta, "data": {"record": _encode(keyring.wrap(plaintext, binding))}}
+        await self._write("record_update", "PATCH", path, patch)
 
     # Published settings
 
@@ -478,7 +500,9 @@ class KubeStore:
             await self._report_change("record", "Secret", record.secret_name, "Restoring its metadata.")
             with contextlib.suppress(Conflict):  # it is read again by the next reconcile
                 await self._restored("Secret", record.secret_name, self.update_record(record))
-        await self._check_keyring()
+        if self.keys.is_open:
+            with contextlib.suppress(Conflict):  # it is read again within seconds
+                await self._restored("Secret", KEYRING_SECRET, self.follow_keyring())
 
     async def find_unlisted(self, record: Record) -> Record | None:
         """Return a record that a list did not show, since it lost its label. None, with an alarm, if it was deleted."""
@@ -492,26 +516,6 @@ class KubeStore:
         except Unreadable as error:
             await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
             return Record.from_metadata(secret["metadata"])
-
-    async def _check_keyring(self) -> None:
-        """Report a keyring that is not the one in use; write it again if it is missing, and leave another one alone."""
-        if self._keyring is None:
-            return
-        secret = await self.secret(self.namespace, KEYRING_SECRET)
-        if secret is None:
-            await self._report_change("keyring", "Secret", KEYRING_SECRET, "Restoring it.")
-            await self._restored("Secret", KEYRING_SECRET, self._create_keyring(self._keyring))
-        elif (secret.get("data") or {}).get("keyring") != self._keyring_data:
-            advice = "The operator goes on with the one that it has read at its start: put that back, or restart it."
-            await self._report_change("keyring", "Secret", KEYRING_SECRET, advice)
-
-    async def _create_keyring(self, keyring: Keyring) -> Object:
-        path = core_path(self.namespace, "secrets")
-        made = self._own_object("Secret", KEYRING_SECRET, {"keyring": _encode(keyring.dump().encode())})
-        try:
-            return await self._write("keyring", "POST", path, made, accept="application/json")
-        except Conflict:  # another operator was faster: use its keyring
-            return await self._api.request("GET", f"{path}/{KEYRING_SECRET}")
 
     async def _restored(self, kind: str, name: str, repair: Awaitable[object]) -> None:
         """Await the repair of an object. If Kubernetes refuses it, the log says so, and whatever comes next goes on."""
@@ -532,7 +536,7 @@ class KubeStore:
             log.warning("cannot post event", error=str(error))
 
     def _own_object(self, kind: str, name: str, content: Mapping[str, str]) -> Object:
-        meta: Object = {"name": name, "namespace": self.namespace, "labels": _MANAGED}
+        meta: Object = {"name": name, "namespace": self.namespace, "labels": MANAGED}
         return {"apiVersion": "v1", "kind": kind, "metadata": meta, **({"data": dict(content)} if content else {})}
 
     async def _write(
@@ -542,6 +546,12 @@ class KubeStore:
         KUBERNETES_WRITES.labels(kind).inc()
         content_type = MERGE_PATCH if method == "PATCH" else "application/json"
         return await self._api.request(method, path, body, content_type=content_type, accept=accept)
+
+
+def _written_off(meta: Mapping[str, Any]) -> Record:
+    """Return a written-off copy as a record: its contents are bound to the number and the channel of the original."""
+    original = meta["name"].removeprefix(_WRITTEN_OFF_PREFIX)[:_SID_LENGTH]
+    return replace(Record.from_metadata({**meta, "name": original}), secret=meta["name"])
 
 
 def _encode(content: bytes) -> str:

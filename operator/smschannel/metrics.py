@@ -38,6 +38,12 @@ LEADER = Gauge("smschannel_leader", "1 while this process leads, 0 while it stan
 LEASE_ACQUIRED = Counter("smschannel_lease_acquired", "How often this process became the leader.")
 LEASE_RENEW_FAILURES = Counter("smschannel_lease_renew_failures", "Renewals of the lease that failed or took too long.")
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
+KEYS = Gauge("smschannel_keyring_keys", "Keys of the keyring: the newest seals, all open.")
+NEWEST_KEY_CREATED = Gauge(
+    "smschannel_keyring_newest_key_created_timestamp_seconds",
+    "When the newest key of the keyring was created, in Unix time; 0 if that is not known.",
+)
+RECORDS_TO_RESEAL = Gauge("smschannel_records_to_reseal", "Records that are not sealed with the newest key yet.")
 
 
 def follow(
@@ -58,3 +64,5 @@ def follow(
 def unfollow() -> None:
     """Let the gauges show 0: this process works on no channels."""
     follow(queue_depth=lambda: 0, claims=lambda: 0, pending_restores=lambda: 0, channels=Counts())
+    for gauge in (KEYS, NEWEST_KEY_CREATED, RECORDS_TO_RESEAL):
+        gauge.set(0)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 from cachetools import TTLCache
 from pydantic import SecretStr
 
-from smschannel.api.errors import ChannelError, Refused, SuspectedRefusal, Unreadable
+from smschannel.api.errors import ChannelError, MissingKey, Refused, SuspectedRefusal, Unreadable
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CREDENTIALS_LABEL, DeletionPolicy, DriftPolicy, SmsChannel
-from smschannel.api.sealing import Binding, Keyring
+from smschannel.api.sealing import Binding
 from smschannel.api.status import reason_of, wants_check, was_effective, was_well
 from smschannel.api.text import TextError, clean, decode
 from smschannel.channel_cache import ChannelCache
@@ -83,14 +83,12 @@ class Observer:
         accounts: Accounts,
         channels: ChannelCache,
         *,
-        keyring: Keyring,
         slow_interval: float,
     ) -> None:
         self._kube = kube
         self._twilio = twilio
         self._accounts = accounts
         self._channels = channels
-        self._keyring = keyring
         # Of the channels that wait for a number the last one that found it, by the number's SID.
         self._waiting: TTLCache[str, _Waiting] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
         self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
@@ -164,8 +162,10 @@ class Observer:
         if spec.credentials.sealed:
             binding = Binding(meta.namespace, meta.name, spec.account_sid)
             try:
-                return Login(sid=sid, token=self._keyring.unseal(spec.credentials.sealed, binding)), "sealed"
+                return Login(sid=sid, token=self._kube.keys.keyring.unseal(spec.credentials.sealed, binding)), "sealed"
             except Unreadable as error:
+                if isinstance(error, MissingKey):
+                    self._kube.keys.lacking.add(Key(meta.namespace, meta.name))
                 raise Refused(Reason.TokenUnreadable, f"{str(error).capitalize()}.") from None
         ref = spec.credentials.secret_key_ref
         assert ref, "the model allows exactly one source"
@@ -236,6 +236,8 @@ class Observer:
                 found = await self._kube.open_record(record)
             except Unreadable as reason:
                 error = reason
+                if isinstance(error, MissingKey):
+                    self._kube.keys.lacking.add(record.key)
                 found = self._kube.claims.holder(record.number_sid)  # its plain metadata as it is now
             if found is None or found.uid != record.uid:
                 continue

@@ -90,8 +90,11 @@ _PUBLISHED = (
     "twilio_url",
     "deletion_grace_seconds",
     "restore_deadline_seconds",
+    "keyring_dir",
 )
 _ORIGINS = ("twilio_url", "twilio_api_url", "twilio_messaging_url")
+_LOCAL = (*_ORIGINS, "keyring_dir")
+"""Settings that are never taken from what is published; `keyring_dir` is a path of the operator's pod."""
 
 Template = Annotated[str, AfterValidator(_template)]
 _YEAR = 366 * 86_400
@@ -124,6 +127,15 @@ class Settings(EnvironmentSettings):
     twilio_api_url: Origin = Field(default="https://api.twilio.com", description="Twilio's API.")
     twilio_messaging_url: Origin = Field(default="https://messaging.twilio.com", description="Twilio's Messaging API.")
     twilio_url: Origin | None = Field(default=None, description="One origin in place of both of Twilio's.")
+    keyring_dir: Path | None = Field(
+        default=None,
+        description="A directory with the private keys as files, such as a volume of a CSI driver or vault agent. The"
+        " last by name seals, all open. Changes are followed; renewal is up to whoever provides the files. Default: the"
+        " Secret smschannel-keyring.",
+    )
+    key_renewal_days: int = Field(
+        default=30, ge=0, le=3660, description="How old the newest sealing key may get; 0: it is never renewed."
+    )
     ca_bundle: Annotated[Path, AfterValidator(_ca_bundle)] | None = Field(
         default=None,
         description="A file of CA certificates (PEM) that are trusted for Twilio beside the system's; e.g. those of a"
@@ -217,7 +229,7 @@ class Settings(EnvironmentSettings):
         given: dict[str, Any] = {
             name: content[_variable(name)]
             for name in _PUBLISHED
-            if name not in _ORIGINS and _variable(name) in content and _variable(name) not in here
+            if name not in _LOCAL and _variable(name) in content and _variable(name) not in here
         }
         if operator_namespace:
             given["operator_namespace"] = operator_namespace

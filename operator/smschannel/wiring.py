@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from smschannel.api.sealing import Keyring
 from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import Rules
 from smschannel.kube_store import KubeStore
@@ -13,6 +12,7 @@ from smschannel.observe import Observer
 from smschannel.orphans import Orphans
 from smschannel.reconcile import Intervals, Reconciler
 from smschannel.report import Reporter
+from smschannel.rotation import Rotation
 from smschannel.settings import Settings
 from smschannel.twilio.account_cache import AccountCache
 from smschannel.twilio.client import TwilioClient
@@ -46,7 +46,6 @@ def reconciler(
     settings: Settings,
     kube: KubeStore,
     twilio: TwilioClient,
-    keyring: Keyring,
     channels: ChannelCache,
     orphans: Orphans,
 ) -> Reconciler:
@@ -56,7 +55,7 @@ def reconciler(
     return Reconciler(
         kube,
         twilio,
-        Observer(kube, twilio, accounts, channels, keyring=keyring, slow_interval=intervals.slow),
+        Observer(kube, twilio, accounts, channels, slow_interval=intervals.slow),
         Reporter(kube, settings.template, _clock),
         orphans,
         rules=Rules(
@@ -67,6 +66,11 @@ def reconciler(
         intervals=intervals,
         clock=_clock,
     )
+
+
+def rotation(settings: Settings, kube: KubeStore) -> Rotation:
+    """Build the care for the keyring."""
+    return Rotation(kube, renewal=timedelta(days=settings.key_renewal_days), clock=_clock)
 
 
 def _clock() -> datetime:

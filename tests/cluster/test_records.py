@@ -86,6 +86,7 @@ def test_record_names_its_holder_and_shows_neither_token_nor_url(stack: Stack, n
         PREFIX + "account-sid": stack.twin["account_sid"],
         PREFIX + "credentials-source": source,
         PREFIX + "deletion-policy": "Retain",
+        PREFIX + "sealed-with": stack.public_key().fingerprint.hex(),
     }
     assert meta.owner_references is None, "it outlives the deletion of its channel and its namespace"
     assert set(secret.data) == {"record"}

@@ -134,7 +134,7 @@ def _meaning(record: Record) -> dict[str, Any]:
     """Return a record in plain text."""
     assert record.contents
     plain = {name: value for name, value in asdict(replace(record, contents=None)).items() if value is not None}
-    del plain["version"]
+    del plain["version"], plain["sealed_with"], plain["secret"]
     contents = record.contents.model_dump(mode="json", context="reveal")
     return {**plain, "deletion_policy": record.deletion_policy.value, "contents": contents}
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from smschannel.api.errors import ChannelError, Conflict, NotFound
@@ -29,6 +30,7 @@ from smschannel.observe import Accounts, Observer, Twilio
 from smschannel.orphans import Orphans
 from smschannel.reconcile import Intervals, Reconciler
 from smschannel.report import Reporter
+from smschannel.rotation import Rotation
 from tests.unit.virtual_time import now
 
 NAMESPACE = "sms-channels"
@@ -167,7 +169,7 @@ class MemoryApi:
         await self.on_call("LIST", path)
         plural, namespace, _, _ = _parse(path)
         for place, body in list(self.objects.items()):
-            if place[:2] == (plural, namespace) and (not params or _is_record(place, body)):
+            if place[:2] == (plural, namespace) and _is_selected(body, params):
                 yield copy.deepcopy(body)
 
     def _answer(self, method: str, path: str, body: Object) -> Object:
@@ -245,6 +247,13 @@ def _merged(there: Object, patch: Object) -> Object:
     return merged
 
 
+def _is_selected(body: Object, params: Any) -> bool:
+    """Return whether a label selector of one requirement, `name=value` or `name`, selects the object."""
+    name, equals, value = str((params or {}).get("labelSelector", "")).partition("=")
+    label = (body["metadata"].get("labels") or {}).get(name)
+    return not name or (label == value if equals else label is not None)
+
+
 def _is_record(place: Place, body: Object) -> bool:
     return place[0] == "secrets" and body["metadata"].get("labels", {}).get(f"{GROUP}/record") == "true"
 
@@ -318,9 +327,11 @@ class Operator:
         namespaces: tuple[str, ...] = (NAMESPACE,),
         resync: float = 600,
         workers: int = 8,
+        keyring_dir: Path | None = None,
+        keyring_check: float = 7200,
     ) -> None:
         self.api = api
-        self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
+        self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir)
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
         rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
@@ -328,7 +339,7 @@ class Operator:
         self.reconciler = Reconciler(
             self.kube,
             twilio,
-            Observer(self.kube, twilio, accounts, channels, keyring=KEYRING, slow_interval=1800),
+            Observer(self.kube, twilio, accounts, channels, slow_interval=1800),
             Reporter(self.kube, TEMPLATE, virtual_clock),
             self.orphans,
             rules=rules,
@@ -340,6 +351,7 @@ class Operator:
             self.reconciler,
             self.channels,
             self.orphans,
+            Rotation(self.kube, renewal=timedelta(days=30), clock=virtual_clock, interval=keyring_check),
             namespaces=namespaces,
             template=TEMPLATE,
             workers=workers,

@@ -19,7 +19,6 @@ from smschannel.observe import Accounts, Observer, Twilio
 from smschannel.twilio.client import TwilioClient
 from smschannel.twilio.limits import Limiter
 from tests.manifests import ACCOUNT_SID, PHONE_NUMBER, TOKEN, good
-from tests.unit.memory import KEYRING
 
 
 class Secrets:
@@ -42,7 +41,6 @@ async def token_in(content: bytes, key: str = "auth_token") -> str:
         cast(Twilio, None),
         cast(Accounts, None),
         ChannelCache(Claims()),
-        keyring=KEYRING,
         slow_interval=1,
     )
     login, _ = await observer.login(SmsChannel.model_validate(manifest))

@@ -19,6 +19,7 @@
     ├── EgressError                 the setting of a proxy or of CA certificates cannot be used
     ├── NotFound                    the object does not exist: the API server, or Twilio, named it
     ├── Unreadable                  no key of the keyring opens these sealed bytes
+    │   └── MissingKey              they need a key that is not in the keyring
     └── KeyringLost                 the operator cannot read its own records, and must stop
 
 No message carries a token: messages are made from codes and names only.
@@ -125,6 +126,10 @@ class NotFound(ChannelError):
 
 class Unreadable(ChannelError):
     """No key of the keyring opens these sealed bytes."""
+
+
+class MissingKey(Unreadable):
+    """They need a key that is not in the keyring: once it is restored, they can be opened."""
 
 
 class KeyringLost(ChannelError):

@@ -20,6 +20,8 @@ PACKAGE = "sms-channel-operator"
 """The Python distribution, whose version is the release's."""
 OPERATOR = "sms-channel-operator"
 """The operator's ServiceAccount and Deployment, and the `app.kubernetes.io/managed-by` label of what it writes."""
+MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
+"""The label of what the operator writes."""
 LEASE = "sms-channel-operator"
 """The Lease of the operator that works while others stand by, in the operator's namespace."""
 FENCE = "sms-channel-operator-fence"

@@ -68,7 +68,8 @@ class Reason(Row, Enum):
         "Stalled",
         "token_unreadable",
         Recheck.SLOW,
-        "Seal the token again for this namespace, name and accountSid: kubectl sms seal",
+        "If a key is missing, restore it: kubectl sms keys restore. Otherwise seal the token again for this namespace,"
+        " name and accountSid: kubectl sms seal",
     )
     AuthenticationFailed = Row(
         "False",
@@ -149,7 +150,8 @@ class Reason(Row, Enum):
         "Stalled",
         "record_unreadable",
         Recheck.SLOW,
-        "Restore the Secret that the message names, or the keyring, in the operator's namespace from a backup.",
+        "Restore the keyring (kubectl sms keys restore) or the Secret that the message names. Without a backup: kubectl"
+        " sms detach --orphan, then seal the token again.",
     )
     InvalidSpec = Row(
         "False",

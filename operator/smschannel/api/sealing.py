@@ -12,6 +12,8 @@ length (4 bytes, big endian). A copy under another name, namespace or account ca
 
 Records (`Keyring.wrap`, `Keyring.unwrap`): AES-256-GCM under a key derived with HKDF-SHA256 from a key of the keyring;
 bytes: version, fingerprint, nonce (12), ciphertext. The uid of the record's holder is the associated data.
+
+docs/sealing.md describes the format of sealed tokens for sealers in other languages.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import hmac
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
 
@@ -43,7 +47,7 @@ from cryptography.hazmat.primitives.hpke import (
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
-from smschannel.api.errors import Unreadable
+from smschannel.api.errors import MissingKey, Unreadable
 
 _VERSION = b"\x01"
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -51,8 +55,15 @@ _PURPOSE = "channels.hydracore.io/token"
 # Lengths in bytes
 _MLKEM_PUBLIC = 1184
 _MLKEM_SEED = 64
+_SEED = _MLKEM_SEED + 32
 _FINGERPRINT = 8
 _NONCE = 12
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+NOT_A_KEY = (
+    f"a sealing key is {_SEED} random bytes, base64 encoded: openssl rand -base64 {_SEED}. A keyring is the value of"
+    " 'keyring' in the keyring Secret"
+)
 
 
 class Binding(NamedTuple):
@@ -106,18 +117,36 @@ class PublicKey:
 
 @dataclass(frozen=True, repr=False)
 class SealingKey:
-    """A private key. `seed` is ML-KEM's 64 bytes followed by X25519's 32; `repr` shows the fingerprint only."""
+    """A private key. `seed` is ML-KEM's 64 bytes followed by X25519's 32; `repr` shows the fingerprint only.
+
+    `created` is None if it is not known. It has whole seconds.
+    """
 
     seed: bytes
+    created: datetime | None = field(default=None, compare=False)
 
     @classmethod
-    def generate(cls) -> SealingKey:
-        """Make a random key."""
+    def generate(cls, now: datetime | None = None) -> SealingKey:
+        """Make a random key, created `now`."""
         mlkem, x25519 = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
-        return cls(mlkem.private_bytes_raw() + x25519.private_bytes_raw())
+        created = now.astimezone(UTC).replace(microsecond=0) if now else None
+        return cls(mlkem.private_bytes_raw() + x25519.private_bytes_raw(), created)
+
+    @classmethod
+    def decode(cls, encoded: str) -> SealingKey:
+        """Parse 96 bytes in base64, with any white space. Raises `ValueError`, without the content."""
+        seed = _base64("".join(encoded.split()))
+        if len(seed) != _SEED:
+            raise ValueError(NOT_A_KEY)
+        return cls(seed)
 
     def __repr__(self) -> str:
-        return f"SealingKey({self.public.fingerprint.hex()})"
+        return f"SealingKey({self.fingerprint})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the public half in hexadecimal, as people see it."""
+        return self.public.fingerprint.hex()
 
     @cached_property
     def _halves(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
@@ -139,39 +168,131 @@ class SealingKey:
     @cached_property
     def at_rest(self) -> AESGCM:
         """Return the cipher for records, under a key derived from the seed."""
-        derived = HKDF(SHA256(), length=32, salt=None, info=b"channels.hydracore.io/record").derive(self.seed)
-        return AESGCM(derived)
+        return AESGCM(self._derive(b"channels.hydracore.io/record"))
+
+    def authenticate(self, content: bytes) -> str:
+        """Return an HMAC-SHA256 of `content` in hexadecimal, which only those who have this key can make."""
+        return hmac.new(self._derive(b"channels.hydracore.io/keyring"), content, "sha256").hexdigest()
+
+    def _derive(self, purpose: bytes) -> bytes:
+        return HKDF(SHA256(), length=32, salt=None, info=purpose).derive(self.seed)
 
 
 class Keyring:
-    """All private keys, the newest last. The newest is used for sealing, and each opens what it sealed."""
+    """All private keys, the newest last. The newest is used for sealing, and each opens what it sealed.
+
+    A keyring does not change: renewing, adding and retiring keys return another one.
+    """
 
     def __init__(self, keys: Iterable[SealingKey]) -> None:
         self._keys = {key.public.fingerprint: key for key in keys}
         if not self._keys:
             raise ValueError("a keyring has at least one key")
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keyring) and self._authenticated() == other._authenticated()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[SealingKey]:
+        """Yield the keys, the newest last."""
+        return iter(self._keys.values())
+
     @classmethod
-    def load(cls, encoded: str) -> Keyring:
-        """Parse the output of `dump`. Raises `ValueError`, without the content, if it is not a keyring."""
+    def load(cls, encoded: str, dates: str = "{}") -> Keyring:
+        """Parse the output of `dump` and `dump_dates`.
+
+        Raises `ValueError`, without the content, if it is not a keyring. Damaged dates are as if there were none.
+        """
+        created: Mapping[str, datetime] = {}
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            created = {name: datetime.strptime(at, _TIME).replace(tzinfo=UTC) for name, at in json.loads(dates).items()}
         with contextlib.suppress(ValueError, TypeError):
             match json.loads(encoded):
                 case {"seeds": [*seeds], **more} if not more:
-                    return cls(SealingKey(_base64(seed)) for seed in seeds)
+                    keys = [SealingKey(_base64(seed)) for seed in seeds]
+                    return cls(replace(key, created=created.get(key.fingerprint)) for key in keys)
         raise ValueError("not a keyring of this release: it is damaged, or was written by a newer one")
 
     def dump(self) -> str:
         """Return all seeds as JSON, for the keyring Secret."""
-        return json.dumps({"seeds": [base64.b64encode(key.seed).decode() for key in self._keys.values()]})
+        return json.dumps({"seeds": [base64.b64encode(key.seed).decode() for key in self]})
+
+    def dump_dates(self) -> str:
+        """Return as JSON when each key was created, by fingerprint; apart from the seeds, which older releases read."""
+        return json.dumps({key.fingerprint: key.created.strftime(_TIME) for key in self if key.created})
 
     def has(self, encoded: str) -> bool:
         """Return whether `encoded` is the public half of one of the keys."""
-        return any(key.public.encoded == encoded for key in self._keys.values())
+        return any(key.public.encoded == encoded for key in self)
 
     @property
     def current(self) -> SealingKey:
         """Return the newest key."""
         return next(reversed(self._keys.values()))
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Return the fingerprints of all keys, the newest last."""
+        return tuple(key.fingerprint for key in self)
+
+    # Other keyrings
+
+    def is_due(self, period: timedelta, now: datetime) -> bool:
+        """Return whether the newest key is older than `period`; a `period` of 0 means never."""
+        created = self.current.created
+        return bool(period) and created is not None and now - created >= period
+
+    def dated(self, created: datetime) -> Keyring:
+        """Return this keyring; keys of an unknown age count as created at this time."""
+        return Keyring(key if key.created else replace(key, created=created) for key in self)
+
+    def with_newest(self, keys: Iterable[SealingKey]) -> Keyring:
+        """Return a keyring in which the last of `keys` seals. Raises `ValueError` if there is one of them already."""
+        added = list(keys)
+        if known := [key.fingerprint for key in added if key.fingerprint in self.fingerprints]:
+            raise ValueError(f"the keyring has this key already: {', '.join(known)}")
+        return Keyring([*self, *added])
+
+    def merged(self, others: Iterable[SealingKey]) -> Keyring:
+        """Return a keyring that opens what `others` sealed, too. What seals stays the same."""
+        known = {key.fingerprint: key for key in others}
+        own = [key if key.created else replace(key, created=_created(known.get(key.fingerprint))) for key in self]
+        return Keyring([*(key for key in known.values() if key.fingerprint not in self.fingerprints), *own])
+
+    def without(self, fingerprints: Iterable[str]) -> Keyring:
+        """Return a keyring without these keys. Raises `ValueError` if none would be left."""
+        retired = set(fingerprints)
+        return Keyring(key for key in self if key.fingerprint not in retired)
+
+    # Who wrote a keyring
+
+    def authenticate(self, other: Keyring) -> str:
+        """Return a proof for `is_authentic` that the writer of the keyring `other` had the keys of this one."""
+        content = other._authenticated()
+        return json.dumps({key.fingerprint: key.authenticate(content) for key in self})
+
+    def is_authentic(self, other: Keyring, proof: str) -> bool:
+        """Return whether `other` was written by somebody who had one of the keys of this keyring."""
+        content = other._authenticated()
+        with contextlib.suppress(ValueError, TypeError):
+            match json.loads(proof):
+                case {**proofs}:
+                    own = {key.fingerprint: key for key in self}
+                    return any(
+                        hmac.compare_digest(own[name].authenticate(content), str(given))
+                        for name, given in proofs.items()
+                        if name in own
+                    )
+        return False
+
+    def _authenticated(self) -> bytes:
+        return f"{self.dump()}\n{self.dump_dates()}".encode()
+
+    # Opening and sealing
 
     def unseal(self, sealed: str, binding: Binding) -> SecretStr:
         """Return the token. Raises `Unreadable` if it was sealed with an unknown key or binding, or was altered."""
@@ -209,18 +330,34 @@ class Keyring:
         fingerprint, rest = envelope[1 : 1 + _FINGERPRINT], envelope[1 + _FINGERPRINT :]
         key = self._keys.get(fingerprint)
         if key is None:
-            raise Unreadable(f"the {what} needs a key that this operator does not have ({fingerprint.hex()})")
+            raise MissingKey(f"the {what} needs a key that this operator does not have ({fingerprint.hex()})")
         return key, rest
 
 
-def sealed_with(sealed: str) -> str | None:
-    """Return the fingerprint, in hexadecimal, of the key that a value was sealed with; None if it is damaged."""
+def parse_keys(text: str) -> tuple[SealingKey, ...]:
+    """Return the keys of a file: one key in base64, or a keyring as `Keyring.dump` writes it.
+
+    Raises `ValueError`, which says what is expected and never quotes the content.
+    """
+    with contextlib.suppress(ValueError):
+        return tuple(Keyring.load(text))
     try:
-        envelope = _base64(sealed)
+        return (SealingKey.decode(text),)
     except ValueError:
-        return None
-    fingerprint = envelope[1 : 1 + _FINGERPRINT]
-    return fingerprint.hex() if envelope[:1] == _VERSION and len(fingerprint) == _FINGERPRINT else None
+        raise ValueError(NOT_A_KEY) from None
+
+
+def fingerprint_of(envelope: str) -> str:
+    """Return the fingerprint of the key that opens a sealed token or record, in base64; empty if that is damaged."""
+    try:
+        head = _base64(envelope[:12])
+    except ValueError:
+        return ""
+    return head[1:].hex() if len(head) == 1 + _FINGERPRINT and head[:1] == _VERSION else ""
+
+
+def _created(key: SealingKey | None) -> datetime | None:
+    return key.created if key else None
 
 
 def _base64(encoded: str) -> bytes:

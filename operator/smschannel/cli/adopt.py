@@ -12,7 +12,7 @@ import click
 from smschannel.api.errors import Conflict
 from smschannel.api.ownership import REST_FIELDS, REST_MANAGER, adopted_by, other_owners
 from smschannel.cli.channels import read_channel
-from smschannel.cli.manifest import manifest_of
+from smschannel.cli.manifests import manifest_of
 from smschannel.cli.options import INSTANCE, channel_namespace, cluster, instance_options, kubeconfig_options
 from smschannel.cli.output import encoded
 

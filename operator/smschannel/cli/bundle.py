@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smschannel.api.resource import GROUP
-from smschannel.api.sealing import sealed_with
+from smschannel.api.sealing import fingerprint_of
 from smschannel.cli.channel_text import summary
 from smschannel.cli.masking import Mask
 from smschannel.core.record import Record
@@ -45,7 +45,7 @@ def channel(body: Object, mask: Mask) -> dict[str, Any]:
     spec, found = body.get("spec") or {}, summary(body)
     credentials = spec.get("credentials") or {}
     login = credentials.get("sid") or spec.get("accountSid") or ""
-    key = sealed_with(credentials.get("sealed") or "")
+    key = fingerprint_of(credentials.get("sealed") or "")
     mask.know(found["name"], found["namespace"], key or "")
     return {
         "namespace": found["namespace"],

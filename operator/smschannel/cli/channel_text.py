@@ -111,10 +111,10 @@ def _credentials(channel: Mapping[str, Any], published: Mapping[str, str] | None
     login = given.get("sid") or spec.get("accountSid")
     if reference := given.get("secretKeyRef"):
         return {"login": login, "source": "secret", "secret": reference.get("name"), "key": reference.get("key")}
-    from smschannel.api.sealing import sealed_with
+    from smschannel.api.sealing import fingerprint_of
 
     current = (published or {}).get(FINGERPRINT)
-    return {"login": login, "source": "sealed", "sealedWith": sealed_with(given.get("sealed") or ""), "newest": current}
+    return {"login": login, "source": "sealed", "sealedWith": fingerprint_of(given.get("sealed") or ""), "newest": current}
 
 
 def _operator(reading: Reading) -> dict[str, Any]:

@@ -313,7 +313,7 @@ async def _restore(kube: AdminStore, targets: list[_Target], settings: Settings,
     from smschannel.wiring import reconciler, twilio_client
 
     try:
-        keyring = await kube.read_keyring()
+        await kube.read_keyring()
     except KeyringLost as error:
         raise click.ClickException(
             f"{error}. Without it no record can be opened: restore it from its backup; or --orphan"
@@ -332,7 +332,7 @@ async def _restore(kube: AdminStore, targets: list[_Target], settings: Settings,
         click.echo("The CRD is not installed, so all channels are gone.", err=True)
     async with twilio_client(settings, leader.outlasts) as twilio:
         patient = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
-        work = reconciler(patient, kube, twilio, keyring, ChannelCache(kube.claims), orphans)
+        work = reconciler(patient, kube, twilio, ChannelCache(kube.claims), orphans)
 
         async def one(target: _Target) -> _Result:
             channel = _as_deleted(target.body)

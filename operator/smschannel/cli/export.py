@@ -11,7 +11,7 @@ import click
 from smschannel.api.ownership import owned_by_rest
 from smschannel.api.resource import KIND
 from smschannel.cli.channels import DENIED, read_channel
-from smschannel.cli.manifest import manifest_of
+from smschannel.cli.manifests import manifest_of
 from smschannel.cli.options import INSTANCE, channel_namespace, cluster, instance_options, kubeconfig_options
 from smschannel.cli.output import encoded
 

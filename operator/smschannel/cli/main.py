@@ -13,8 +13,10 @@ from smschannel.cli.detach import detach
 from smschannel.cli.doctor import doctor
 from smschannel.cli.export import export
 from smschannel.cli.key import key
+from smschannel.cli.keys import keys
 from smschannel.cli.plan import plan
 from smschannel.cli.report import report
+from smschannel.cli.reseal import reseal, validate
 from smschannel.cli.seal import public_key, seal
 from smschannel.cli.status import status
 from smschannel.cli.test import test
@@ -41,6 +43,9 @@ for command in (
     adopt,
     detach,
     key,
+    keys,
+    validate,
+    reseal,
     completion,
 ):
     cli.add_command(command)

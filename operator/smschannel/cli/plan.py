@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
-import yaml
 from pydantic import ValidationError
 
 from smschannel.api.errors import TwilioUnavailable
 from smschannel.api.resource import API_VERSION, KIND, SmsChannel
-from smschannel.api.text import TextError, decode
+from smschannel.cli.manifests import Manifest, read_channels
 from smschannel.cli.options import INSTANCE, NAMESPACE, cluster, cluster_options, context_namespace, settings_of
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from smschannel.settings import Settings
 
 _CHANGES = 2
-
-Manifest = Mapping[str, Any]
 
 
 class _Plan(click.Command):
@@ -129,26 +126,7 @@ def _document(key: Key, outlooks: list[Outlook]) -> dict[str, Any]:
 def _manifest(file: BinaryIO, instance: str | None) -> Manifest:
     """Return the only SmsChannel of the file, or the one that is named."""
     source = getattr(file, "name", "<stdin>")
-    try:
-        documents = [each for each in yaml.safe_load_all(decode(file.read())) if isinstance(each, dict)]
-    except TextError as error:
-        raise click.ClickException(f"{source} {error}") from None
-    except RecursionError:
-        raise click.ClickException(f"{source} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date or number that cannot be
-        at = getattr(error, "problem_mark", None)  # and no more of it: there may be a token on that line
-        raise click.ClickException(f"{source} is not YAML" + (f": line {at.line + 1}" if at else "")) from None
-    channels = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]
-    named: list[tuple[str, Manifest]] = []
-    for each in channels:
-        try:
-            meta = each["metadata"]
-            named.append((INSTANCE.rule.validate_python(meta["name"]), each))
-            NAMESPACE.rule.validate_python(meta.get("namespace", "default"))
-        except (KeyError, TypeError, AttributeError):
-            raise click.ClickException(f"{source} holds an {KIND} without a name") from None
-        except ValidationError as error:
-            raise click.ClickException(f"{source}: {error.errors(include_input=False)[0]['msg']}") from None
+    named = read_channels(source, file.read())
     found = [each for name, each in named if instance in {None, name}]
     if len(found) > 1:
         names = ", ".join(name for name, _ in named)
@@ -189,7 +167,7 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
     from smschannel.wiring import reconciler
 
     key = Key(asked.namespace or settings.channel_namespaces[0], asked.instance)
-    keyring = await kube.read_keyring()
+    await kube.read_keyring()
     await kube.load_claims()
     channel = await _channel(asked, kube, key.namespace)
     if channel is None and not kube.claims.of(key):
@@ -203,7 +181,7 @@ async def _preview(asked: _Asked, kube: AdminStore, twilio: Any, settings: Setti
         watched = ", ".join(settings.channel_namespaces)
         raise click.ClickException(f"The operator watches the namespaces {watched} only, not {key.namespace}.")
     channels, orphans = ChannelCache(kube.claims), Orphans(kube, time.monotonic)
-    passes = await reconciler(settings, kube, twilio, keyring, channels, orphans).preview(key, channel)
+    passes = await reconciler(settings, kube, twilio, channels, orphans).preview(key, channel)
     outlooks = [Outlook(observed, plan) for observed, plan in passes]
     if channel:
         outlooks[-1] = replace(outlooks[-1], policy=channel.spec.deletion_policy)

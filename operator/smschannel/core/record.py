@@ -34,6 +34,8 @@ _SOURCE = f"{GROUP}/credentials-source"
 _DELETION_POLICY = f"{GROUP}/deletion-policy"
 _RESTORE_SINCE = f"{GROUP}/restore-since"
 _UNSEEN_SINCE = f"{GROUP}/unseen-since"
+SEALED_WITH = f"{GROUP}/sealed-with"
+"""The fingerprint of the key that opens a record. Records of releases with one key have none."""
 
 _REVEAL = "reveal"
 _OF = "of"
@@ -107,7 +109,8 @@ class Record:
     `source` names the credentials that `contents.login` was read from (see `secret_source`); `restore_since` is set
     when the finalizer is removed although the number was not restored; `unseen_since` is since when Twilio shows the
     number to none of the channel's own logins, None if it does; `version` is the Secret's resourceVersion, empty if it
-    was not read; `contents` is None if the record was not opened, or cannot be.
+    was not read; `contents` is None if the record was not opened, or cannot be; `sealed_with` is the fingerprint of the
+    key that opens them, empty if it is not known; `secret` is the Secret's name if it is not that of the number.
     """
 
     number_sid: str
@@ -122,6 +125,8 @@ class Record:
     unseen_since: datetime | None = None
     version: str = ""
     contents: Contents | None = None
+    sealed_with: str = ""
+    secret: str = ""
 
     @property
     def key(self) -> Key:
@@ -129,7 +134,7 @@ class Record:
 
     @property
     def secret_name(self) -> str:
-        return self.number_sid.lower()
+        return self.secret or self.number_sid.lower()
 
     @property
     def binding(self) -> str:
@@ -177,6 +182,7 @@ class Record:
             _DELETION_POLICY: self.deletion_policy.value,
             _RESTORE_SINCE: _written(self.restore_since),
             _UNSEEN_SINCE: _written(self.unseen_since),
+            SEALED_WITH: self.sealed_with or None,
         }
 
     @classmethod
@@ -199,6 +205,7 @@ class Record:
             deletion_policy=policy,
             restore_since=_time(notes.get(_RESTORE_SINCE, "")),
             unseen_since=_time(notes.get(_UNSEEN_SINCE, "")),
+            sealed_with=notes.get(SEALED_WITH, ""),
             version=meta["resourceVersion"],
         )
 

@@ -109,7 +109,7 @@ class Messages:
 
     async def __aexit__(self, *_: object) -> None:
         if self._transport:
-            await self._transport.session.close()
+            await self._transport.close()
 
     async def price(self, receiver: str) -> Price:
         """Return the price of one message segment to a number, as Twilio lists it for this account."""

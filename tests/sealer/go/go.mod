@@ -1,0 +1,3 @@
+module hydracore.io/sealer
+
+go 1.26.0
