@@ -405,8 +405,10 @@ class Controller:
             try:
                 await self.resync()
             except ChannelError as error:
+                metrics.RESYNC_FAILURES.inc()
                 log.warning("resync failed", error=str(error))
             except Exception:
+                metrics.RESYNC_FAILURES.inc()
                 log.exception("resync failed")
 
     async def resync(self) -> None:

@@ -11,29 +11,49 @@ import asyncio
 import logging
 import signal
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 import kopf
+from yarl import URL
 
 from smschannel.api.kube_client import METADATA_OF_LIST, METADATA_OF_ONE, KubeClient
+from smschannel.api.names import channels_path, core_path
 from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, PLURAL, VERSION
 from smschannel.controller import Controller
+from smschannel.health import Heartbeats
 
+_SERVER_SECONDS = 240
+_CLIENT_SECONDS = 270
+# A watch that lives sends a request when the last one has ended, and repeats it after errors: within its timeout, that
+# of a list, and a pause between the two.
+_SILENT_SECONDS = _CLIENT_SECONDS + 30 + 60
 # For kopf's peering, which is not used. By default kopf asks for the user's name, and fails if the user's id has none,
 # as in a container. The type is Any, because kopf does not export its own.
 _IDENTITY: Any = "smschannel"
 
 
 async def watch(
-    api: KubeClient, controller: Controller, namespaces: Collection[str], *, stop: asyncio.Event, over: asyncio.Event
+    api: KubeClient,
+    controller: Controller,
+    namespaces: Collection[str],
+    *,
+    stop: asyncio.Event,
+    over: asyncio.Event,
+    requests: Heartbeats,
+    answers: Heartbeats,
 ) -> None:
-    """Watch until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself."""
+    """Watch until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself.
+
+    `requests` and `answers` learn when each watch last sent a request, and when it last got what it asked for.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        session = api.new_session(0, _secrets_as_metadata)  # each watch needs a connection
+        noting = _noting(URL(api.configuration.host).path.rstrip("/"), requests, answers)
+        session = api.new_session(0, noting, _secrets_as_metadata)  # each watch needs a connection
         return kopf.AiohttpSession(server=api.configuration.host, aiohttp_session=session)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
@@ -44,6 +64,13 @@ async def watch(
     async def secret(event: Mapping[str, Any], **_: Any) -> None:
         controller.on_secret(event["type"], event["object"])  # a PartialObjectMetadata
 
+    with _expected(namespaces, requests, answers):
+        await _run_kopf(registry, namespaces, stop, over)
+
+
+async def _run_kopf(
+    registry: kopf.OperatorRegistry, namespaces: Collection[str], stop: asyncio.Event, over: asyncio.Event
+) -> None:
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=_settings(),
@@ -58,6 +85,35 @@ async def watch(
     await kopf.run_tasks(tasks, ignored=others)
     if not over.is_set():
         raise RuntimeError("kopf ended by itself")
+
+
+@contextmanager
+def _expected(namespaces: Collection[str], *heartbeats: Heartbeats) -> Iterator[None]:
+    """Expect all watches to go on in this block. They are named by the paths of their requests."""
+    paths = [path for each in namespaces for path in (channels_path(each), core_path(each, "secrets"))]
+    for each in heartbeats:
+        for path in paths:
+            each.expect(path, _SILENT_SECONDS)
+    try:
+        yield
+    finally:
+        for each in heartbeats:
+            for path in paths:
+                each.forget(path)
+
+
+def _noting(prefix: str, requests: Heartbeats, answers: Heartbeats) -> aiohttp.ClientMiddlewareType:
+    """Return a middleware that notes requests and their success; `prefix` is that of the API server's own URL."""
+
+    async def noting(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        path = request.url.path.removeprefix(prefix)
+        requests.beat(path)
+        response = await send(request)
+        if response.status == 200:
+            answers.beat(path)
+        return response
+
+    return noting
 
 
 async def _secrets_as_metadata(
@@ -87,8 +143,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["secrets"] = f"{CREDENTIALS_LABEL}=true"
-    settings.watching.server_timeout = 240
-    settings.watching.client_timeout = 270
+    settings.watching.server_timeout = _SERVER_SECONDS
+    settings.watching.client_timeout = _CLIENT_SECONDS
     settings.watching.connect_timeout = 5
     settings.queueing.idle_timeout = 0.1
     settings.networking.request_timeout = 30

@@ -316,6 +316,7 @@ class Operator:
         namespaces: tuple[str, ...] = (NAMESPACE,),
         resync: float = 600,
         workers: int = 8,
+        observe_only: bool = False,
     ) -> None:
         self.api = api
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE)
@@ -332,6 +333,7 @@ class Operator:
             rules=rules,
             intervals=Intervals(drift=600, slow=1800),
             clock=virtual_clock,
+            observe_only=observe_only,
         )
         self.controller = Controller(
             self.kube,

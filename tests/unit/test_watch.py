@@ -12,13 +12,16 @@ from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
 from smschannel.api.kube_client import KubeClient
+from smschannel.api.names import channels_path, core_path
 from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, KIND, PLURAL, VERSION
 from smschannel.controller import Controller
+from smschannel.health import Heartbeats
 from smschannel.watch import watch
 from tests.manifests import NAMESPACE
 
 PARTIAL = {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}
 VERBS = ["get", "list", "watch", "patch"]
+CHANNELS_PATH, SECRETS_PATH = channels_path(NAMESPACE), core_path(NAMESPACE, "secrets")
 
 
 def resource(kind: str, plural: str) -> dict[str, Any]:
@@ -32,13 +35,17 @@ def secret(name: str, version: str) -> dict[str, Any]:
 class ApiServer:
     """An API server with two Secrets, one page each, or none, and no channels. It sends one watch event of a Secret."""
 
-    def __init__(self, *, empty: bool = False) -> None:
+    def __init__(self, *, empty: bool = False, short: bool = False) -> None:
+        """`short`: watches of channels end at once, so that kopf sends the next. `rounds` has the watches' paths."""
         self._empty = empty
+        self._short = short
+        self.rounds: asyncio.Queue[str] = asyncio.Queue()
         self.accepted: list[tuple[bool, str]] = []
         self.queries: list[dict[str, str]] = []
         self.over = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = "/" + request.match_info["path"]
         documents: dict[str, Any] = {
             "/api": {"versions": ["v1"]},
             "/apis": {
@@ -49,12 +56,14 @@ class ApiServer:
             "/api/v1": {"resources": [resource("Secret", "secrets"), resource("Namespace", "namespaces")]},
             f"/apis/{GROUP}/{VERSION}": {"resources": [resource(KIND, PLURAL)]},
         }
-        if document := documents.get(request.path):
+        if document := documents.get(path):
             return web.json_response(document)
         is_watch = request.query.get("watch") == "true"
-        if not request.path.endswith("/secrets"):
+        if not path.endswith("/secrets"):
             if is_watch:
-                await self.over.wait()
+                self.rounds.put_nowait(path)
+                if not self._short:
+                    await self.over.wait()
                 return web.Response()
             return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
         self.accepted.append((is_watch, request.headers["Accept"]))
@@ -75,6 +84,7 @@ class ApiServer:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
+        self.rounds.put_nowait(SECRETS_PATH)
         bookmark = {"type": "BOOKMARK", "object": {**PARTIAL, "metadata": {"resourceVersion": "8"}}}
         for event in (bookmark, {"type": "MODIFIED", "object": {**PARTIAL, **secret("one", "9")}}):
             await response.write(json.dumps(event).encode() + b"\n")
@@ -83,11 +93,14 @@ class ApiServer:
 
 
 class Events:
-    """Receives the events of Secrets, as the controller does."""
+    """Receives the events of Secrets, as the controller does. `now` is the clock of the heartbeats."""
+
+    now = 0.0
 
     def __init__(self, count: int) -> None:
         self.seen: list[tuple[str | None, dict[str, Any]]] = []
         self.all = asyncio.Event()
+        self.requests, self.answers = Heartbeats(lambda: self.now), Heartbeats(lambda: self.now)
         self._count = count
 
     def on_secret(self, kind: str | None, body: Any) -> None:
@@ -96,19 +109,29 @@ class Events:
             self.all.set()
 
 
-async def follow(server: ApiServer, events: Events) -> None:
-    """Watch until all expected events of Secrets have come."""
+async def follow(server: ApiServer, events: Events, base: str = "") -> None:
+    """Watch until all expected events of Secrets have come. `base` is the path at which the API server is."""
     app = web.Application()
-    app.router.add_get("/{path:.*}", server.answer)
+    app.router.add_get(base + "/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     configuration = Configuration()
-    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}{base}"
     stop, over = asyncio.Event(), asyncio.Event()
     try:
         async with KubeClient(configuration) as api, asyncio.timeout(60):
-            watching = asyncio.create_task(watch(api, cast(Controller, events), [NAMESPACE], stop=stop, over=over))
+            watching = asyncio.create_task(
+                watch(
+                    api,
+                    cast(Controller, events),
+                    [NAMESPACE],
+                    stop=stop,
+                    over=over,
+                    requests=events.requests,
+                    answers=events.answers,
+                )
+            )
             await events.all.wait()
             over.set()
             await watching
@@ -152,6 +175,41 @@ async def test_kopf_starts_for_a_user_id_that_has_no_name(monkeypatch: pytest.Mo
     monkeypatch.setattr(getpass, "getuser", no_name)
     over = asyncio.Event()
     over.set()  # before kopf asks anything of API server or controller
-    await asyncio.wait_for(
-        watch(cast(Any, None), cast(Any, None), ["sms-channels"], stop=asyncio.Event(), over=over), 30
+    unused = Heartbeats(lambda: 0)
+    watching = watch(
+        cast(Any, None),
+        cast(Any, None),
+        [NAMESPACE],
+        stop=asyncio.Event(),
+        over=over,
+        requests=unused,
+        answers=unused,
     )
+    await asyncio.wait_for(watching, 30)
+
+
+@pytest.mark.parametrize("base", ["", "/k8s/clusters/c-1"], ids=["at the root", "behind a path"])
+async def test_watch_that_hangs_is_silent(base: str) -> None:
+    """The watch of Secrets neither ends nor fails, and that of channels goes on beside it.
+
+    An API server may be reached behind a path. If its watches were not known there, each operator would be restarted.
+    """
+    server, events = ApiServer(short=True), Events(-1)
+
+    async def until(path: str) -> None:
+        while await server.rounds.get() != path:
+            pass
+
+    following = asyncio.create_task(follow(server, events, base))
+    async with asyncio.timeout(60):
+        await until(SECRETS_PATH)
+        await until(CHANNELS_PATH)
+        assert events.requests.silent() == []
+        events.now += 361
+        await until(CHANNELS_PATH)
+        assert events.requests.silent() == [SECRETS_PATH]
+        assert events.answers.age() == 361
+    events.all.set()
+    await following
+    assert events.requests.silent() == [], "a process that watches no more, such as a former leader, is not judged"
+    assert events.answers.age() == 0
