@@ -46,6 +46,11 @@ OBSERVE_ONLY = Gauge("smschannel_observe_only", "1 if this process only observes
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
 
 
+for _kind in ("keyring", "public_key", "settings", "record"):  # from 0 on, so that the first increase can be seen
+    FOREIGN_CHANGES.labels(_kind)
+RECONCILES.labels("Bug")
+
+
 def follow(
     *,
     queue_depth: Callable[[], int],
