@@ -367,6 +367,8 @@ class Controller:
                 return None
             cached = self._channels.put(body)
         assert cached
+        meta = body["metadata"]  # each reconcile is a task of its own, so this is for its lines only
+        structlog.contextvars.bind_contextvars(uid=meta["uid"], generation=meta.get("generation", 0))
         cached.body = None
         cached.last_reconciled = Trigger.of(body)
         cached.check_due = 0
