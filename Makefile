@@ -10,10 +10,10 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart bench docs picture lock clean
+.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart monitoring bench docs picture lock clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the product's story on a real API server, checking each step, then stop everything
 	@$(BIN)/python -m deploy.local demo
@@ -74,6 +74,10 @@ manifests: $(INSTALLED) ## Write deploy/manifests and the schema of the values f
 chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HELM=path names another helm)
 	@set -- $$($(BIN)/python -m deploy.kind.tools kubeconform kube-score helm) && CHART=required \
 		KUBECONFORM=$$1 KUBE_SCORE=$$2 HELM=$${HELM:-$$3} $(BIN)/python -m pytest tests/chart -n 0 $(T)
+
+monitoring: $(INSTALLED) ## Check the alert rules and the dashboard with promtool, built the first time (4 minutes)
+	@PROMTOOL=$$($(BIN)/python -m deploy.monitoring.build) && export PROMTOOL && \
+		$(BIN)/python -m pytest tests/unit/test_monitoring.py -n 0 $(T)
 
 bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null

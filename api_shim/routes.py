@@ -17,7 +17,7 @@ from aiohttp import web
 from api_shim.auth import Auth
 from api_shim.channels import Channels, RemovalInProgress
 from api_shim.schemas import ChannelStatus, HttpError, Setup, instance_id
-from api_shim.server import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, HttpServer
+from api_shim.server import BODY_BYTES, CALLER, INSTANCE, TIME_LIMIT, WRITTEN, HttpServer
 from api_shim.waiting import ChannelWaiter, is_settled
 from smschannel.api.api_keys import Verb
 from smschannel.api.kube_client import Object
@@ -66,6 +66,7 @@ class Routes:
                 if not seconds or not await self._wait_for_removal(error.channel, deadline):
                     raise
                 channel, created = await self._write(request, partial(self._channels.apply, name, setup))
+            request[WRITTEN] = _version(channel)
             latest = await self._waiter.wait_until(channel, is_settled, deadline) if seconds else channel
         return _answer(201 if created else 200, latest, seconds)
 
@@ -74,6 +75,8 @@ class Routes:
         name = await self._authorized_instance(request, Verb.DELETE)
         with self._wait_slot(request) as (seconds, deadline):
             channel = await self._write(request, partial(self._channels.delete, name))
+            if channel is not None:
+                request[WRITTEN] = _version(channel)
             timed_out = channel is not None and seconds and not await self._wait_for_removal(channel, deadline)
         return web.Response(status=202 if timed_out else 204, headers=_preference_applied(seconds))
 
@@ -128,6 +131,11 @@ class Routes:
             if seconds and before is not None:
                 limit.reschedule(before + seconds)
             yield seconds, asyncio.get_running_loop().time() + seconds
+
+
+def _version(channel: Object) -> dict[str, Any]:
+    """Return what the operator's log lines about this version of a channel have, too."""
+    return {field: channel["metadata"].get(field) for field in ("uid", "generation")}
 
 
 async def _body(request: web.Request) -> bytes:

@@ -75,6 +75,7 @@ class _Place:
 CALLER = web.RequestKey("caller", Caller)
 INSTANCE = web.RequestKey("instance", str)
 TIME_LIMIT = web.RequestKey("time_limit", asyncio.Timeout)
+WRITTEN = web.RequestKey("written", dict[str, Any])
 _ID = web.RequestKey("id", str)
 _PLACE = web.RequestKey("place", _Place)
 
@@ -156,6 +157,7 @@ class HttpServer:
                 caller=str(request[CALLER]),
                 client=self.client(request),
                 request_id=request[_ID],
+                **request.get(WRITTEN, {}),
             )
 
     async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -86,7 +86,8 @@ class GoProgram:
     """A program of a Go module whose go.mod and go.sum are in `module`.
 
     `package` is an import path or a path in the module. `stamps` are linker variables; {VERSION} in them is replaced
-    by the version that go.mod requires of `versioned`. `announcement` is said before the first build.
+    by the version that go.mod requires of `versioned`. `tags` are build tags. `announcement` is said before the first
+    build.
     """
 
     name: str
@@ -96,6 +97,7 @@ class GoProgram:
     package: str = "."
     versioned: str = ""
     stamps: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     def ensure(self, progress: Progress) -> Path:
         """Return the program's path, building it first if it is not in the cache. Raises BuildError."""
@@ -121,7 +123,8 @@ class GoProgram:
         major, minor, *_ = [*version.split("."), "", ""]
         values = {"{VERSION}": version, "{MAJOR}": major, "{MINOR}": minor}
         stamps = [f"-X {name}={_replaced(value, values)}" for name, value in self.stamps.items()]
-        return ["-mod=readonly", "-trimpath", "-buildvcs=false", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
+        tags = ["-tags", ",".join(self.tags)] if self.tags else []
+        return [*tags, "-mod=readonly", "-trimpath", "-buildvcs=false", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
 
     def sources(self) -> list[Path]:
         """Return the files that the binary is made of. Of a module of ours, each program is one directory."""

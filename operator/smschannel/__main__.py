@@ -28,7 +28,7 @@ from smschannel.api.logs import log_to_stderr
 from smschannel.api.names import FENCE, PACKAGE, RELEASE
 from smschannel.channel_cache import ChannelCache
 from smschannel.controller import Controller
-from smschannel.health import serve
+from smschannel.health import Heartbeats, serve
 from smschannel.kube_store import KubeStore
 from smschannel.leader import Elector, Identity, call_timeout, identify, unless
 from smschannel.orphans import Orphans
@@ -40,6 +40,8 @@ from smschannel.wiring import reconciler, rotation, twilio_client
 log = structlog.get_logger()
 
 _WATCH_END_SECONDS = 20
+_ELECTION = "leader election"
+_LEAVING_SECONDS = 60  # a former leader looks at the Lease again when its work and its watches have ended
 _NO_FENCE = (
     "no admission policy refuses writes of an operator that lost its lease, so one that was stopped for long may still"
     " write to Kubernetes when it goes on: apply deploy/manifests/operator-fence.yaml"
@@ -53,7 +55,9 @@ _NOT_A_POD = (
 async def run(settings: Settings) -> None:
     """Stand by and lead alternately, until SIGTERM. Raises `ChannelError` for what a person must fix first."""
     ready, stop = asyncio.Event(), asyncio.Event()
-    probes = await serve(settings.http_host, settings.http_port, ready.is_set)
+    vitals, answers = Heartbeats(time.monotonic), Heartbeats(time.monotonic)
+    metrics.WATCH_AGE_SECONDS.set_function(answers.age)
+    probes = await serve(settings.http_host, settings.http_port, ready.is_set, vitals.silent)
     duration = settings.lease_duration_seconds
     try:
         async with (
@@ -65,14 +69,21 @@ async def run(settings: Settings) -> None:
             identity = await unless(_identify(lease_api), stop)
             if identity is None:
                 return
-            elector = Elector(lease_api, settings.operator_namespace, identity.name, duration=duration)
+            vitals.expect(_ELECTION, 2 * duration + _LEAVING_SECONDS)
+            elector = Elector(
+                lease_api,
+                settings.operator_namespace,
+                identity.name,
+                duration=duration,
+                on_look=lambda: vitals.beat(_ELECTION),
+            )
             metrics.LEADER.set_function(lambda: elector.is_leading)
             try:
                 while not stop.is_set():
                     await unless(elector.campaign(lambda _: ready.set()), stop)
                     ready.clear()
                     if not stop.is_set():
-                        await _lead(settings, api, elector, identity, ready, stop)
+                        await _lead(settings, api, elector, identity, ready, stop, vitals, answers)
             finally:
                 await elector.release()
     finally:
@@ -86,6 +97,8 @@ async def _lead(
     identity: Identity,
     ready: asyncio.Event,
     stop: asyncio.Event,
+    vitals: Heartbeats,
+    answers: Heartbeats,
 ) -> None:
     """Work until `stop` is set or the lease is lost. Nothing is in memory from an earlier time as the leader."""
     kube = KubeStore(api, settings.operator_namespace, settings.keyring_dir)
@@ -93,7 +106,15 @@ async def _lead(
         while controller := await unless(_load(settings, kube, twilio, identity), stop, elector.lost):
             over = asyncio.Event()
             if controller.has_crd:
-                watching = watch(api, controller, settings.channel_namespaces, stop=stop, over=over)
+                watching = watch(
+                    api,
+                    controller,
+                    settings.channel_namespaces,
+                    stop=stop,
+                    over=over,
+                    requests=vitals,
+                    answers=answers,
+                )
             else:
                 watching = unless(_until_crd(kube, settings), over)
             try:
@@ -170,7 +191,7 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, ident
             channels = ChannelCache(kube.claims)
             controller = Controller(
                 kube,
-                reconciler(settings, kube, twilio, channels, orphans),
+                reconciler(settings, kube, twilio, channels, orphans, observe_only=settings.observe_only),
                 channels,
                 orphans,
                 rotation(settings, kube),
@@ -245,6 +266,9 @@ def main() -> None:
     except ValidationError as error:
         sys.exit(explain(error, Settings))
     log_to_stderr(settings.log_level, settings.log_format)
+    metrics.OBSERVE_ONLY.set(settings.observe_only)
+    if settings.observe_only:
+        log.warning("only observing, nothing is written to Twilio", setting="SMSCHANNEL_OBSERVE_ONLY")
     for unknown in unknown_variables(Settings, os.environ):
         log.warning("unknown environment variable", variable=unknown)
     try:

@@ -409,6 +409,8 @@ class Controller:
                 return None
             cached = self._channels.put(body)
         assert cached
+        meta = body["metadata"]  # each reconcile is a task of its own, so this is for its lines only
+        structlog.contextvars.bind_contextvars(uid=meta["uid"], generation=meta.get("generation", 0))
         cached.body = None
         cached.last_reconciled = Trigger.of(body)
         cached.check_due = 0
@@ -452,8 +454,10 @@ class Controller:
             try:
                 await self.resync()
             except ChannelError as error:
+                metrics.RESYNC_FAILURES.inc()
                 log.warning("resync failed", error=str(error))
             except Exception:
+                metrics.RESYNC_FAILURES.inc()
                 log.exception("resync failed")
 
     def resync_soon(self) -> None:

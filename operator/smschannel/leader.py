@@ -180,8 +180,8 @@ class Elector:
     """A candidate for the Lease of the operators of one namespace.
 
     `api` must have connections of its own, so that no other call keeps a renewal waiting, and the timeout that
-    `call_timeout` returns. `duration` is how many seconds a lease lasts without being renewed. `lost` is set while this
-    process does not lead.
+    `call_timeout` returns. `duration` is how many seconds a lease lasts without being renewed. `on_look` is called at
+    each look at the Lease. `lost` is set while this process does not lead.
     """
 
     def __init__(
@@ -192,6 +192,7 @@ class Elector:
         *,
         duration: float = DURATION,
         clock: Callable[[], float] = boottime,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self.identity = identity
         self.lost = asyncio.Event()
@@ -201,6 +202,7 @@ class Elector:
         self._meta = {"name": LEASE, "namespace": namespace}
         self._duration = duration
         self._clock = clock
+        self._on_look = on_look
         self._view = View(identity, duration)
         self._body: Object | None = None  # what was written last, while it is probably still there
         self._renewing: asyncio.Task[None] | None = None
@@ -215,6 +217,7 @@ class Elector:
 
     async def look(self) -> Decision:
         """Read the Lease and do what `decide` says. Raises Kubernetes' errors; `Conflict` if another one was faster."""
+        self._on_look()
         body, self._body = self._body, None
         if body is None:
             with suppress(NotFound):

@@ -37,6 +37,12 @@ FOREIGN_CHANGES = Counter(
 LEADER = Gauge("smschannel_leader", "1 while this process leads, 0 while it stands by.")
 LEASE_ACQUIRED = Counter("smschannel_lease_acquired", "How often this process became the leader.")
 LEASE_RENEW_FAILURES = Counter("smschannel_lease_renew_failures", "Renewals of the lease that failed or took too long.")
+WATCH_AGE_SECONDS = Gauge(
+    "smschannel_watch_age_seconds",
+    "Seconds since the API server last answered the watch that is oldest; 0 if this process does not watch.",
+)
+RESYNC_FAILURES = Counter("smschannel_resync_failures", "Resyncs that failed: what the watch misses is not found.")
+OBSERVE_ONLY = Gauge("smschannel_observe_only", "1 if this process only observes, and writes nothing to Twilio.")
 WRITTEN_OFF = Counter("smschannel_written_off", "Numbers that were never restored: their records say why.")
 KEYS = Gauge("smschannel_keyring_keys", "Keys of the keyring: the newest seals, all open.")
 NEWEST_KEY_CREATED = Gauge(
@@ -44,6 +50,11 @@ NEWEST_KEY_CREATED = Gauge(
     "When the newest key of the keyring was created, in Unix time; 0 if that is not known.",
 )
 RECORDS_TO_RESEAL = Gauge("smschannel_records_to_reseal", "Records that are not sealed with the newest key yet.")
+
+
+for _kind in ("keyring", "public_key", "settings", "record"):  # from 0 on, so that the first increase can be seen
+    FOREIGN_CHANGES.labels(_kind)
+RECONCILES.labels("Bug")
 
 
 def follow(

@@ -58,6 +58,7 @@ from smschannel.core.plan import (
     webhook_to_restore,
     with_current,
     with_record,
+    withheld,
     without_record,
 )
 from smschannel.core.plan import desired as desired_of
@@ -117,7 +118,10 @@ class Outcome:
 
 
 class Reconciler:
-    """Reconciles one key at a time; safe to call for different keys concurrently. `clock` returns the current time."""
+    """Reconciles one key at a time; safe to call for different keys concurrently. `clock` returns the current time.
+
+    `observe_only`: nothing is written to Twilio, and no number is claimed or freed; the status says what would be done.
+    """
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class Reconciler:
         rules: Rules,
         intervals: Intervals,
         clock: Callable[[], datetime],
+        observe_only: bool = False,
     ) -> None:
         self._kube = kube
         self._twilio = twilio
@@ -139,6 +144,7 @@ class Reconciler:
         self._rules = rules
         self._intervals = intervals
         self._clock = clock
+        self._observe_only = observe_only
 
     async def reconcile(self, key: Key, channel: SmsChannel | None) -> Outcome:
         """Reconcile a name; `channel` is None if there is no channel of that name. Raises Kubernetes' errors.
@@ -252,6 +258,9 @@ class Reconciler:
             if not step.changes:
                 return observed, step.verdict
             for change in step.changes:
+                # A claim without its write to Twilio is worth nothing. Deletions end all the same.
+                if self._observe_only and not isinstance(change, UpdateRecord | RemoveFinalizer):
+                    return observed, withheld(desired, observed, self._rules, self._clock())
                 observed = await self._apply(change, channel, desired, observed)
         raise TwilioUnavailable("Twilio does not keep the webhook that was set.")
 
@@ -367,7 +376,8 @@ class Reconciler:
         if errors:
             requeue = RequeueRateLimited(asked, self._grace_left(channel) if observed.finalizer else None)
         elif channel and channel.deleting and observed.records:
-            requeue = RequeueRateLimited()  # what is left is restored when the channel is gone
+            # What is left is restored when the channel is gone.
+            requeue = RequeueRateLimited(at_most=self._grace_left(channel) if observed.finalizer else None)
         elif channel and not channel.deleting:
             seconds = self._intervals.drift if verdict.recheck is Recheck.DRIFT else self._intervals.slow
             seconds *= random.uniform(0.8, 1.2)  # noqa: S311  (not a secret)

@@ -149,6 +149,10 @@ class Settings(EnvironmentSettings):
         description="How long the leader may be silent before another replica takes over. A write to Twilio begins only"
         " while the lease outlasts it.",
     )
+    observe_only: bool = Field(
+        default=False,
+        description="Write nothing to Twilio and claim no number: channels that would change say what would be done.",
+    )
     twilio_concurrency: int = Field(default=4, ge=1, le=100, description="Calls in flight per Twilio login.")
     workers: int = Field(default=64, ge=1, le=1000, description="Channels reconciled at once.")
     drift_interval_seconds: Seconds = Field(

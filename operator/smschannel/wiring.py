@@ -48,8 +48,13 @@ def reconciler(
     twilio: TwilioClient,
     channels: ChannelCache,
     orphans: Orphans,
+    *,
+    observe_only: bool = False,
 ) -> Reconciler:
-    """Build the reconciler with its observer, reporter and account cache."""
+    """Build the reconciler with its observer, reporter and account cache.
+
+    `observe_only` is not taken from the settings: it is for the operator, and does not bind `kubectl sms detach`.
+    """
     accounts = AccountCache(twilio, is_own_url=settings.template.made, max_age=settings.drift_interval_seconds / 2)
     intervals = Intervals(drift=settings.drift_interval_seconds, slow=settings.slow_interval_seconds)
     return Reconciler(
@@ -65,6 +70,7 @@ def reconciler(
         ),
         intervals=intervals,
         clock=_clock,
+        observe_only=observe_only,
     )
 
 

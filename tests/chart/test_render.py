@@ -70,7 +70,7 @@ def test_kubeconform_accepts_the_objects(helm: Helm, profile: Path, schemas: lis
     run(tool("kubeconform"), "-strict", "-summary", "-skip", _FOREIGN, *schemas, stdin=rendered)
 
 
-_FOREIGN = "Certificate,HTTPRoute,PodMonitor"
+_FOREIGN = "Certificate,HTTPRoute,PodMonitor,PrometheusRule"
 """Kinds of other projects, whose schemas no API server here has."""
 
 

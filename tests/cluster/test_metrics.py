@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from deploy.local.stack import Options, Stack
 from tests.cluster.steps import check_now, configured, delete, expect_event, metric, name_of, wait_record_gone
 from tests.conftest import running
+from tests.unit.test_monitoring import QUERIES
 
 SETTINGS = {"SMSCHANNEL_DELETION_GRACE_SECONDS": "2", "SMSCHANNEL_RETRY_CEILING_SECONDS": "1"}
 
@@ -80,3 +82,14 @@ def test_channel_life_is_counted(stack: Stack, account: dict[str, Any]) -> None:
         page = answer.read().decode()
     users = (name_of(manifest), uid, number, account["account_sid"], "sms-channels", "secret")
     assert [each for each in users if each in page] == [], "no label grows with users"
+
+
+def test_each_query_of_alerts_and_dashboard_names_a_metric_of_a_running_program(stack: Stack) -> None:
+    pages = ""
+    for url in (stack.operator_url, stack.api_url):
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310  (loopback)
+            pages += answer.read().decode()
+    served = set(re.findall(r"^# TYPE (\w+) ", pages, re.MULTILINE))
+    for query in QUERIES:
+        for name in re.findall(r"\bsms\w+", re.sub(r'"[^"]*"', "", query)):
+            assert re.sub("_(bucket|count|sum)$", "", name) in served, query

@@ -50,6 +50,7 @@ MESSAGES = {
     Reason.WebhookOverridden: "A Messaging Service receives the messages.",
     Reason.WebhookContested: "The webhook is changed back again and again.",
     Reason.WebhookRefused: "Twilio refuses the webhook URL.",
+    Reason.ObserveOnly: "The operator only observes. It would: set its webhook.",
     Reason.Suspended: "The channel is suspended.",
     Reason.Restoring: "The number is being restored.",
     Reason.RestoreFailed: "The number could not be restored.",

@@ -329,6 +329,7 @@ class Operator:
         workers: int = 8,
         keyring_dir: Path | None = None,
         keyring_check: float = 7200,
+        observe_only: bool = False,
     ) -> None:
         self.api = api
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir)
@@ -345,6 +346,7 @@ class Operator:
             rules=rules,
             intervals=Intervals(drift=600, slow=1800),
             clock=virtual_clock,
+            observe_only=observe_only,
         )
         self.controller = Controller(
             self.kube,

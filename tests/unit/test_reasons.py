@@ -65,7 +65,7 @@ def test_rest_statuses_are_a_closed_list_without_duplicates() -> None:
     [
         (
             Recheck.DRIFT,
-            {"Configured", "WebhookForeign", "WebhookDrifted", "WebhookOverridden"},
+            {"Configured", "WebhookForeign", "WebhookDrifted", "WebhookOverridden", "ObserveOnly"},
             "the webhook or its routing may be changed at Twilio",
         ),
         (

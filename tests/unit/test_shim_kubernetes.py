@@ -346,6 +346,16 @@ async def test_clients_behind_a_trusted_proxy_are_counted_separately(
             assert await status(bare, "GET", CALL, headers=headers) == expected
 
 
+async def test_write_is_logged_with_its_request_and_what_it_wrote(kubernetes: Kubernetes) -> None:
+    async with shim(kubernetes) as (_, client):
+        with capture_logs() as logs:
+            assert await status(client, "POST", CALL, json=SETUP, headers={"X-Request-Id": "find-me"}) == 201
+    (line,) = [each for each in logs if each["event"] == "handled write request"]
+    assert line["request_id"] == "find-me"
+    assert {"uid", "generation"} <= line.keys(), "the operator's lines have the same two"
+    assert line["uid"]
+
+
 async def test_authentication_failure_is_logged_without_the_token(kubernetes: Kubernetes) -> None:
     async with shim(kubernetes) as (_, client), without_key(client) as bare:
         with capture_logs() as logs:

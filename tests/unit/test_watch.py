@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -13,13 +14,16 @@ from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
 from smschannel.api.kube_client import KubeClient
+from smschannel.api.names import channels_path, core_path
 from smschannel.api.resource import CREDENTIALS_LABEL, GROUP, KIND, PLURAL, VERSION
 from smschannel.controller import Controller
+from smschannel.health import Heartbeats
 from smschannel.watch import watch
 from tests.manifests import NAMESPACE
 
 PARTIAL = {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}
 VERBS = ["get", "list", "watch", "patch"]
+CHANNELS_PATH, SECRETS_PATH = channels_path(NAMESPACE), core_path(NAMESPACE, "secrets")
 
 
 def resource(kind: str, plural: str) -> dict[str, Any]:
@@ -34,18 +38,20 @@ class ApiServer:
     """An API server with two Secrets, one page each, or none. It sends one watch event of a Secret.
 
     Each watch of channels is answered with the next of `channel_events`, and then stays open; when there are no more,
-    none is answered.
+    none is answered. `rounds` has the watches' paths.
     """
 
     def __init__(self, *, empty: bool = False, channel_events: Iterable[list[dict[str, Any]]] = ()) -> None:
         self._empty = empty
         self._channel_events = iter(channel_events)
         self.channel_versions: list[str | None] = []
+        self.rounds: asyncio.Queue[str] = asyncio.Queue()
         self.accepted: list[tuple[bool, str]] = []
         self.queries: list[dict[str, str]] = []
         self.over = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = "/" + request.match_info["path"]
         documents: dict[str, Any] = {
             "/api": {"versions": ["v1"]},
             "/apis": {
@@ -56,11 +62,12 @@ class ApiServer:
             "/api/v1": {"resources": [resource("Secret", "secrets"), resource("Namespace", "namespaces")]},
             f"/apis/{GROUP}/{VERSION}": {"resources": [resource(KIND, PLURAL)]},
         }
-        if document := documents.get(request.path):
+        if document := documents.get(path):
             return web.json_response(document)
         is_watch = request.query.get("watch") == "true"
-        if not request.path.endswith("/secrets"):
+        if not path.endswith("/secrets"):
             assert is_watch, "channels were listed when they were loaded"
+            self.rounds.put_nowait(path)
             self.channel_versions.append(request.query.get("resourceVersion"))
             events = next(self._channel_events, None)
             return await self._stream(request, events or [], ends=events is not None)
@@ -80,6 +87,7 @@ class ApiServer:
         return web.Response(text=json.dumps(body, separators=(",", ":")), content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
+        self.rounds.put_nowait(SECRETS_PATH)
         bookmark = {"type": "BOOKMARK", "object": {**PARTIAL, "metadata": {"resourceVersion": "8"}}}
         return await self._stream(
             request, [bookmark, {"type": "MODIFIED", "object": {**PARTIAL, **secret("one", "9")}}]
@@ -98,12 +106,15 @@ class ApiServer:
 
 
 class Events:
-    """Receives events, as the controller does, until there are `count`."""
+    """Receives events, as the controller does, until there are `count`. `now` is the clock of the heartbeats."""
+
+    now = 0.0
 
     def __init__(self, count: int) -> None:
         self.seen: list[tuple[str | None, dict[str, Any]]] = []
         self.channels: list[tuple[str, str] | str] = []
         self.all = asyncio.Event()
+        self.requests, self.answers = Heartbeats(lambda: self.now), Heartbeats(lambda: self.now)
         self._count = count
 
     def listed(self, namespace: str) -> str:
@@ -127,19 +138,29 @@ class Events:
             self.all.set()
 
 
-async def follow(server: ApiServer, events: Events) -> None:
-    """Watch until all expected events have come."""
+async def follow(server: ApiServer, events: Events, base: str = "") -> None:
+    """Watch until all expected events have come. `base` is the path at which the API server is."""
     app = web.Application()
-    app.router.add_get("/{path:.*}", server.answer)
+    app.router.add_get(base + "/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     configuration = Configuration()
-    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}{base}"
     stop, over = asyncio.Event(), asyncio.Event()
     try:
         async with KubeClient(configuration) as api, asyncio.timeout(60):
-            watching = asyncio.create_task(watch(api, cast(Controller, events), [NAMESPACE], stop=stop, over=over))
+            watching = asyncio.create_task(
+                watch(
+                    api,
+                    cast(Controller, events),
+                    [NAMESPACE],
+                    stop=stop,
+                    over=over,
+                    requests=events.requests,
+                    answers=events.answers,
+                )
+            )
             await asyncio.wait(
                 {watching, asyncio.ensure_future(events.all.wait())}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -220,6 +241,42 @@ async def test_kopf_starts_for_a_user_id_that_has_no_name(monkeypatch: pytest.Mo
     over.set()  # before kopf asks anything of the API server
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"  # nobody listens there
+    events = Events(1)
     async with KubeClient(configuration) as api:
-        controller = cast(Controller, Events(1))
-        await asyncio.wait_for(watch(api, controller, [NAMESPACE], stop=asyncio.Event(), over=over), 30)
+        watching = watch(
+            api,
+            cast(Controller, events),
+            [NAMESPACE],
+            stop=asyncio.Event(),
+            over=over,
+            requests=events.requests,
+            answers=events.answers,
+        )
+        await asyncio.wait_for(watching, 30)
+
+
+@pytest.mark.parametrize("base", ["", "/k8s/clusters/c-1"], ids=["at the root", "behind a path"])
+async def test_watch_that_hangs_is_silent(base: str) -> None:
+    """The watch of Secrets neither ends nor fails, and that of channels goes on beside it.
+
+    An API server may be reached behind a path. If its watches were not known there, each operator would be restarted.
+    """
+    server, events = ApiServer(channel_events=repeat([])), Events(-1)
+
+    async def until(path: str) -> None:
+        while await server.rounds.get() != path:
+            pass
+
+    following = asyncio.create_task(follow(server, events, base))
+    async with asyncio.timeout(60):
+        await until(SECRETS_PATH)
+        await until(CHANNELS_PATH)
+        assert events.requests.silent() == []
+        events.now += 361
+        await until(CHANNELS_PATH)
+        assert events.requests.silent() == [SECRETS_PATH]
+        assert events.answers.age() == 361
+    events.all.set()
+    await following
+    assert events.requests.silent() == [], "a process that watches no more, such as a former leader, is not judged"
+    assert events.answers.age() == 0

@@ -76,3 +76,28 @@ spec:
         insecureSkipVerify: true # the certificate is for the Service, Prometheus calls the pod's address
       {{- end }}
 {{- end }}
+
+{{/* Takes: root, name, file (of alerts). Each alert gets the address of its page, if there is one. */}}
+{{- define "sms.prometheusRule" }}
+{{- $rules := .root.Files.Get .file | fromYaml }}
+{{- $pages := .root.Values.prometheusRule.runbookUrl | trimSuffix "/" }}
+{{- if $pages }}
+{{- range $group := $rules.groups }}
+{{- range $rule := $group.rules }}
+{{- $_ := set $rule.annotations "runbook_url" (printf "%s/%s.md" $pages $rule.alert) }}
+{{- end }}
+{{- end }}
+{{- end }}
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "sms.labels" . | nindent 4 }}
+    {{- with .root.Values.prometheusRule.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- toYaml $rules | nindent 2 }}
+{{- end }}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 
@@ -14,27 +14,38 @@ from smschannel.api.kube_client import KubeClient, Object
 
 log = structlog.get_logger()
 
-_SERVER_SECONDS = 240  # the server ends each watch after this time, so that a broken connection is noticed
+SERVER_SECONDS = 240
+"""The server ends each watch after this time, so that a broken connection is noticed."""
+
 _FIRST_DELAY = 0.5
 _EVENTS_AT_ONCE = 32
 
 
 async def follow(
-    api: KubeClient, path: str, version: str = "", *, longest_delay: float = 15
+    api: KubeClient,
+    path: str,
+    version: str = "",
+    *,
+    longest_delay: float = 15,
+    on_request: Callable[[], object] = lambda: None,
+    on_answer: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[Object | None]:
     """Yield the events (`type`, `object`) of a list's objects from a resourceVersion on, until the caller stops.
 
     Without a version, or when it is too old, an ADDED event for every object comes first; in the latter case None
     before them, since objects may have been deleted meanwhile. Retries all errors of Kubernetes, with a delay that
-    doubles up to `longest_delay` seconds.
+    doubles up to `longest_delay` seconds. `on_request` is called before each request, and `on_answer` for each event and
+    bookmark.
     """
     delay, count = _FIRST_DELAY, 0
     while True:
-        params = {"timeoutSeconds": str(_SERVER_SECONDS), **({"resourceVersion": version} if version else {})}
+        params = {"timeoutSeconds": str(SERVER_SECONDS), **({"resourceVersion": version} if version else {})}
         began = time.monotonic()
+        on_request()
         try:
             async for event in api.watch(path, params):
                 version, delay = event["object"]["metadata"]["resourceVersion"], _FIRST_DELAY
+                on_answer()
                 if event["type"] != "BOOKMARK":
                     yield event
                 count += 1

@@ -11,6 +11,7 @@ import structlog
 def log_to_stderr(level: str, form: str) -> None:
     """Log to stderr: one JSON object per line (`json`) or text for people (`console`), libraries included."""
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,  # tracebacks without local variables: those may hold tokens

@@ -136,6 +136,13 @@ class Reason(Row, Enum):
         Recheck.SLOW,
         "Twilio refuses the webhook URL: the operator's webhook URL template must be a public https URL.",
     )
+    ObserveOnly = Row(
+        "False",
+        "Stalled",
+        "observe_only",
+        Recheck.DRIFT,
+        "To let the operator do this, set its SMSCHANNEL_OBSERVE_ONLY to false.",
+    )
     Suspended = Row("True", None, "suspended", Recheck.SLOW, "Set spec.suspend to false to resume.")
     Restoring = Row("False", "Reconciling", "removing", Recheck.BACKOFF, "Nothing to do: the number is being restored.")
     RestoreFailed = Row(

@@ -281,6 +281,31 @@ def foresee(desired: Desired | None, observed: Observed, rules: Rules, now: date
     return Plan(tuple(changes), step.verdict)
 
 
+_NAMES = {
+    CreateRecord: "claim {}",
+    SetWebhook: "set its webhook",
+    RestoreWebhook: "restore another number's webhook",
+    DeleteRecord: "free another number",
+}
+
+
+def withheld(desired: Desired | None, observed: Observed, rules: Rules, now: datetime) -> Verdict:
+    """Return the verdict on a channel whose changes the operator only reports: what it would do."""
+    if desired is None:
+        return Verdict(Reason.Restoring, "The operator only observes, so the number is not restored.")
+    changes = foresee(desired, observed, rules, now).changes
+    names = dict.fromkeys(name for change in changes if (name := _NAMES.get(type(change))))
+    todo = ", ".join(names).format(desired.phone_number) or "protect the channel with its finalizer"
+    message = f"The operator only observes. It would: {todo}."
+    number = observed.number
+    if not isinstance(number, Number):
+        return Verdict(Reason.ObserveOnly, message)
+    differs = number.webhook != desired.webhook
+    return Verdict(
+        Reason.ObserveOnly, message, number.sid, _mismatch(number.webhook, desired.webhook) if differs else None
+    )
+
+
 def _after(change: Change, observed: Observed) -> Observed:
     """Return what would be observed after a change that succeeds."""
     match change:
