@@ -2,7 +2,7 @@
 
 The data path, top to bottom:
 
-    watch          kopf as the informer: events of channels and Secrets
+    watch          the informer: events of channels, and by kopf of Secrets
     controller     decides which channels to reconcile, and when: events, resyncs, scheduled requeues
     channel_cache  all channels, by the Secrets that they use and the numbers that they wait for
     orphans        records whose channel is gone: found, and proven before anything is restored

@@ -46,8 +46,8 @@ async def watch(
 ) -> None:
     """Watch until `over` is set. SIGTERM and SIGINT set `stop`. Raises `RuntimeError` if kopf ends by itself.
 
-    A watch that ends by a bug ends all of them, and is raised. `requests` and `answers` learn when each watch last sent a
-    request, and when it last got what it asked for.
+    A watch that ends by a bug ends all of them, and is raised. `requests` and `answers` learn when each watch last sent
+    a request, and when it last got what it asked for.
     """
     watches = [asyncio.create_task(_watch_channels(api, controller, each, requests, answers)) for each in namespaces]
     for each in watches:

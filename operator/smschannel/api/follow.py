@@ -34,8 +34,8 @@ async def follow(
 
     Without a version, or when it is too old, an ADDED event for every object comes first; in the latter case None
     before them, since objects may have been deleted meanwhile. Retries all errors of Kubernetes, with a delay that
-    doubles up to `longest_delay` seconds. `on_request` is called before each request, and `on_answer` for each event and
-    bookmark.
+    doubles up to `longest_delay` seconds. `on_request` is called before each request, and `on_answer` for each event
+    and bookmark.
     """
     delay, count = _FIRST_DELAY, 0
     while True:

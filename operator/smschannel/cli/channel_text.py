@@ -114,7 +114,12 @@ def _credentials(channel: Mapping[str, Any], published: Mapping[str, str] | None
     from smschannel.api.sealing import fingerprint_of
 
     current = (published or {}).get(FINGERPRINT)
-    return {"login": login, "source": "sealed", "sealedWith": fingerprint_of(given.get("sealed") or ""), "newest": current}
+    return {
+        "login": login,
+        "source": "sealed",
+        "sealedWith": fingerprint_of(given.get("sealed") or ""),
+        "newest": current,
+    }
 
 
 def _operator(reading: Reading) -> dict[str, Any]:
