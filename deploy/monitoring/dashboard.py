@@ -147,6 +147,23 @@ PANELS = (
     ),
     Panel("Drift per second", "Webhooks that others changed.", "ops", 12, _rate("smschannel_drift_total", "action")),
     Panel(
+        "Keys",
+        "Keys of the keyring, and records that the newest one does not seal yet.",
+        "short",
+        12,
+        (
+            (f"max(smschannel_keyring_keys{{{_OF}}})", "keys"),
+            (f"max(smschannel_records_to_reseal{{{_OF}}})", "records to seal again"),
+        ),
+    ),
+    Panel(
+        "Age of the newest key",
+        "A renewed key is younger than the interval of renewal.",
+        "s",
+        12,
+        ((f"time() - max(smschannel_keyring_newest_key_created_timestamp_seconds{{{_OF}}} > 0)", "age"),),
+    ),
+    Panel(
         "REST requests per second",
         "By status of the answer.",
         "reqps",

@@ -33,6 +33,7 @@ STATUSES = (
     "webhook_overridden",
     "webhook_contested",
     "webhook_refused",
+    "observe_only",
     "suspended",
     "removing",
     "record_unreadable",

@@ -86,7 +86,7 @@ def test_what_does_not_open_is_refused_and_nothing_is_written(value: str, messag
 @pytest.mark.parametrize(
     ("value", "keyring", "is_good", "text"),
     [
-        (sealed(NEW), RING, True, f"opens, with key {NEW.fingerprint}"),
+        pytest.param(sealed(NEW), RING, True, f"opens, with key {NEW.fingerprint}", id="opens"),  # not in a test's name
         (sealed(OLD), RING, True, "is not the newest: kubectl sms reseal"),
         (sealed(OLD, "elsewhere"), RING, False, "sealed for another place"),
         (sealed(NEW), None, True, "sealed with the key that the operator publishes"),

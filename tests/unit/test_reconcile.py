@@ -110,7 +110,7 @@ async def test_unreadable_record_names_its_secret() -> None:
     assert sid_of(N).lower() in outcome.verdict.message
     shown = str((api.channel(1) or {})["status"])
     assert Reason.RecordUnreadable.remedy in shown
-    assert "eal the token" not in shown, "one remedy, and not one that does not help"
+    assert Reason.TokenUnreadable.remedy not in shown, "one remedy, and not one that does not help"
     assert twilio.writes == []
 
 

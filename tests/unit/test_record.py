@@ -54,6 +54,7 @@ RECORD = Record(
     unseen_since=SINCE,
     version="7",
     contents=CONTENTS,
+    sealed_with="3164a69de2dd004a",
 )
 
 

@@ -120,18 +120,21 @@ async def test_renewed_certificate_is_served_without_restart(port: int, mounted:
             await asyncio.sleep(0.05)
 
 
+def _about_certificates(logs: list[Any]) -> list[str]:
+    """Return these events: the shim has no API server here, and says so now and then."""
+    return [each["event"] for each in logs if "certificate" in each["event"]]
+
+
 async def test_unusable_certificate_keeps_the_previous_one(port: int, mounted: Path) -> None:
     broken = mounted / "mounted/tls.crt"
     content = broken.read_bytes()
     with capture_logs() as logs:
         broken.write_bytes(b"not PEM")
         async with asyncio.timeout(5):
-            while not logs:  # noqa: ASYNC110
+            while not (seen := _about_certificates(logs)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
-    assert [each["event"] for each in logs] == ["cannot load certificate, still serving the previous one"], (
-        "logged once"
-    )
+    assert seen == _about_certificates(logs) == ["cannot load certificate, still serving the previous one"]
     assert await served_name(port) == "first"
     broken.write_bytes(content)
     assert await served_name(port) == "first"

@@ -117,7 +117,7 @@ def _credentials(channel: Mapping[str, Any], published: Mapping[str, str] | None
     return {
         "login": login,
         "source": "sealed",
-        "sealedWith": fingerprint_of(given.get("sealed") or ""),
+        "sealedWith": fingerprint_of(given.get("sealed") or "") or None,
         "newest": current,
     }
 

@@ -78,6 +78,9 @@ def list_keys(output: str, kubeconfig: str | None, context: str | None, operator
 
     Keys in state "missing" are needed and not there: restore them from a backup. Manifests that are not in the cluster
     are not counted.
+
+    \b
+      kubectl sms keys list
     """
 
     async def work(kube: AdminStore) -> list[dict[str, Any]]:
@@ -136,6 +139,9 @@ def renew(without_backup: bool, kubeconfig: str | None, context: str | None, ope
 
     If the keyring and all backups of it are lost, --without-backup makes a new keyring. Numbers keep working as they
     are at Twilio. Each channel then says what it lacks: detach it with --orphan, and seal its token again.
+
+    \b
+      kubectl sms keys renew
     """
     from smschannel.api.sealing import SealingKey
 
@@ -222,6 +228,9 @@ def retire(
     It is refused, with the list, while a record or a channel in the cluster needs the key. Manifests in Git cannot be
     seen from here: re-seal them first (kubectl sms reseal), or they can never be opened again. A backup still has the
     key.
+
+    \b
+      kubectl sms keys retire 3164a69de2dd004a
     """
 
     async def work(kube: AdminStore) -> Keyring:
