@@ -408,7 +408,7 @@ def test_lost_keyring_is_not_replaced(stack: Stack) -> None:
     try:
         with pytest.raises(StackError, match="ended with status 1"):
             stack.start_operator()
-        assert "restore it from its backup" in (stack.logs / "operator.log").read_text()
+        assert "Restore it: kubectl sms keys restore BACKUP" in (stack.logs / "operator.log").read_text()
     finally:
         assert keyring.metadata
         keyring.metadata.resource_version = keyring.metadata.uid = None

@@ -213,7 +213,7 @@ def test_unreadable_record_is_shown_with_its_remedy(stack: Stack, number: str) -
     damage_record(stack, number)
     text = shown(plan(name_of(manifest)), 1)
     assert f"RecordUnreadable. The operator's record of {number}, Secret {stack.record_name(number)}" in text
-    assert "from a backup" in text
+    assert "Restore the keyring (kubectl sms keys restore)" in text
     text = shown(plan(name_of(manifest), "--delete"), 1)
     assert f"{number} ({stack.number(number)['sid']}) cannot be restored: the record has an unknown version" in text
 

@@ -154,8 +154,13 @@ def test_rotation_of_manifests_in_git_and_of_the_rest_api(
     manifest, instance = stack.manifest(first), "0a1b2c3d-0000-4000-8000-000000000001"
     configured(stack, manifest)
     setup = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": second}
-    status, _ = stack.rest("POST", instance, setup, Prefer="wait=30")
-    assert status == 201
+
+    def is_sealed_with_published_key() -> bool:
+        stack.rest("POST", instance, setup, Prefer="wait=30")
+        sealed = stack.channels.get(name=instance, namespace=CHANNELS).spec.credentials.sealed
+        return fingerprint_of(sealed) == published(stack)
+
+    wait_until(is_sealed_with_published_key, "the shim reads the key that was published last")
     git = tmp_path / "channel.yaml"
     git.write_text(f"# the webshop's number\n{yaml.safe_dump(manifest)}# end\n")
     former, urls = published(stack), [webhook(stack, each) for each in (first, second)]

@@ -235,7 +235,7 @@ class Proxy:
             status, headers, answer = await self._forward(side, request, body)
             with self._changing():
                 call.status = status
-                self._learn(call, answer)
+                self._learn(call, body, answer)
             if action and action.kind == "truncate":
                 return await _truncate(request, status, headers, answer)
             if action and action.after:
@@ -268,13 +268,13 @@ class Proxy:
         found = (self._names.get(each) for text in texts for pattern in patterns for each in pattern.findall(text))
         return next((name for name in found if name), "")
 
-    def _learn(self, call: Call, answer: bytes) -> None:
+    def _learn(self, call: Call, body: bytes, answer: bytes) -> None:
         """Note the uids of listed channels, and report the statuses that the API server accepted."""
         if call.kind == "LIST smschannels" and call.status == 200:
             for item in json.loads(answer)["items"] or ():
                 self._meet(item["metadata"])
         elif call.kind == "PATCH smschannels/status" and call.status == 200:
-            self.on_status(json.loads(answer))
+            self.on_status(json.loads(body))
 
     def _meet(self, meta: Mapping[str, Any]) -> None:
         self._names[meta["uid"]] = self._names[meta["name"]] = meta["name"]

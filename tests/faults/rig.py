@@ -399,11 +399,12 @@ class Rig:
         return sorted(self.stack.logs.glob("*operator.log"))
 
     def _check_status(self, channel: Mapping[str, Any]) -> None:
-        """Called with each status that the API server accepted, in order."""
+        """Called with each merge patch of a status that the API server accepted, in order."""
         if self.has_second:
             return  # the proxy does not see what that one writes in between
-        uid, after = channel["metadata"]["uid"], channel["status"]
+        uid = channel["metadata"]["uid"]
         earlier = self._statuses.get(uid, {})
+        after = {name: value for name, value in {**earlier, **channel["status"]}.items() if value is not None}
         self._statuses[uid] = after
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 2))
         recent = any(each["lastTransitionTime"] >= stamp for each in earlier.get("conditions", ()))

@@ -81,13 +81,16 @@ class HttpClient:
         self._most_bytes = most_bytes
         self._slots = asyncio.Semaphore(limit)
         self._idle: list[_Connection] = []
+        self._connections: set[_Connection] = set()
         self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().abort()
+        """Close all connections."""
+        self._idle.clear()
+        for connection in tuple(self._connections):
+            connection.abort()
+            await connection.closed.wait()
         if self._session:
             await self._session.close()
 
@@ -146,7 +149,7 @@ class HttpClient:
                 addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
                 plain = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._most_bytes),
+                    lambda: _Connection(self._connections, self._most_bytes),
                     sock=plain,
                     ssl=self._tls,
                     server_hostname=self._host if self._tls else None,
@@ -184,11 +187,14 @@ class HttpClient:
 class _Connection(asyncio.Protocol):
     """One connection: sends one request after another and parses the answers. Ends at anything unexpected."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, connections: set[_Connection], most_bytes: int) -> None:
+        """`connections` has this one while it is open."""
+        self.closed = asyncio.Event()
         self.idle_since = 0.0
         self.is_open = False
         self.has_begun = False
         """Whether bytes of the last answer have arrived."""
+        self._connections = connections
         self._most_bytes = most_bytes
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
@@ -222,6 +228,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.is_open = cast(asyncio.Transport, transport), True
+        self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
@@ -242,6 +249,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
+        self._connections.discard(self)
+        self.closed.set()
         if self._answer is None or self._answer.done():
             return
         if self._ends_with_connection and error is None:
