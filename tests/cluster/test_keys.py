@@ -200,8 +200,7 @@ def test_rotation_of_manifests_in_git_and_of_the_rest_api(
     assert alarms(stack) == [], "retiring a key is not tampering"
     status, _ = stack.rest("POST", instance, setup, Prefer="wait=30")
     assert status == 200, "the channel is still REST's"
-    spec = stack.channels.get(name=instance, namespace=CHANNELS).spec
-    assert fingerprint_of(spec.credentials.sealed) == published(stack), "the shim follows without a restart"
+    wait_until(is_sealed_with_published_key, "the shim follows without a restart")
 
 
 def _sealed_with(stack: Stack, number: str) -> str:
