@@ -248,7 +248,7 @@ class _Connection(asyncio.Protocol):
                 self.abort()  # more than the answer was sent
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.is_open = False
+        self.abort()  # asyncio counts a TLS connection that the server closed as open
         self._connections.discard(self)
         self.closed.set()
         if self._answer is None or self._answer.done():

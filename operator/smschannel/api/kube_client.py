@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, Self
 from urllib.parse import urlencode
 
@@ -249,7 +249,7 @@ class KubeClient:
             seen.add(meta["continue"])
             more = {"continue": meta["continue"]}
 
-    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
+    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[Object]:
         """Yield watch events (`type`, `object`) until the server ends the stream. Raises the same errors as `request`.
 
         An ERROR event is raised as the error that it is. A stream that is silent for 90 seconds counts as broken:

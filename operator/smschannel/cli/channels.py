@@ -6,7 +6,8 @@ What may not be read is never guessed: it is named in `Reading.not_read`, with t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import click
@@ -94,7 +95,7 @@ def _raise_unless_about_one_object(error: ChannelError) -> None:
 
 async def changes(
     api: KubeClient, namespace: str, instance: str = "", known: Object | None = None
-) -> AsyncIterator[tuple[str, Object]]:
+) -> AsyncGenerator[tuple[str, Object]]:
     """Yield the channels of a namespace ("": of all), or one of them, as they are now and then at every change.
 
     Each comes with the type of its event: ADDED, MODIFIED or DELETED. Never ends: a watch that ends is started again
@@ -114,9 +115,10 @@ async def changes(
         seen = now
         version = {"resourceVersion": str(listed["metadata"]["resourceVersion"])}
         try:
-            async for event in api.watch(path, {**selector, **version}):
-                if (found := _changed(event, seen)) is not None:
-                    yield event["type"], found
+            async with aclosing(api.watch(path, {**selector, **version})) as events:
+                async for event in events:
+                    if (found := _changed(event, seen)) is not None:
+                        yield event["type"], found
         except (Expired, KubernetesUnavailable) as error:
             if isinstance(error, NotConnected):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -204,8 +205,9 @@ async def _renewed(read: _Reader, lease: Object, patience: float) -> float | Non
     began = time.monotonic()
     version = {"fieldSelector": f"metadata.name={LEASE}", "resourceVersion": lease["metadata"]["resourceVersion"]}
     try:
-        async with asyncio.timeout(patience):
-            async for event in read.api.watch(leases_path(read.namespace), version):
+        watch = read.api.watch(leases_path(read.namespace), version)
+        async with asyncio.timeout(patience), aclosing(watch) as events:
+            async for event in events:
                 spec = (event.get("object") or {}).get("spec") or {}
                 if event.get("type") == "MODIFIED" and spec.get("renewTime") != lease["spec"].get("renewTime"):
                     return time.monotonic() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,8 +163,9 @@ async def _until(
     if done(channel):
         return _Ending(channel, True)
     try:
-        async with asyncio.timeout(seconds):
-            async for kind, now in changes(api, namespace, instance, known=channel):
+        seen = changes(api, namespace, instance, known=channel)
+        async with asyncio.timeout(seconds), aclosing(seen):
+            async for kind, now in seen:
                 if kind == "DELETED":
                     raise _Gone(f"{_named(channel)} was deleted meanwhile.")
                 channel = now
