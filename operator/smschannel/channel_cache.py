@@ -1,8 +1,8 @@
 """The cache of all channels: an informer's store that keeps a few fields of each channel instead of its object.
 
 The body of an event is cached only until the reconcile that it causes, and only if it is small and surely the newest:
-events of different uids may come in any order, and an event may be older than our own last write. Otherwise the
-reconcile reads the channel. Losing the cache costs one reconcile per channel.
+an event may be older than what was read, or than our own last write. Otherwise the reconcile reads the channel. Losing
+the cache costs one reconcile per channel.
 """
 
 from __future__ import annotations

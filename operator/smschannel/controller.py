@@ -258,8 +258,12 @@ class Controller:
                 self._queue.add(key)
         secret.was_written = secret.waits = False
         secret.next_time = self._clock() + len(users) * _SECONDS_PER_USER
-        if not secret.version:
-            self._secrets.pop(name, None)
+        if not secret.version:  # not before that time: it may be deleted and created in a loop
+            asyncio.get_running_loop().call_at(secret.next_time, self._forget_secret, name, secret)
+
+    def _forget_secret(self, name: Key, secret: _Secret) -> None:
+        if not secret.version and not secret.waits and self._secrets.get(name) is secret:
+            del self._secrets[name]
 
     def _forget(self, key: Key) -> None:
         """Remove a channel that is gone. The next one that waits for the same number may swap with its holder now."""
@@ -315,7 +319,7 @@ class Controller:
                 tasks.create_task(self._work())
 
     def close(self) -> None:
-        """Let go of the controller when it has ended, or was never run: else a timer would keep it in memory."""
+        """Drop all timers, when the controller has ended or was never run: they would keep it in memory."""
         self._queue.close()
 
     def abort(self) -> None:

@@ -539,13 +539,11 @@ class KubeStore:
         meta: Object = {"name": name, "namespace": self.namespace, "labels": MANAGED}
         return {"apiVersion": "v1", "kind": kind, "metadata": meta, **({"data": dict(content)} if content else {})}
 
-    async def _write(
-        self, kind: str, method: str, path: str, body: Object | None = None, *, accept: str = METADATA_OF_ONE
-    ) -> Object:
-        """Send a write. The answer has the metadata only, unless something else is accepted."""
+    async def _write(self, kind: str, method: str, path: str, body: Object | None = None) -> Object:
+        """Send a write. The answer has the metadata only."""
         KUBERNETES_WRITES.labels(kind).inc()
         content_type = MERGE_PATCH if method == "PATCH" else "application/json"
-        return await self._api.request(method, path, body, content_type=content_type, accept=accept)
+        return await self._api.request(method, path, body, content_type=content_type, accept=METADATA_OF_ONE)
 
 
 def _written_off(meta: Mapping[str, Any]) -> Record:

@@ -276,7 +276,7 @@ def test_unreadable_record_still_holds_its_number(restart: bool) -> None:
 
 @virtually
 async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
-    """kopf handles the events of each uid in a task of its own, so they arrive interleaved."""
+    """Reads and resyncs overtake the watch, so that its events may be about a channel that was replaced since."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     async with running(api, twilio, resync=1e9) as operator:
         api.drops_events = True

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import cast
+from typing import Any, cast
 
 import aiohttp
 import pytest
+import uvloop
 
-from smschannel.api.http import AnswerTooLarge, HttpClient, NotHttp, UnknownHost
+from smschannel.api.http import AnswerTooLarge, HttpClient, NotHttp, UnknownHost, _Connection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+TRAILERS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X:\r\n" * 201 + b"\r\n"
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -51,7 +53,16 @@ class Server:
 
 
 @asynccontextmanager
-async def client_of(talk: Talk, *, seconds: float = 10, limit: int = 8, path: str = "") -> AsyncIterator[HttpClient]:
+async def client_of(
+    talk: Talk,
+    *,
+    seconds: float = 10,
+    limit: int = 8,
+    most_bytes: int = 2000,
+    path: str = "",
+    is_proxy: bool = False,
+) -> AsyncIterator[HttpClient]:
+    """Yield a client of a server that talks so; `is_proxy`: the client reaches an API through it."""
     talking: set[asyncio.Task[None]] = set()
 
     async def until_over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,8 +76,9 @@ async def client_of(talk: Talk, *, seconds: float = 10, limit: int = 8, path: st
                 await writer.wait_closed()
 
     server = await asyncio.start_server(until_over, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    client = HttpClient(f"http://127.0.0.1:{port}{path}", None, timeout=seconds, limit=limit, most_bytes=1000)
+    here = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    url, proxy = ("http://api.example.com", here) if is_proxy else (here, None)
+    client = HttpClient(f"{url}{path}", None, timeout=seconds, limit=limit, most_bytes=most_bytes, proxy=proxy)
     try:
         yield client
     finally:
@@ -86,6 +98,34 @@ async def test_request_is_sent_as_given() -> None:
     assert lines[0] == b"PATCH /proxy/a%20b?x=1%20 HTTP/1.1"
     assert lines[1].startswith(b"Host: 127.0.0.1:")
     assert lines[2:] == [b"X-Group: a", b"X-Group: b", b"Content-Length: 2", b"", b"{}"]
+
+
+async def test_proxy_gets_the_request_with_the_whole_url() -> None:
+    server = Server(OK)
+    async with client_of(server.talk, path="/base", is_proxy=True) as client:
+        answer = await client.request("PATCH", "/a b?x=1", [("X-Group", "a"), ("X-Group", "b")], b"{}")
+    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "2", b"ok")
+    lines = server.requests[0].split(b"\r\n")
+    assert lines[0] == b"PATCH http://api.example.com/base/a%20b?x=1 HTTP/1.1"
+    assert [line for line in lines if line.startswith(b"X-Group")] == [b"X-Group: a", b"X-Group: b"]
+    assert lines[-1] == b"{}"
+
+
+async def test_answer_through_a_proxy_is_bounded_too() -> None:
+    server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000)
+    async with client_of(server.talk, is_proxy=True) as client:
+        with pytest.raises(AnswerTooLarge):
+            await client.request("GET", "/", [])
+
+
+async def test_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may be about to end it, and a write that meets the end cannot be sent again."""
+    server = Server(OK)
+    async with client_of(server.talk) as client:
+        await client.request("GET", "/", [])
+        monkeypatch.setattr("smschannel.api.http._KEEP_ALIVE_SECONDS", 0)
+        await client.request("POST", "/", [], b"x")
+    assert server.connections == 2
 
 
 async def test_connection_is_used_again() -> None:
@@ -137,8 +177,10 @@ async def test_answer_may_end_with_its_connection() -> None:
         (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", NotHttp, "nobody asked for it"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 5\r\n\r\nok", NotHttp, "two lengths"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok", NotHttp, "two framings"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2000, AnswerTooLarge, "larger than the bound"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000, AnswerTooLarge, "headers count, too"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3000, AnswerTooLarge, "larger than the bound"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 3000, AnswerTooLarge, "headers count, too"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X:\r\n" * 201 + b"Content-Length: 0\r\n\r\n", NotHttp, "too many headers"),
+        (TRAILERS, NotHttp, "too many headers, after the body"),
         (b"", aiohttp.ServerDisconnectedError, "closed without an answer"),
     ],
 )
@@ -157,6 +199,21 @@ async def test_what_follows_an_answer_is_not_the_next_answer() -> None:
         for _ in range(3):
             assert (await client.request("GET", "/", [])).body == b"ok"
     assert server.connections == 3
+
+
+async def test_headers_of_a_second_answer_are_not_those_of_the_first() -> None:
+    """Else whoever adds an answer could let the operator wait for hours."""
+    server = Server(OK + b"HTTP/1.1 429 Busy\r\nRetry-After: 9000\r\nContent-Length: 0\r\n\r\n")
+    async with client_of(server.talk) as client:
+        assert (await client.request("GET", "/", [])).headers == {"content-length": "2"}
+
+
+async def test_headers_have_a_bound_of_their_own() -> None:
+    """Lists are large; no header is."""
+    server = Server(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000)
+    async with client_of(server.talk, most_bytes=2**24) as client:
+        with pytest.raises(AnswerTooLarge):
+            await client.request("GET", "/", [])
 
 
 async def test_what_comes_while_nothing_is_asked_ends_the_connection() -> None:
@@ -191,6 +248,75 @@ async def test_request_that_meets_the_end_of_an_idle_connection(method: str, is_
             with pytest.raises(aiohttp.ServerDisconnectedError):
                 await client.request(method, "/", [], b"x")
     assert len(server.requests) == (3 if is_repeated else 2)
+
+
+async def test_request_that_may_be_repeated_is_sent_twice_at_most() -> None:
+    """A server that ends all idle connections at once would get it as often as there are any."""
+    together, deletions = asyncio.Barrier(5), 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal deletions
+        while not (request := await read_request(reader)).startswith(b"DELETE"):
+            if not request:
+                return
+            await together.wait()
+            writer.write(OK)
+        deletions += 1
+
+    async with client_of(talk) as client:
+        await asyncio.gather(*(client.request("GET", "/", []) for _ in range(5)))
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await client.request("DELETE", "/", [])
+    assert deletions == 2
+
+
+async def test_closed_client_sends_nothing() -> None:
+    """What was in flight fails, instead of being sent again over a new connection that nobody closes."""
+    asked, connections, requests = asyncio.Event(), 0, 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections, requests
+        connections += 1
+        while await read_request(reader):
+            requests += 1
+            if requests == 1:
+                writer.write(OK)
+            asked.set()
+
+    async with client_of(talk) as client:
+        await client.request("GET", "/", [])
+        asked.clear()
+        in_flight = asyncio.create_task(client.request("GET", "/", []))
+        await asked.wait()
+        await client.close()
+        for each in (in_flight, client.request("GET", "/", [])):
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await each
+        await asyncio.sleep(0.1)
+    assert (connections, requests) == (1, 2)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_connection_whose_making_was_cancelled_does_not_stop_the_end(
+    run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop does not report the end of such a connection, for which `close` would wait."""
+
+    async def story() -> None:
+        async with asyncio.timeout(30), client_of(Server(OK).talk) as client:
+            request = asyncio.create_task(client.request("GET", "/", []))
+            made = _Connection.connection_made
+
+            def connection_made(self: _Connection, transport: asyncio.BaseTransport) -> None:
+                made(self, transport)
+                request.cancel()
+
+            monkeypatch.setattr(_Connection, "connection_made", connection_made)
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            await client.close()
+
+    run(story())
 
 
 async def test_answer_to_a_cancelled_request_is_not_given_to_the_next() -> None:

@@ -158,7 +158,7 @@ def test_merging_keeps_what_seals_and_loses_nothing() -> None:
 def test_only_who_had_a_key_can_prove_it() -> None:
     before, after = Keyring([OTHER]), Keyring([OTHER, NEW])
     assert before.is_authentic(after, before.authenticate(after))
-    assert not before.is_authentic(after, Keyring([NEW]).authenticate(after)), "a stranger's key"
+    assert not before.is_authentic(after, Keyring([NEW]).authenticate(after)), "another's key"
     assert not before.is_authentic(after, before.authenticate(before)), "for another content"
     for forged in ("", "{}", "[]", "null", json.dumps({OTHER.fingerprint: ""}), json.dumps({OTHER.fingerprint: None})):
         assert not before.is_authentic(after, forged)

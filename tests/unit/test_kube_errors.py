@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -165,6 +166,61 @@ async def test_success_of_another_shape_is_unavailable(answer: bytes, message: s
     async with api_server(handler) as api:
         with pytest.raises(KubernetesUnavailable, match=message):
             await api.request("GET", "/api")
+
+
+async def watch_of(*lines: bytes) -> list[Any]:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"\n".join(lines))
+
+    async with api_server(handler) as api:
+        return [event async for event in api.watch("/api", {})]
+
+
+EVENT = {"type": "ADDED", "object": {"metadata": {"resourceVersion": "1"}}}
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        ({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}, Expired),
+        ({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "etcd"}}, KubernetesUnavailable),
+        ({"type": "ERROR", "object": {"kind": "Status", "code": "x"}}, KubernetesUnavailable),
+        ({"type": "ERROR", "object": None}, KubernetesUnavailable),
+        ({"type": "ADDED", "object": {"metadata": {"resourceVersion": ""}}}, KubernetesUnavailable),
+        ({"type": "ADDED", "object": {"metadata": "x"}}, KubernetesUnavailable),
+        ({"type": "ADDED", "object": {}}, KubernetesUnavailable),
+        ({"type": "ADDED"}, KubernetesUnavailable),
+        ({"type": 1, "object": EVENT["object"]}, KubernetesUnavailable),
+        ({"object": EVENT["object"]}, KubernetesUnavailable),
+        ([], KubernetesUnavailable),
+    ],
+    ids=str,
+)
+async def test_watch_event_of_another_shape_breaks_the_watch(event: Any, error: type[ChannelError]) -> None:
+    """Which is then retried; any other exception would end the process."""
+    assert await watch_of(json.dumps(EVENT).encode()) == [EVENT]
+    with pytest.raises(error):
+        await watch_of(json.dumps(EVENT).encode(), json.dumps(event).encode())
+
+
+async def test_watch_through_a_silent_proxy_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would wait without end for the proxy's answer to CONNECT."""
+    monkeypatch.setattr("smschannel.api.kube_client._CONNECT_SECONDS", 0.2)
+    over = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    proxy = await asyncio.start_server(silent, "127.0.0.1", 0)
+    configuration = Configuration()
+    configuration.host = "https://api.example.com"
+    configuration.proxy = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    async with KubeClient(configuration) as api, asyncio.timeout(30):
+        with pytest.raises(KubernetesUnavailable):
+            await anext(api.watch("/api", {}))
+    over.set()
+    proxy.close()
 
 
 async def test_list_that_leads_back_to_itself_ends() -> None:

@@ -211,7 +211,10 @@ def test_thousands_of_deletions_do_not_delay_another_namespace() -> None:
     story()
 
 
-def test_users_of_a_secret_that_is_written_in_a_loop_are_added_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["written", "deleted and created"])
+def test_users_of_a_secret_that_changes_in_a_loop_are_added_now_and_then(
+    is_deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For each write they would cost the event loop more than the API server spends on the write."""
 
     @virtually
@@ -231,6 +234,8 @@ def test_users_of_a_secret_that_is_written_in_a_loop_are_added_now_and_then(monk
             monkeypatch.setattr(operator.channels, "users_of", noted)
             first = now()
             for count in range(300):
+                if is_deleted:
+                    operator.controller.on_secret("DELETED", api.objects["secrets", HOSTILE, "twilio"])
                 touch_the_secret(api, operator, count)
                 await asyncio.sleep(0.01)
             last = now() - 0.01

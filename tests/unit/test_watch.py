@@ -186,11 +186,11 @@ async def test_channels_are_watched_from_their_list_on() -> None:
 
 
 async def test_watch_that_is_too_old_begins_with_all_channels() -> None:
-    """Channels may have been deleted meanwhile, which only a resync finds."""
+    """Channels may have been deleted meanwhile, which only a resync finds; also those deleted before the new watch."""
     expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old", "metadata": {}}}
-    server, events = ApiServer(channel_events=[[expired], [channel("ADDED", "b", "90")]]), Events(5)
+    server, events = ApiServer(channel_events=[[expired], [channel("ADDED", "b", "90")]]), Events(6)
     await follow(server, events)
-    assert events.channels == ["resync", ("ADDED", "b")]
+    assert events.channels == ["resync", "resync", ("ADDED", "b")]
     assert server.channel_versions[:2] == ["41", None]
 
 

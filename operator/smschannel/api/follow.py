@@ -32,20 +32,25 @@ async def follow(
 ) -> AsyncIterator[Object | None]:
     """Yield the events (`type`, `object`) of a list's objects from a resourceVersion on, until the caller stops.
 
-    Without a version, or when it is too old, an ADDED event for every object comes first; in the latter case None
-    before them, since objects may have been deleted meanwhile. Retries all errors of Kubernetes, with a delay that
-    doubles up to `longest_delay` seconds. `on_request` is called before each request, and `on_answer` for each event
-    and bookmark.
+    Without a version, or when it is too old, an ADDED event for every object comes first. In the latter case objects
+    may have been deleted meanwhile: None comes at once, and again when the new watch has begun. Retries all errors of
+    Kubernetes, with a delay that doubles up to `longest_delay` seconds. `on_request` is called before each request, and
+    `on_answer` for each event and bookmark.
     """
-    delay, count = _FIRST_DELAY, 0
+    delay, count, is_behind = _FIRST_DELAY, 0, False
     while True:
         params = {"timeoutSeconds": str(SERVER_SECONDS), **({"resourceVersion": version} if version else {})}
         began = time.monotonic()
         on_request()
         try:
             async for event in api.watch(path, params):
-                version, delay = event["object"]["metadata"]["resourceVersion"], _FIRST_DELAY
+                delay = _FIRST_DELAY
                 on_answer()
+                if is_behind:
+                    is_behind = False
+                    yield None
+                if version or event["type"] != "ADDED":  # else others may come whose versions are older
+                    version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
                     yield event
                 count += 1
@@ -54,7 +59,7 @@ async def follow(
             if time.monotonic() - began > delay:
                 continue  # the usual end
         except Expired:
-            version = ""
+            version, is_behind = "", True
             yield None
         except ChannelError as error:
             log.warning("watch broken, retrying", path=path, error=str(error))

@@ -27,6 +27,8 @@ _NEXT_ADDRESS_SECONDS = 0.25  # the host's next address is tried beside a silent
 _REPEATABLE = {"GET", "PUT", "DELETE"}
 _NOT_ESCAPED = "/:@!$&'()*+,;=%?"
 _NO_BODY = {204, 304}
+_MOST_HEADERS = 200  # with trailers
+_MOST_HEADER_BYTES = 2**18
 
 
 class AnswerTooLarge(aiohttp.ClientPayloadError):
@@ -82,11 +84,13 @@ class HttpClient:
         self._slots = asyncio.Semaphore(limit)
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
+        self._is_closed = False
         self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Requests in flight fail, and so do later ones."""
+        self._is_closed = True
         self._idle.clear()
         for connection in tuple(self._connections):
             connection.abort()
@@ -104,12 +108,12 @@ class HttpClient:
             if self._proxy:
                 return await self._through_proxy(method, target, headers, body)
             request = self._encoded(method, target, headers, body)
-            while (connection := self._take_idle()) is not None:
+            if (connection := self._take_idle()) is not None:
                 try:
                     return await self._exchange(connection, request)
                 except (aiohttp.ServerDisconnectedError, ConnectionError):
                     # The server may have ended the idle connection. If it did not begin to answer, it has perhaps
-                    # received the request all the same, so only a request that may be repeated is sent again.
+                    # received the request all the same, so only a request that may be repeated is sent again, once.
                     if connection.has_begun or method not in _REPEATABLE:
                         raise
             return await self._exchange(await self._connect(), request)
@@ -143,6 +147,8 @@ class HttpClient:
         return None
 
     async def _connect(self) -> _Connection:
+        if self._is_closed:
+            raise aiohttp.ServerDisconnectedError("the client is closed")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -156,6 +162,11 @@ class HttpClient:
                 )
         except socket.gaierror:
             raise UnknownHost(self._host) from None
+        # Not before: uvloop does not report the end of a connection whose making was cancelled.
+        if connection.is_open:
+            self._connections.add(connection)
+        if self._is_closed:
+            connection.abort()
         return connection
 
     async def _through_proxy(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
@@ -228,7 +239,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.is_open = cast(asyncio.Transport, transport), True
-        self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
@@ -241,6 +251,8 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            if not self._has_headers and self._size > _MOST_HEADER_BYTES:
+                self._fail(AnswerTooLarge(_MOST_HEADER_BYTES))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if not self._answer.done():
                 self._fail(NotHttp("not HTTP"))
@@ -270,17 +282,21 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._answer is not None and self._answer.done():
             self._keeps_alive = self.is_open = False  # more than one answer was sent
+            self._reset()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_count += 1
+        if self._header_count > _MOST_HEADERS:
+            raise NotHttp("too many headers")  # httptools raises an error of its own then
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        status, self._has_headers = self._parser.get_status_code(), True
         has_length = "content-length" in self._headers or "transfer-encoding" in self._headers
         self._ends_with_connection = not has_length and status not in _NO_BODY
 
     def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
+        self._body += body
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -288,9 +304,11 @@ class _Connection(asyncio.Protocol):
             self._reset()
         elif self._answer is not None and not self._answer.done():
             self._keeps_alive = self._parser.should_keep_alive() and not self._ends_with_connection
-            self._answer.set_result(Answer(status, self._headers, b"".join(self._chunks)))
+            self._answer.set_result(Answer(status, self._headers, bytes(self._body)))
 
     def _reset(self) -> None:
         self._headers: dict[str, str] = {}
-        self._chunks: list[bytes] = []
+        self._header_count = 0
+        self._has_headers = False
+        self._body = bytearray()
         self._ends_with_connection = False

@@ -1,4 +1,4 @@
-"""Call the Kubernetes API: dictionaries in, dictionaries out, over one keep-alive session.
+"""Call the Kubernetes API: dictionaries in, dictionaries out, over keep-alive connections.
 
 The generated API classes of the `kubernetes` package are not used: building and validating model objects costs more per
 channel than everything else the operator does.
@@ -41,6 +41,7 @@ Object = dict[str, Any]
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_CONNECT_SECONDS = 5.0  # with the answer of a proxy
 _USER_AGENT = "sms-channel-operator"
 _PAGE_SIZE = 500  # objects per list call, at most
 _MAX_CONNECTIONS = 64  # further calls wait in this process instead of loading the API server
@@ -122,7 +123,6 @@ class KubeClient:
             connector=aiohttp.TCPConnector(ssl=self._access.tls or True, limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=5),
             cookie_jar=aiohttp.DummyCookieJar(),
-            json_serialize=lambda body: json.dumps(body, separators=(",", ":")),
             proxy=self._access.proxy,
             response_class=BoundedResponse,
             middlewares=(*middlewares, BoundedPages(), self._authenticate),
@@ -257,7 +257,7 @@ class KubeClient:
         """
         assert self._session, "use 'async with'"
         query = {"watch": "true", "allowWatchBookmarks": "true", **params}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=90)
+        timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=90)
         try:
             async with self._session.get(
                 self._server + path,
@@ -292,7 +292,8 @@ def _event(line: bytes) -> Object:
     if event.get("type") == "ERROR" and isinstance(found, dict):
         code = found.get("code")
         raise kubernetes_error(code if isinstance(code, int) else 500, json.dumps(found).encode())
-    if not isinstance(found, dict) or not (found.get("metadata") or {}).get("resourceVersion"):
+    meta = found.get("metadata") if isinstance(found, dict) else None
+    if not isinstance(event.get("type"), str) or not isinstance(meta, dict) or not meta.get("resourceVersion"):
         raise KubernetesUnavailable("the API server's watch sends something else than events")
     return event
 

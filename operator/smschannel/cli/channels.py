@@ -105,17 +105,17 @@ async def changes(
     path = channels_path(namespace)
     seen = {str(known["metadata"]["uid"]): known} if known else {}
     while True:
-        listed = await api.request("GET", path, params=selector)
-        now = {str(each["metadata"]["uid"]): each for each in listed["items"]}
+        versions: list[str] = []
+        pages = api.pages(path, selector, on_version=versions.append)
+        now = {str(each["metadata"]["uid"]): each async for each in pages}
         for uid in seen.keys() - now.keys():
             yield "DELETED", seen[uid]
         for uid, each in now.items():
             if each != seen.get(uid):
                 yield "MODIFIED" if uid in seen else "ADDED", each
         seen = now
-        version = {"resourceVersion": str(listed["metadata"]["resourceVersion"])}
         try:
-            async with aclosing(api.watch(path, {**selector, **version})) as events:
+            async with aclosing(api.watch(path, {**selector, "resourceVersion": versions[0]})) as events:
                 async for event in events:
                     if (found := _changed(event, seen)) is not None:
                         yield event["type"], found
@@ -127,10 +127,8 @@ async def changes(
 
 
 def _changed(event: Object, known: dict[str, Object]) -> Object | None:
-    """Return the channel of a watch event, and update `known`. Raises `Expired` or `KubernetesUnavailable`."""
-    kind, found = event.get("type"), event.get("object") or {}
-    if kind == "ERROR":
-        raise Expired("the watch is too old") if found.get("code") == 410 else KubernetesUnavailable("the watch broke")
+    """Return the channel of a watch event, None for a bookmark, and update `known`."""
+    kind, found = event["type"], event["object"]
     if kind not in {"ADDED", "MODIFIED", "DELETED"}:
         return None
     uid = str(found["metadata"]["uid"])

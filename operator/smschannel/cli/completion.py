@@ -1,4 +1,4 @@
-"""`kubectl sms completion`, and what kubectl is told when it completes `kubectl sms`."""
+"""`kubectl sms completion`, and what kubectl gets when it completes `kubectl sms`."""
 
 from __future__ import annotations
 

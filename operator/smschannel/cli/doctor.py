@@ -92,8 +92,13 @@ async def examine(api: KubeClient, operator_namespace: str) -> list[Finding]:
         "Webhook": _webhook,
         "Twilio": _twilio,
     }
-    found = await asyncio.gather(*(_checked(name, check(read)) for name, check in checks.items()))
-    return [each for some in found for each in some]
+    try:
+        # An error of one check ends the others, before the connection is closed.
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(_checked(name, check(read))) for name, check in checks.items()]
+    except* (NotConnected, KubernetesRefused) as errors:
+        raise errors.exceptions[0] from None
+    return [each for task in running for each in task.result()]
 
 
 async def _checked(name: str, check: Awaitable[Iterable[Finding]]) -> list[Finding]:

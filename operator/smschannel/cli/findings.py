@@ -200,28 +200,29 @@ class Probe(NamedTuple):
 
 def webhook(origin: str, answer: Probe) -> Finding:
     """Judge whether the host of the webhook URL template answers."""
-    if answer.status is None:
-        text = f"{origin} cannot be reached from this machine: {answer.problem}."
-        return Finding(
-            "Webhook", Level.BAD, text, "Twilio must reach it from the Internet: see its DNS, TLS and firewall."
-        )
-    if answer.status >= 500:
-        text = f"{origin} answers HTTP {answer.status} to this machine."
-        return Finding("Webhook", Level.WARNING, text, "Look at the instance's own service, or what is in front of it.")
-    return Finding("Webhook", Level.GOOD, f"{origin} answers this machine (HTTP {answer.status}).")
+    return _reachable(
+        "Webhook",
+        origin,
+        answer,
+        "Twilio must reach it from the Internet: see its DNS, TLS and firewall.",
+        "Look at the instance's own service, or what is in front of it.",
+    )
 
 
 def twilio(origin: str, answer: Probe) -> Finding:
     """Judge whether Twilio's API answers; it refuses what has no credentials, and that is an answer."""
+    hint = "See HTTPS_PROXY, NO_PROXY and SMSCHANNEL_CA_BUNDLE, or the firewall."
+    return _reachable("Twilio", origin, answer, hint, "See https://status.twilio.com")
+
+
+def _reachable(what: str, origin: str, answer: Probe, if_silent: str, if_failing: str) -> Finding:
     if answer.status is None:
         text = f"{origin} cannot be reached from this machine: {answer.problem}."
-        return Finding(
-            "Twilio", Level.BAD, text, "See HTTPS_PROXY, NO_PROXY and SMSCHANNEL_CA_BUNDLE, or the firewall."
-        )
+        return Finding(what, Level.BAD, text, if_silent)
     if answer.status >= 500:
         text = f"{origin} answers HTTP {answer.status} to this machine."
-        return Finding("Twilio", Level.WARNING, text, "See https://status.twilio.com")
-    return Finding("Twilio", Level.GOOD, f"{origin} answers this machine (HTTP {answer.status}).")
+        return Finding(what, Level.WARNING, text, if_failing)
+    return Finding(what, Level.GOOD, f"{origin} answers this machine (HTTP {answer.status}).")
 
 
 def quotas(found: Iterable[Object]) -> Iterator[Finding]:

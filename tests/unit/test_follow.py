@@ -1,0 +1,69 @@
+"""A watch that does not end: what is asked of the API server again, and what the receiver learns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+from smschannel.api.errors import ChannelError, Expired, KubernetesUnavailable
+from smschannel.api.follow import follow
+from smschannel.api.kube_client import KubeClient, Object
+from tests.unit.virtual_time import virtually
+
+
+def event(kind: str, name: str, version: str) -> Object:
+    return {"type": kind, "object": {"metadata": {"name": name, "resourceVersion": version}}}
+
+
+class Api:
+    """Answers each watch with the next of `watches`: events, and errors to raise. `versions`: from where each began."""
+
+    def __init__(self, *watches: list[Object | ChannelError]) -> None:
+        self._watches = list(watches)
+        self.versions: list[str | None] = []
+
+    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
+        self.versions.append(params.get("resourceVersion"))
+        for each in self._watches.pop(0) if self._watches else ():
+            if isinstance(each, ChannelError):
+                raise each
+            yield each
+        if not self._watches:
+            raise asyncio.CancelledError
+
+
+async def seen(api: Api, version: str = "10") -> list[str | None]:
+    """Return the names of the events, and None where they begin again."""
+    found: list[Any] = []
+    with suppress(asyncio.CancelledError):
+        async for each in follow(cast(KubeClient, api), "/x", version):
+            found.append(each and each["object"]["metadata"]["name"])
+    return found
+
+
+@virtually
+async def test_receiver_learns_twice_that_it_is_behind() -> None:
+    """What is deleted between its resync and the new watch is in no event. A bookmark comes if nothing else does."""
+    api = Api([Expired("old")], [event("BOOKMARK", "", "20")])
+    assert await seen(api) == [None, None]
+
+
+@virtually
+async def test_first_events_without_a_version_are_not_in_their_order() -> None:
+    """They come by name: to go on from the version of one would leave out others that are older."""
+    api = Api([Expired("old")], [event("ADDED", "a", "100"), KubernetesUnavailable("cut")], [event("ADDED", "b", "50")])
+    assert await seen(api) == [None, None, "a", "b"]
+    assert api.versions == ["10", None, None]
+
+
+@virtually
+async def test_watch_goes_on_from_the_last_event() -> None:
+    """After an unversioned start from the first bookmark, or change."""
+    api = Api([event("MODIFIED", "a", "11"), KubernetesUnavailable("cut")], [event("BOOKMARK", "", "15")], [])
+    assert await seen(api) == ["a"]
+    assert api.versions == ["10", "11", "15"]
+    api = Api([event("ADDED", "a", "100"), event("BOOKMARK", "", "101")], [])
+    assert await seen(api, "") == ["a"]
+    assert api.versions == [None, "101"]
