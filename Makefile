@@ -10,7 +10,7 @@ BUILDER ?= $(firstword $(foreach each,docker buildah podman,$(if $(shell command
 IMAGE ?= sms-channel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart monitoring bench docs picture lock clean
+.PHONY: help demo test faults up down kind-up kind-down kind-test image sbom check fix manifests chart monitoring dashboard bench docs picture lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,10 @@ chart: $(INSTALLED) ## Check the chart with helm, kubeconform and kube-score (HE
 monitoring: $(INSTALLED) ## Check the alert rules and the dashboard with promtool, built the first time (4 minutes)
 	@PROMTOOL=$$($(BIN)/python -m deploy.monitoring.build) && export PROMTOOL && \
 		$(BIN)/python -m pytest tests/unit/test_monitoring.py -n 0 $(T)
+
+dashboard: $(INSTALLED) ## Draw the dashboard with data in docs/site/dashboard.svg, from a Prometheus that is built the first time
+	@$(BIN)/python -m deploy.local.build >/dev/null
+	@$(BIN)/python -m deploy.monitoring.picture
 
 bench: $(INSTALLED) ## Measure speed, scale, fairness and the REST API (B="--help" lists its options)
 	@$(BIN)/python -m deploy.local.build >/dev/null
