@@ -364,7 +364,7 @@ class Rig:
             self.wait_for_call(calls)
 
     def wait_for_call(self, calls: int) -> None:
-        """Wait until the proxy has seen more than this many calls, and then a pause: nothing else changes what is there.
+        """Wait until the proxy has seen more calls than this, and then a pause: nothing else changes what is there.
 
         At most a second for each, or a fifth of one while an operator runs that the proxy does not see. To look at
         hundreds of channels after each call would take the time that the operator needs.
