@@ -199,7 +199,7 @@ class Pods:
         api_server = self.access.get("service", "kubernetes", "--namespace=default")["spec"]["clusterIP"]
         rule = f"ip saddr {found['status']['podIP']} ip daddr {api_server} drop"
         # Before the Service's address is replaced by the API server's own.
-        table = f"table inet cut-off {{ chain sent {{ type filter hook prerouting priority raw; {rule}; }} }}"
+        table = f"table inet cut-off {{ chain sent {{ type filter hook prerouting priority raw; {rule}; }}; }}"
         node = ["exec", found["spec"]["nodeName"], "nft"]
         self.environment.engine.docker(*node, table)
         try:
@@ -305,8 +305,9 @@ def until(condition: Any, what: str, seconds: float = 60) -> float:
 
 def _watch_terms(read: Callable[[], tuple[str, int, str]], seen: dict[str, Any], ended: threading.Event) -> None:
     """Count new terms, and note the longest time without a leader in seconds, until the event."""
-    last, since = read(), time.monotonic()
-    while not ended.wait(0.05):
+    last, since, is_last = read(), time.monotonic(), False
+    while not is_last:
+        is_last = ended.wait(0.05)
         term, now = read(), time.monotonic()
         if term[0] and term != last:
             seen["takeovers"] += 1
