@@ -47,7 +47,7 @@ kind-down: $(INSTALLED) ## Remove what `make kind-up` made
 
 kind-test: $(INSTALLED) ## Run the story with real pods in a kind cluster of its own, and print a table
 	@$(BIN)/python -m deploy.kind.tools kubernetes helm kind >/dev/null
-	@$(BIN)/python -m pytest tests/kind/story.py -n 0 -x -p no:cacheprovider $(T)
+	@$(BIN)/python -m pytest tests/kind/story.py -n 0 -x -s -p no:cacheprovider $(T)
 
 sbom: $(INSTALLED) ## List the image's Python packages with their hashes in build/sbom.cdx.json (CycloneDX), from the lock
 	@mkdir -p build
