@@ -39,7 +39,7 @@ image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=py
 	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
 		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
 
-kind-up: $(INSTALLED) ## Make a kind cluster with the chart and the Twilio twin, and leave it running (30 minutes the first time)
+kind-up: $(INSTALLED) ## Make a kind cluster with the chart and the Twilio twin, and leave it running (20 to 30 minutes the first time)
 	@$(BIN)/python -m deploy.kind up
 
 kind-down: $(INSTALLED) ## Remove what `make kind-up` made
