@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -21,8 +22,10 @@ from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
+from smschannel.twilio.account_cache import Sight
 
 _MOST_WAITING_LOGINS = 65_536
+_MOST_CORRECTED = 65_536
 _FRESH_SECONDS = 5.0
 """An answer of Twilio's that is younger counts as one to a change: many channels may be applied at once."""
 _CREDENTIALS_UNUSABLE = {
@@ -51,6 +54,8 @@ class Accounts(Protocol):
     async def routing(
         self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
     ) -> Routing: ...
+    def sight(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Sight | None: ...
+    async def look_again(self, sight: Sight) -> float | None: ...
 
 
 class _Found(NamedTuple):
@@ -74,7 +79,11 @@ class _Waiting(NamedTuple):
 
 
 class Observer:
-    """Reads what a reconcile needs. `slow_interval`: channels are reconciled at least this often, in seconds."""
+    """Reads what a reconcile needs.
+
+    `drift_interval`: configured numbers are compared with Twilio this often, in seconds; `slow_interval`: all channels
+    are reconciled at least this often. `clock` returns monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -83,7 +92,9 @@ class Observer:
         accounts: Accounts,
         channels: ChannelCache,
         *,
+        drift_interval: float,
         slow_interval: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
         self._twilio = twilio
@@ -91,7 +102,10 @@ class Observer:
         self._channels = channels
         # Of the channels that wait for a number the last one that found it, by the number's SID.
         self._waiting: TTLCache[str, _Waiting] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
-        self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
+        # By uid: how often the channel's webhook was corrected in a row. A row ends when no correction was needed for
+        # longer than two drift checks are apart. That one reconcile finds the webhook in place does not end it: it may
+        # come right after a correction, before the other side writes again.
+        self._corrections: TTLCache[str, int] = TTLCache(_MOST_CORRECTED, 1.5 * drift_interval, timer=clock)
 
     async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
         """Observe a channel, its records and its number; `desired` is None while the channel is being deleted.
@@ -136,9 +150,25 @@ class Observer:
             routing=await self._routing(channel, found),
             was_configured=was_configured,
             was_named=was_named,
-            corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
+            corrections=self._count_corrections(
+                channel, was_configured, overwritten=was_configured and number.webhook != desired.webhook
+            ),
             to_restore=to_restore,
         )
+
+    def sight(self, desired: Desired, observed: Observed) -> Sight | None:
+        """Return what a check must see again for a configured channel to need nothing; None if it is not so simple."""
+        if observed.login is None or observed.rejected or observed.to_restore or len(observed.records) != 1:
+            return None
+        assert isinstance(observed.number, Number)
+        return self._accounts.sight(observed.login, desired.account_sid, observed.number, observed.routing)
+
+    async def look_again(self, sight: Sight) -> float | None:
+        """Return how many seconds ago Twilio still showed this; None if the channel must be observed."""
+        try:
+            return await self._accounts.look_again(sight)
+        except ChannelError:
+            return None
 
     def unread(self, channel: SmsChannel) -> Observed:
         """Return what is known of a deleted channel without a call: its deletion has waited long enough."""
@@ -203,10 +233,11 @@ class Observer:
         return Refused(Reason.NumberInUse, message)
 
     def corrected(self, uid: str, corrections: int) -> None:
-        """Remember how many checks in a row corrected a channel's webhook; 0 once the channel is gone."""
-        self._corrections[uid] = corrections
-        if not corrections:
-            del self._corrections[uid]
+        """Remember how often a channel's webhook was corrected in a row; 0 once the channel is gone."""
+        if corrections:
+            self._corrections[uid] = corrections
+        else:
+            self._corrections.pop(uid, None)
 
     # Records
 
@@ -481,14 +512,18 @@ class Observer:
         max_age = 0.0 if _bypass_cache(channel) else None
         return await self._accounts.routing(found.login, channel.spec.account_sid, found.number.sid, max_age=max_age)
 
-    def _count_correction(self, channel: SmsChannel, overwritten: bool) -> int:
-        """Return how many checks in a row found the webhook overwritten, this one included."""
-        uid = channel.metadata.uid
-        if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
+    def _count_corrections(self, channel: SmsChannel, was_configured: bool, *, overwritten: bool) -> int:
+        """Return how often in a row the webhook was overwritten, and corrected or about to be.
+
+        Once WebhookContested is reported, a check that somebody asks for ends the row if it finds the webhook in place.
+        """
+        uid, contested = channel.metadata.uid, reason_of(channel.status) is Reason.WebhookContested
+        if overwritten and channel.spec.drift_policy is DriftPolicy.CORRECT:
+            return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)  # not counted: before a restart
+        is_over = not was_configured or (contested and _bypass_cache(channel))
+        if is_over or channel.spec.drift_policy is not DriftPolicy.CORRECT:
             self._corrections.pop(uid, None)
-            return 0
-        contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
-        return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
+        return self._corrections.get(uid, 0)
 
 
 def record_unreadable(record: Record, error: Unreadable) -> Refused:

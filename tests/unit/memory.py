@@ -315,6 +315,12 @@ class NoCache:
     async def routing(self, *_: Any, **__: Any) -> Routing:
         return Routing()
 
+    def sight(self, *_: Any) -> None:
+        return None
+
+    async def look_again(self, sight: object) -> None:
+        raise AssertionError("there is nothing to look at")
+
 
 class Operator:
     """One operator process: `start` loads and runs it, `stop` ends it as SIGTERM does."""
@@ -330,17 +336,18 @@ class Operator:
         keyring_dir: Path | None = None,
         keyring_check: float = 7200,
         observe_only: bool = False,
+        accounts: Accounts | None = None,
     ) -> None:
         self.api = api
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir)
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
         rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
-        accounts, channels = cast(Accounts, NoCache()), self.channels
+        accounts, channels = accounts or cast(Accounts, NoCache()), self.channels
         self.reconciler = Reconciler(
             self.kube,
             twilio,
-            Observer(self.kube, twilio, accounts, channels, slow_interval=1800),
+            Observer(self.kube, twilio, accounts, channels, drift_interval=600, slow_interval=1800, clock=now),
             Reporter(self.kube, TEMPLATE, virtual_clock),
             self.orphans,
             rules=rules,
