@@ -456,7 +456,7 @@ def test_shard_has_its_own_namespaces_and_lease(monkeypatch: pytest.MonkeyPatch)
     assert Settings().lease == "sms-channel-operator"
     alone = Settings().published()
     given(monkeypatch, SHARD="b", SHARD_NAMESPACES="team-b team-c")
-    assert (Settings().own_namespaces, Settings().other_namespaces) == (("team-b", "team-c"), {"team-a"})
+    assert (Settings().own_namespaces, Settings().other_namespaces) == (("team-b", "team-c"), frozenset({"team-a"}))
     assert Settings().lease == "sms-channel-operator-b"
     assert Settings().published() == alone, "the shards would put each other's right again and again"
 
