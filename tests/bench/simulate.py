@@ -149,22 +149,32 @@ def most_channels(shards: int, *, but: tuple[str, ...] = ()) -> int:
     return low
 
 
+def rows(*installations: Installation) -> list[list[str]]:
+    """Return the rows of a table: what is needed, how much by each installation, and the limit."""
+    return [
+        [
+            each[0].what,
+            *map(_needed, each),
+            f"{each[0].limit:,.4g} {each[0].unit}: {each[0].of}" if each[0].limit else "",
+        ]
+        for each in zip(*(each.needs() for each in installations), strict=True)
+    ]
+
+
+def _needed(need: Need) -> str:
+    number = f"{need.value:,.0f}" if need.value >= 100 else f"{need.value:.2g}"
+    return f"{number} {need.unit}" + (f" ({need.share:.0%})" if need.limit else "")
+
+
 def show(console: Console, installation: Installation) -> None:
     """Print the table of an installation."""
     given = f"{installation.channels:,} channels, {installation.shards:,} shards, {installation.accounts:,} accounts"
     table = Table(title=given)
-    for heading in ("what", "needed", "limit", "used"):
+    for heading in ("what", "needed", "limit"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
-    for each in installation.needs():
-        limit = f"{each.limit:,.4g} {each.unit} ({each.of})" if each.limit else ""
-        used = f"{each.share:.0%}" if each.limit else ""
-        marked = f"[bold red]{used}[/]" if each.share > 1 else used
-        table.add_row(each.what, f"{each.value:,.3g} {each.unit}" if each.value < 1000 else _large(each), limit, marked)
+    for row in rows(installation):
+        table.add_row(*row)
     console.print(table)
-
-
-def _large(need: Need) -> str:
-    return f"{need.value:,.0f} {need.unit}"
 
 
 @click.command(help=__doc__.replace("\n    ", "\n\n\b\n    ") if __doc__ else None)
