@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## Run the product's story on a real API server, checking eac
 
 test: $(INSTALLED) ## Run every test (T="-k word" selects some)
 	@$(BIN)/python -m deploy.local.build >/dev/null
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(T)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(T)
 
 faults: $(INSTALLED) ## Inject faults at every call of the operator and print a table (10 minutes; `make test` runs a sample)
 	@$(BIN)/python -m deploy.local.build >/dev/null

@@ -50,6 +50,12 @@ class StackError(Exception):
     """Something did not start or did not happen in time; the text says what, and where to look."""
 
 
+class _NotYet(Exception):
+    """The API server does not know yet what was installed just now."""
+
+    status = 503
+
+
 def _until_served() -> Retrying:
     """Retry what the API server does not serve yet: a new kind (404), or its admission policies (503)."""
     not_yet = retry_if_exception(lambda error: getattr(error, "status", None) in {404, 503})
@@ -504,7 +510,12 @@ class Stack:
         self.api.resources.invalidate_cache()
 
     def _wait_for_admission(self) -> None:
-        """Wait until new channels are admitted: other clients do not retry as `_apply` does."""
+        """Wait until new channels are admitted, from now on: other clients do not retry as `_apply` does.
+
+        The API server picks up a mutating policy within a second, and every five seconds the kinds to which it can
+        apply one: in between it answers 503. So an admitted channel proves nothing until the policy has changed it, nor
+        while the kind is missing in the schema, from which these kinds are read.
+        """
         credentials = {"sealed": "A" * 2048}
         probe = {
             "apiVersion": API_VERSION,
@@ -514,7 +525,12 @@ class Stack:
         }
         for attempt in _until_served():
             with attempt:
-                self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
+                schema = json.loads(self.api.request("get", "/openapi/v3", serialize=False).data)
+                admitted = self.channels.create(body=probe, namespace=CHANNELS, dry_run="All")
+                if f"apis/{API_VERSION}" not in schema["paths"]:
+                    raise _NotYet(f"the schema at /openapi/v3 lacks {API_VERSION}")
+                if self.options.finalizer_policy and not admitted.metadata.finalizers:
+                    raise _NotYet("the policy that adds the finalizer has no effect")
 
     def _write_kubeconfig(self, name: str, token: str) -> Path:
         path = self.home / f"{name}.kubeconfig"

@@ -161,7 +161,10 @@ PANELS = (
         "A renewed key is younger than the interval of renewal.",
         "s",
         12,
-        ((f"time() - max(smschannel_keyring_newest_key_created_timestamp_seconds{{{_OF}}} > 0)", "age"),),
+        (
+            (f"time() - max(smschannel_keyring_newest_key_created_timestamp_seconds{{{_OF}}} > 0)", "age"),
+            (f"max(smschannel_keyring_renewal_due_timestamp_seconds{{{_OF}}} > 0) - time()", "until the renewal"),
+        ),
     ),
     Panel(
         "REST requests per second",

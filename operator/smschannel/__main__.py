@@ -189,8 +189,8 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, ident
     give_up = time.monotonic() + settings.resync_interval_seconds
     async for attempt in _retrying():
         with attempt:
+            await _publish(settings, kube)  # also if there is no keyring: kubectl sms keys reads where it should be
             await kube.open_keyring(settings.channel_namespaces)
-            await _publish(settings, kube)
             channels = ChannelCache(kube.claims)
             controller = Controller(
                 kube,

@@ -7,11 +7,12 @@ the cache costs one reconcile per channel.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import FINALIZER, TakeoverPolicy, trimmed
@@ -21,7 +22,7 @@ from smschannel.core.record import Key, Record
 
 Body = Mapping[str, Any]
 
-_MAX_BODY = 16 * 2**10  # characters of JSON
+_MAX_BODY = 16 * 2**10  # bytes of JSON
 
 
 class Trigger(NamedTuple):
@@ -248,7 +249,7 @@ def _small(body: Body) -> Body | None:
     Users decide how large their channels are, and the memory for thousands of them must not depend on it.
     """
     small = trimmed(body)
-    return small if len(json.dumps(small)) <= _MAX_BODY else None
+    return small if len(to_json(small)) <= _MAX_BODY else None
 
 
 def _discard(index: dict[Any, set[Key]], entry: object, key: Key) -> None:

@@ -60,6 +60,12 @@ _RESEAL = (
     "The public key is the operator's own again. Tokens that were sealed meanwhile may be known to whoever changed it:"
     " replace them at Twilio, and seal them again."
 )
+_UNKNOWN_AT_START = (
+    "The operator publishes its own again. The one that it found at its start is not in the keyring. That is expected"
+    " after the keyring was lost, or restored from before the last renewal: then restore the newest backup (kubectl sms"
+    " keys restore), or seal again what was sealed since. Otherwise somebody replaced this ConfigMap, or the Secret"
+    f" {KEYRING_SECRET}, while no operator led: tokens that were sealed meanwhile may be known. See docs/sealing.md."
+)
 _LARGE_READS = 16  # at once, of objects that tenants write: each may have megabytes
 
 
@@ -421,7 +427,7 @@ class KubeStore:
         keyring = await self.keys.open(datetime.now(UTC))
         former = await self._publish_key()
         if PUBLIC_KEY in former and not keyring.has(former[PUBLIC_KEY]):
-            await self._report_change("public_key", "ConfigMap", PUBLIC_KEY_CONFIGMAP, _RESEAL)
+            await self._report_change("public_key", "ConfigMap", PUBLIC_KEY_CONFIGMAP, _UNKNOWN_AT_START)
         return keyring
 
     async def follow_keyring(self) -> set[str]:

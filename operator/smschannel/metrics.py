@@ -51,6 +51,10 @@ NEWEST_KEY_CREATED = Gauge(
     "smschannel_keyring_newest_key_created_timestamp_seconds",
     "When the newest key of the keyring was created, in Unix time; 0 if that is not known.",
 )
+KEY_RENEWAL_DUE = Gauge(
+    "smschannel_keyring_renewal_due_timestamp_seconds",
+    "When the newest key is to be renewed, in Unix time; 0 if the operator does not renew it.",
+)
 RECORDS_TO_RESEAL = Gauge("smschannel_records_to_reseal", "Records that are not sealed with the newest key yet.")
 
 
@@ -77,5 +81,5 @@ def follow(
 def unfollow() -> None:
     """Let the gauges show 0: this process works on no channels."""
     follow(queue_depth=lambda: 0, claims=lambda: 0, pending_restores=lambda: 0, channels=Counts())
-    for gauge in (KEYS, NEWEST_KEY_CREATED, RECORDS_TO_RESEAL):
+    for gauge in (KEYS, NEWEST_KEY_CREATED, KEY_RENEWAL_DUE, RECORDS_TO_RESEAL):
         gauge.set(0)

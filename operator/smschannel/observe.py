@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
 
 _MOST_WAITING_LOGINS = 65_536
+_MOST_CORRECTED = 65_536
 _FRESH_SECONDS = 5.0
 """An answer of Twilio's that is younger counts as one to a change: many channels may be applied at once."""
 _CREDENTIALS_UNUSABLE = {
@@ -74,7 +76,11 @@ class _Waiting(NamedTuple):
 
 
 class Observer:
-    """Reads what a reconcile needs. `slow_interval`: channels are reconciled at least this often, in seconds."""
+    """Reads what a reconcile needs.
+
+    `drift_interval`: configured numbers are compared with Twilio this often, in seconds; `slow_interval`: all channels
+    are reconciled at least this often. `clock` returns monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -83,7 +89,9 @@ class Observer:
         accounts: Accounts,
         channels: ChannelCache,
         *,
+        drift_interval: float,
         slow_interval: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
         self._twilio = twilio
@@ -91,7 +99,10 @@ class Observer:
         self._channels = channels
         # Of the channels that wait for a number the last one that found it, by the number's SID.
         self._waiting: TTLCache[str, _Waiting] = TTLCache(_MOST_WAITING_LOGINS, 2 * slow_interval)
-        self._corrections: dict[str, int] = {}  # by uid: checks in a row that corrected the channel's webhook
+        # By uid: how often the channel's webhook was corrected in a row. A row ends when no correction was needed for
+        # longer than two drift checks are apart. That one reconcile finds the webhook in place does not end it: it may
+        # come right after a correction, before the other side writes again.
+        self._corrections: TTLCache[str, int] = TTLCache(_MOST_CORRECTED, 1.5 * drift_interval, timer=clock)
 
     async def channel(self, channel: SmsChannel, desired: Desired | None) -> Observed:
         """Observe a channel, its records and its number; `desired` is None while the channel is being deleted.
@@ -136,7 +147,9 @@ class Observer:
             routing=await self._routing(channel, found),
             was_configured=was_configured,
             was_named=was_named,
-            corrections=self._count_correction(channel, was_configured and number.webhook != desired.webhook),
+            corrections=self._count_corrections(
+                channel, was_configured, overwritten=was_configured and number.webhook != desired.webhook
+            ),
             to_restore=to_restore,
         )
 
@@ -203,10 +216,11 @@ class Observer:
         return Refused(Reason.NumberInUse, message)
 
     def corrected(self, uid: str, corrections: int) -> None:
-        """Remember how many checks in a row corrected a channel's webhook; 0 once the channel is gone."""
-        self._corrections[uid] = corrections
-        if not corrections:
-            del self._corrections[uid]
+        """Remember how often a channel's webhook was corrected in a row; 0 once the channel is gone."""
+        if corrections:
+            self._corrections[uid] = corrections
+        else:
+            self._corrections.pop(uid, None)
 
     # Records
 
@@ -481,14 +495,18 @@ class Observer:
         max_age = 0.0 if _bypass_cache(channel) else None
         return await self._accounts.routing(found.login, channel.spec.account_sid, found.number.sid, max_age=max_age)
 
-    def _count_correction(self, channel: SmsChannel, overwritten: bool) -> int:
-        """Return how many checks in a row found the webhook overwritten, this one included."""
-        uid = channel.metadata.uid
-        if not overwritten or channel.spec.drift_policy is not DriftPolicy.CORRECT:
+    def _count_corrections(self, channel: SmsChannel, was_configured: bool, *, overwritten: bool) -> int:
+        """Return how often in a row the webhook was overwritten, and corrected or about to be.
+
+        Once WebhookContested is reported, a check that somebody asks for ends the row if it finds the webhook in place.
+        """
+        uid, contested = channel.metadata.uid, reason_of(channel.status) is Reason.WebhookContested
+        if overwritten and channel.spec.drift_policy is DriftPolicy.CORRECT:
+            return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)  # not counted: before a restart
+        is_over = not was_configured or (contested and _bypass_cache(channel))
+        if is_over or channel.spec.drift_policy is not DriftPolicy.CORRECT:
             self._corrections.pop(uid, None)
-            return 0
-        contested = reason_of(channel.status) is Reason.WebhookContested  # before a restart
-        return 1 + self._corrections.get(uid, CONTESTED_AFTER if contested else 0)
+        return self._corrections.get(uid, 0)
 
 
 def record_unreadable(record: Record, error: Unreadable) -> Refused:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from smschannel import metrics
-from smschannel.api.errors import ChannelError, Conflict, NotFound, Unreadable
+from smschannel.api.errors import ChannelError, Conflict, KubernetesRefused, NotFound, Unreadable
 from smschannel.core.record import Key, Record
 from smschannel.kube_store import KubeStore
 
@@ -59,15 +59,28 @@ class Rotation:
                 log.exception("cannot check keyring")
 
     async def step(self) -> None:
-        """Follow the keyring, renew it if that is due, and seal some records again. Raises Kubernetes' errors."""
+        """Follow the keyring, seal some records again, and renew the key if that is due. Raises Kubernetes' errors.
+
+        What was restored is used first, also if the Secret cannot be written.
+        """
         await self._kube.follow_keyring()
         now, keys = self._clock(), self._kube.keys
-        if not keys.store.directory and keys.keyring.is_due(self._renewal, now):
-            await self._kube.renew_keyring(now)
         if set(keys.keyring.fingerprints) - set(self._fingerprints):
             for key in keys.take_lacking():
                 self.on_readable(key)
         await self._reseal(now)
+        await self._renew_if_due(now)
+
+    async def _renew_if_due(self, now: datetime) -> None:
+        keys = self._kube.keys
+        due = None if keys.store.directory else keys.keyring.renewal_due(self._renewal)
+        metrics.KEY_RENEWAL_DUE.set(due.timestamp() if due else 0)
+        if due is None or now < due:
+            return
+        if keys.keyring.is_full:
+            log.error("cannot renew the key: the keyring is full, retire keys", keys=len(keys.keyring))
+            return
+        await self._kube.renew_keyring(now)
 
     async def _reseal(self, now: datetime) -> None:
         keyring = self._kube.keys.keyring
@@ -107,5 +120,8 @@ class Rotation:
         except Unreadable:
             read = None if record.secret else self._kube.claims.holder(record.number_sid)
             self._closed.add((record.secret_name, (read or record).version))  # its channel reports that
+        except KubernetesRefused as error:  # it was made immutable, for example: the others are sealed all the same
+            log.warning("cannot seal record again", name=record.secret_name, error=str(error))
+            self._closed.add((record.secret_name, record.version))
         except (Conflict, NotFound):
             pass  # somebody else wrote it: if it is still stale, the next check sees that

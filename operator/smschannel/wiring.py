@@ -60,7 +60,7 @@ def reconciler(
     return Reconciler(
         kube,
         twilio,
-        Observer(kube, twilio, accounts, channels, slow_interval=intervals.slow),
+        Observer(kube, twilio, accounts, channels, drift_interval=intervals.drift, slow_interval=intervals.slow),
         Reporter(kube, settings.template, _clock),
         orphans,
         rules=Rules(

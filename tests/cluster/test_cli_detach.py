@@ -1,10 +1,11 @@
 """`kubectl sms detach` on the real API server: afterwards nothing waits for the operator any more.
 
-These tests have a stack of their own, in which the operator runs only while it configures channels.
+These tests have a stack of their own, in which no operator runs unless a test starts it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import re
@@ -12,8 +13,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,18 @@ from click.testing import CliRunner, Result
 from kubernetes import client
 
 from deploy.local.stack import CHANNELS, OPERATOR, ROOT, Options, Stack
-from smschannel.api.resource import FINALIZER
+from smschannel.api.kube_client import KubeClient
+from smschannel.api.names import channels_path
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import FINALIZER, SmsChannel
+from smschannel.channel_cache import ChannelCache
 from smschannel.cli import detach
+from smschannel.cli.admin_store import AdminStore
 from smschannel.cli.main import cli
+from smschannel.core.record import Key
+from smschannel.orphans import Orphans
+from smschannel.settings import Settings
+from smschannel.wiring import reconciler, twilio_client
 from tests.cluster.steps import (
     DEMO_WEBHOOK,
     TWILIO_DOWN,
@@ -56,7 +67,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.start_control_plane()
         stack.install()
         stack.start_twin()
-        with_operator(stack)  # its first start creates the keyring that manifests are sealed for
+        create_keyring(stack)
         yield stack
         assert stack.twin_call("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod are ever written"
     finally:
@@ -83,20 +94,42 @@ def configured(quiet: Stack) -> Configured:
 
     def make(count: int = 1, **spec: Any) -> list[Any]:
         manifests = [quiet.manifest(take_number(quiet), **spec) for _ in range(count)]
-        with_operator(quiet, *manifests)
+        reconciled(quiet, *manifests)
         return manifests
 
     return make
 
 
-def with_operator(stack: Stack, *manifests: Any) -> None:
+def create_keyring(stack: Stack) -> None:
+    """Let the operator start for the first time: manifests are sealed for its keyring."""
     stack.start_operator()
-    try:
-        stack.apply(*manifests)
-        if manifests:
-            stack.wait_ready(*(name_of(each) for each in manifests))
-    finally:
-        stack.stop_process("operator")
+    stack.stop_process("operator")
+
+
+def reconciled(stack: Stack, *manifests: Any) -> None:
+    """Apply channels and reconcile them here, as the operator would: a process for that takes seconds to start."""
+    stack.apply(*manifests)
+    asyncio.run(_reconcile(stack, manifests))
+
+
+async def _reconcile(stack: Stack, manifests: Iterable[Any]) -> None:
+    settings = Settings(
+        webhook_url_template=stack.options.webhook_url_template,
+        twilio_url=stack.twilio_url,
+        channel_namespaces=CHANNELS,
+    )
+    async with (
+        await KubeClient.connect(str(stack.kubeconfig)) as api,
+        twilio_client(settings, lambda seconds: True) as twilio,
+    ):
+        kube = AdminStore(api, OPERATOR)
+        await kube.read_keyring()
+        await kube.load_claims()
+        work = reconciler(settings, kube, twilio, ChannelCache(kube.claims), Orphans(kube, time.monotonic))
+        for name in map(name_of, manifests):
+            channel = SmsChannel.model_validate(await api.request("GET", channels_path(CHANNELS, name)))
+            outcome = await work.reconcile(Key(CHANNELS, name), channel)
+            assert outcome.ready is Reason.Configured, outcome
 
 
 def run_detach(*arguments: str, stdin: str | None = None) -> Result:
@@ -176,7 +209,7 @@ def test_restore_writes_previous_webhooks_unchanged(quiet: Stack, configured: Co
     found = "https://user:s3cret@before.example.com/sms?x=1#rc=2&rp=all"
     special = quiet.manifest(take_number(quiet))
     quiet.twin_call("PATCH", f"/numbers/{number_of(special)}", {"sms_url": found, "sms_method": "GET"})
-    with_operator(quiet, special)
+    reconciled(quiet, special)
     plain = configured(3)
 
     text = done(run_detach("--all", "--restore", "--yes"))
@@ -230,7 +263,7 @@ def test_number_that_cannot_be_restored_keeps_its_record_and_is_named(quiet: Sta
     account = seed_account(quiet, "+61495000000")
     [other] = configured(1)
     refused = quiet.manifest(account["phone_numbers"][0], account=account)
-    with_operator(quiet, refused)
+    reconciled(quiet, refused)
     quiet.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "suspended"})
 
     result = run_detach("--all", "--restore", "--yes")
@@ -389,7 +422,7 @@ def test_number_of_an_earlier_channel_that_cannot_be_restored_is_named_with_its_
 ) -> None:
     account = seed_account(quiet, "+61495100000")
     former = quiet.manifest(account["phone_numbers"][0], account=account)
-    with_operator(quiet, former)
+    reconciled(quiet, former)
     remove_finalizers(quiet, name_of(former))
     quiet.delete(name_of(former))
     quiet.twin_call("PATCH", f"/accounts/{account['account_sid']}", {"status": "suspended"})
@@ -559,7 +592,7 @@ def test_documented_uninstall_commands_leave_nothing(quiet: Stack, configured: C
     finally:
         quiet.restart_control_plane()  # else it keeps its old copy of the Lease, which the fence compares
         quiet.install()
-        with_operator(quiet)
+        create_keyring(quiet)
 
 
 def _kubectl(stack: Stack, line: str) -> None:

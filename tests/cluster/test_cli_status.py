@@ -13,7 +13,6 @@ import yaml
 from click.testing import CliRunner, Result
 from kubernetes import client
 
-from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Stack
 from smschannel.cli.main import cli
 from tests.cluster.steps import configured, delete, name_of, patch, webhook
@@ -22,24 +21,6 @@ from tests.conftest import take_number
 from tests.manifests import INSTANCE
 
 pytestmark = pytest.mark.usefixtures("_as_tenant")
-
-
-@pytest.fixture(scope="module")
-def tenant(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kubeconfig with the rights of an ordinary tenant: SmsChannels of one namespace, and nothing else."""
-    core: Any = client.CoreV1Api(stack.api.client)
-    rbac: Any = client.RbacAuthorizationV1Api(stack.api.client)
-    meta = {"name": "tenant", "namespace": CHANNELS}
-    rule = {"apiGroups": ["channels.hydracore.io"], "resources": ["smschannels"], "verbs": ["*"]}
-    core.create_namespaced_service_account(CHANNELS, {"metadata": meta})
-    rbac.create_namespaced_role(CHANNELS, {"metadata": meta, "rules": [rule]})
-    subject = {"kind": "ServiceAccount", "name": "tenant", "namespace": CHANNELS}
-    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tenant"}
-    rbac.create_namespaced_role_binding(CHANNELS, {"metadata": meta, "roleRef": reference, "subjects": [subject]})
-    request = {"spec": {"expirationSeconds": 86_400, "audiences": []}}
-    token = core.create_namespaced_service_account_token("tenant", CHANNELS, request).status.token
-    cluster, path = stack.cluster, tmp_path_factory.mktemp("tenant") / "kubeconfig"
-    return write_kubeconfig(path, url=cluster.url, ca_data=cluster.ca_data, token=token, namespace=CHANNELS)
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ from click.testing import CliRunner, Result
 from deploy.local.stack import CHANNELS, OPERATOR, Stack
 from smschannel.cli.main import cli
 from tests.cluster.steps import apply_secret, configured, delete, name_of, patch
-from tests.cluster.test_cli_status import tenant
 from tests.twin.inbound import signature
-
-__all__ = ["tenant"]  # the fixture
 
 
 class Webhook:

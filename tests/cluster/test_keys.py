@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -17,6 +19,7 @@ from kubernetes import client
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, StackError
 from smschannel.api.sealing import fingerprint_of
 from smschannel.cli import keys as keys_module
+from smschannel.cli.admin_store import KEYRING_DIR
 from smschannel.cli.main import cli
 from tests.cluster.steps import configured, delete, name_of, read_record, wait_checked, wait_reason, webhook
 from tests.conftest import running
@@ -205,6 +208,132 @@ def test_rotation_of_manifests_in_git_and_of_the_rest_api(
 
 def _sealed_with(stack: Stack, number: str) -> str:
     return str(read_record(stack, number).metadata.annotations.get(SEALED_WITH))
+
+
+def test_channels_heal_one_by_one_when_everything_was_lost(
+    stack: Stack, sms: Callable[..., Result], numbers: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    """The keyring and the operator's memory are gone, and there seems to be no backup. Then one is found after all."""
+    healed, waiting, late = numbers(3)
+    manifests = {each: stack.manifest(each) for each in (healed, waiting, late)}
+    for each in (healed, waiting):
+        configured(stack, manifests[each])
+    urls = {each: webhook(stack, each) for each in manifests}
+    backup = tmp_path / "keyring.age"
+    ok(sms("keys", "backup", backup, "--passphrase-file", "-", stdin=PASSPHRASE))
+    stack.stop_process("operator", kill=True)
+    client.CoreV1Api(stack.api.client).delete_namespaced_secret(KEYRING, OPERATOR)
+    stack.twin_call("DELETE", "/journal")
+
+    ok(sms("keys", "renew", "--without-backup"))
+    stack.start_operator()
+    stack.apply(manifests[late])  # as Argo CD or Flux would, from Git
+    for number, reason, remedy in (
+        (healed, "RecordUnreadable", "Without a backup: kubectl sms detach --orphan, then seal the token again"),
+        (waiting, "RecordUnreadable", "Restore the keyring (kubectl sms keys restore)"),
+        (late, "TokenUnreadable", "Otherwise seal the token again for this namespace, name and accountSid"),
+    ):
+        wait_checked(stack, manifests[number])
+        wait_reason(stack, name_of(manifests[number]), reason)
+        assert remedy in _text(sms("status", name_of(manifests[number]), "-n", CHANNELS))
+    assert stack.twin_call("GET", "/journal?method=POST")["entries"] == []
+    assert {each: webhook(stack, each) for each in manifests} == urls, "Twilio works as before"
+
+    configured(stack, stack.manifest(late, name=name_of(manifests[late])))
+    stack.stop_process("operator")
+    ok(sms("detach", name_of(manifests[healed]), "-n", CHANNELS, "--orphan", "--yes"))
+    stack.start_operator()
+    configured(stack, stack.manifest(healed, name=name_of(manifests[healed])))
+    assert webhook(stack, healed) == urls[healed]
+    wait_reason(stack, name_of(manifests[waiting]), "RecordUnreadable")
+
+    ok(sms("keys", "restore", backup, "--passphrase-file", "-", stdin=PASSPHRASE))
+    stack.wait_until(_is_ready, name_of(manifests[waiting]), timeout=_PATIENCE)
+    for each in (healed, late):
+        wait_checked(stack, manifests[each])
+        wait_reason(stack, name_of(manifests[each]), "Configured")
+    git = tmp_path / "channels.yaml"
+    git.write_text(yaml.safe_dump_all(manifests.values()))
+    assert ok(sms("validate", "-f", git)).count("opens, with key") == 3, "what was sealed before the loss, too"
+    assert alarms(stack) == []
+    delete(stack, *map(name_of, manifests.values()))
+
+
+def _text(result: Result) -> str:
+    """The output of `kubectl sms status`, which ends with 1 for a channel that is not ready."""
+    return " ".join(result.output.split())
+
+
+def test_keys_in_files_are_followed_by_operator_and_shim(
+    stack: Stack,
+    sms: Callable[..., Result],
+    numbers: Callable[[int], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a Secret to a volume, renewed there as a CSI driver does it, and back to a Secret."""
+    core: Any = client.CoreV1Api(stack.api.client)
+    first, second = numbers(2)
+    manifest, instance = stack.manifest(first), "0a1b2c3d-0000-4000-8000-000000000002"
+    configured(stack, manifest)
+    former, volume = published(stack), tmp_path / "keys"
+    stack.stop_process("operator")
+    files = {"2026-01.key": base64.b64decode(core.read_namespaced_secret(KEYRING, OPERATOR).data["keyring"]).decode()}
+    _mount(volume, files)
+    core.delete_namespaced_secret(KEYRING, OPERATOR)
+    stack.start_operator(settings={KEYRING_DIR: str(volume)})
+    wait_checked(stack, manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    assert published(stack) == former
+    assert "whoever provides them adds and removes keys there" in refused(sms("keys", "renew"))
+    assert f"with {KEYRING_DIR} set" in refused(sms("keys", "list"))
+
+    files["2026-02.key"] = base64.encodebytes(os.urandom(96)).decode()  # as openssl rand -base64 96 prints it
+    _mount(volume, files)
+    wait_until(lambda: published(stack) != former, "the operator publishes the last key by name")
+    wait_until(lambda: _sealed_with(stack, first) == published(stack), "its record is sealed again")
+    setup = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": second}
+
+    def is_sealed_with_published_key() -> bool:
+        stack.rest("POST", instance, setup, Prefer="wait=30")
+        sealed = stack.channels.get(name=instance, namespace=CHANNELS).spec.credentials.sealed
+        return fingerprint_of(sealed) == published(stack)
+
+    wait_until(is_sealed_with_published_key, "the shim follows without a restart")
+    wait_checked(stack, manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    wait_reason(stack, instance, "Configured")
+    assert KEYRING not in {each.metadata.name for each in core.list_namespaced_secret(OPERATOR).items}
+    monkeypatch.setenv(KEYRING_DIR, str(volume))
+    assert {row["state"] for row in listed(sms).values()} == {"seals", "opens"}
+    monkeypatch.delenv(KEYRING_DIR)
+
+    stack.stop_process("operator")
+    with pytest.raises(StackError, match="ended with status 1"):
+        stack.start_operator()
+    for name in sorted(files):
+        ok(sms("keys", "import", volume / name, "--without-backup"))
+    stack.start_operator()
+    for each in (name_of(manifest), instance):
+        wait_reason(stack, each, "Configured")
+    wait_checked(stack, manifest)
+    wait_reason(stack, name_of(manifest), "Configured")
+    assert alarms(stack) == []
+    delete(stack, name_of(manifest), instance)
+
+
+def _mount(volume: Path, files: dict[str, str]) -> None:
+    """Replace the files of a volume as Kubernetes does: names are links into a folder that is changed at once."""
+    volume.mkdir(exist_ok=True)
+    content = volume / f"..{len(list(volume.iterdir()))}"
+    content.mkdir()
+    for name, text in files.items():
+        (content / name).write_text(text)
+    (volume / "..data_tmp").symlink_to(content.name)
+    (volume / "..data_tmp").rename(volume / "..data")
+    for name in files:
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
 
 
 def test_missing_rights_are_named(stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from deploy.local.stack import Options, Stack
+from deploy.local.stack import Options, Stack, ready_reason
+from smschannel.core.plan import CONTESTED_AFTER
 from tests.cluster.steps import (
     DEMO_WEBHOOK,
     check_now,
@@ -17,6 +18,7 @@ from tests.cluster.steps import (
     delete,
     expect_event,
     seed_account,
+    wait_checked,
     wait_event,
     wait_reason,
     wait_record_gone,
@@ -190,15 +192,18 @@ def test_two_clusters_with_two_templates_report_a_contest(stack: Stack, number: 
     name = first["metadata"]["name"]
     other = another_cluster(stack, tmp_path, NEW_TEMPLATE)
     try:
-        new_channel(other, number, name=name)
-        for each in (stack, other, stack, other):
-            with expect_event(each, name, "DriftCorrected"):
-                check_now(each, first)
-        check_now(stack, first)
-        contested = wait_reason(stack, name, "WebhookContested")
+        theirs = new_channel(other, number, name=name)["status"]["webhookUrl"]
+        for _ in range(CONTESTED_AFTER):
+            wait_checked(other, first)
+            assert pointed_at(stack, number) == (theirs, "POST")
+            contested = wait_checked(stack, first)
+            assert pointed_at(stack, number) == (first["status"]["webhookUrl"], "POST")
+        wait_event(stack, name, "DriftCorrected")
+        wait_event(other, name, "DriftCorrected")
+        assert ready_reason(contested)[1] == "WebhookContested"
         assert "Find out who" in str(contested["status"]["conditions"])
-        check_now(stack, first)  # nobody has written it since
-        wait_reason(stack, name, "Configured")
+        other.stop_process("operator")
+        assert ready_reason(wait_checked(stack, first))[1] == "Configured"
     finally:
         other.stop()
 

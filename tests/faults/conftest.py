@@ -1,4 +1,4 @@
-"""One rig for all tests here. They try a sample, or everything if FAULTS=all (`make faults`)."""
+"""One rig for all tests here, in each test worker. They try a sample, or everything if FAULTS=all (`make faults`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERYTHING = os.environ.get("FAULTS") == "all"
 _ROWS: list[Row] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with Rig(tmp_path_factory.mktemp("faults"), Narrator(sys.stderr)) as running:
         yield running
@@ -32,7 +32,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         assert running.bugs() == [], "no unexpected exception"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def life(rig: Rig) -> Life:
     return Life(rig)
 

@@ -362,7 +362,7 @@ class Operator:
         self.reconciler = Reconciler(
             self.kube,
             twilio,
-            Observer(self.kube, twilio, accounts, channels, slow_interval=1800),
+            Observer(self.kube, twilio, accounts, channels, drift_interval=600, slow_interval=1800, clock=now),
             Reporter(self.kube, TEMPLATE, virtual_clock),
             self.orphans,
             rules=rules,

@@ -7,7 +7,7 @@ import base64
 import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from smschannel.api.errors import Conflict, KeyringLost, KubernetesUnavailable
+from smschannel.api.errors import Conflict, KeyringLost, KubernetesRefused, KubernetesUnavailable
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.names import KEYRING_SECRET, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP
 from smschannel.api.resource import GROUP
@@ -129,24 +129,25 @@ def test_damaged_dates_are_no_dates(dates: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "age", "expected"),
+    ("days", "created", "expected"),
     [
-        pytest.param(30, 29.99, False, id="not yet"),
-        pytest.param(30, 30, True, id="due"),
-        pytest.param(30, -5, False, id="made by a clock that is ahead"),
-        pytest.param(0, 10_000, False, id="0 means never"),
+        pytest.param(30, START, START + timedelta(days=30), id="by the newest key"),
+        pytest.param(0, START, None, id="0 means never"),
+        pytest.param(30, None, None, id="unknown age"),
+        pytest.param(30, datetime.max.replace(tzinfo=UTC), None, id="a date that somebody made up"),
     ],
 )
-def test_renewal_is_due_by_the_age_of_the_newest_key(days: int, age: float, expected: bool) -> None:
-    ring = Keyring([OTHER, NEW])
-    assert ring.is_due(timedelta(days=days), START + timedelta(days=age)) is expected
+def test_renewal_is_due_by_the_age_of_the_newest_key(
+    days: int, created: datetime | None, expected: datetime | None
+) -> None:
+    assert Keyring([OTHER, NEW.dated(created)]).renewal_due(timedelta(days=days)) == expected
 
 
 def test_key_of_unknown_age_counts_as_made_with_the_secret() -> None:
     """The keyring of an earlier release has no dates: it is renewed like any other."""
     ring = Keyring([SealingKey.generate()])
-    assert not ring.is_due(timedelta(days=30), START)
-    assert ring.dated(START - timedelta(days=31)).is_due(timedelta(days=30), START)
+    assert ring.renewal_due(timedelta(days=30)) is None
+    assert ring.dated(START).renewal_due(timedelta(days=30)) == START + timedelta(days=30)
 
 
 def test_merging_keeps_what_seals_and_loses_nothing() -> None:
@@ -155,13 +156,19 @@ def test_merging_keeps_what_seals_and_loses_nothing() -> None:
     assert ring.merged(ring) == ring
 
 
-def test_only_who_had_a_key_can_prove_it() -> None:
-    before, after = Keyring([OTHER]), Keyring([OTHER, NEW])
-    assert before.is_authentic(after, before.authenticate(after))
-    assert not before.is_authentic(after, Keyring([NEW]).authenticate(after)), "another's key"
-    assert not before.is_authentic(after, before.authenticate(before)), "for another content"
-    for forged in ("", "{}", "[]", "null", json.dumps({OTHER.fingerprint: ""}), json.dumps({OTHER.fingerprint: None})):
-        assert not before.is_authentic(after, forged)
+def test_only_who_had_the_key_that_seals_can_prove_it() -> None:
+    before = Keyring([NEW, OTHER])
+    assert before.is_authentic(b"after", before.authenticate(b"after"))
+    assert before.is_authentic(b"after", Keyring([OTHER]).authenticate(b"after"))
+    assert not before.is_authentic(b"after", Keyring([NEW]).authenticate(b"after")), "it may be another's key"
+    assert not before.is_authentic(b"after", before.authenticate(b"before")), "for another content"
+
+
+@pytest.mark.parametrize("given", ["", None, 1, [], "\u00e9", "\ud800", "0" * 64, {}])
+def test_forged_proofs_prove_nothing(given: object) -> None:
+    ring = Keyring([OTHER])
+    for forged in (json.dumps({OTHER.fingerprint: given}), json.dumps(given), "[" * 100_000):
+        assert not ring.is_authentic(b"after", forged)
 
 
 @pytest.mark.parametrize("text", ["", "key", base64.b64encode(bytes(95)).decode(), "{}", '{"seeds": []}'])
@@ -234,6 +241,9 @@ async def test_key_is_renewed_after_30_days_and_all_records_follow() -> None:
         assert (api.reason(1), api.reason(2)) == ("Configured", "Configured")
         assert alarms(api) == []
     assert REGISTRY.get_sample_value("smschannel_keyring_keys") == 2
+    assert REGISTRY.get_sample_value("smschannel_keyring_renewal_due_timestamp_seconds") == pytest.approx(
+        (START + timedelta(days=30, seconds=400)).timestamp(), abs=2 * CHECK_SECONDS
+    )
     assert REGISTRY.get_sample_value("smschannel_records_to_reseal") == 0
 
 
@@ -431,6 +441,23 @@ async def test_record_that_no_key_opens_is_tried_once_and_left_alone() -> None:
         assert not [path for _, path in api.calls if "/secrets/pn" in path]
 
 
+@virtually
+async def test_record_that_cannot_be_written_keeps_no_other_from_being_sealed_again() -> None:
+    """Nor the key from being renewed: somebody made one record immutable."""
+    api = with_keys(ALMOST_30_DAYS_OLD)
+    async with started(api, MemoryTwilio(N, M)):
+        api.apply(1, N)
+        api.apply(2, M)
+        await asyncio.sleep(5)
+        first = min(sid_of(N), sid_of(M)).lower()
+        api.on_call = raising(KubernetesRefused(422, "field is immutable"), method="PATCH", path=f"/secrets/{first}")
+        await changed(api, ALMOST_30_DAYS_OLD, replace(NEW, created=ALMOST_30_DAYS_OLD.created))
+        await asyncio.sleep(500)
+        newest = stored_keyring(api).current.fingerprint
+        assert newest != NEW.fingerprint
+        assert sorted([sealed_with(api, N) == newest, sealed_with(api, M) == newest]) == [False, True]
+
+
 # Files
 
 
@@ -442,6 +469,7 @@ def test_keys_in_files_are_followed_and_never_renewed(tmp_path: Path) -> None:
     """A CSI driver or vault agent changes them: the last by name seals."""
     write_key(tmp_path, "2026-01.key", OTHER)
     (tmp_path / "..data").mkdir()
+    due = "smschannel_keyring_renewal_due_timestamp_seconds"
 
     @virtually
     async def story() -> None:
@@ -453,6 +481,7 @@ def test_keys_in_files_are_followed_and_never_renewed(tmp_path: Path) -> None:
         api.apply(1, N)
         await asyncio.sleep(1000)
         assert published(api) == OTHER.public.encoded
+        assert REGISTRY.get_sample_value(due) == 0, "nobody is paged since the operator does not renew it"
         write_key(tmp_path, "2026-02.key", NEW)
         await asyncio.sleep(CHECK_SECONDS + 2)
         assert published(api) == NEW.public.encoded

@@ -41,6 +41,7 @@ async def token_in(content: bytes, key: str = "auth_token") -> str:
         cast(Twilio, None),
         cast(Accounts, None),
         ChannelCache(Claims()),
+        drift_interval=1,
         slow_interval=1,
     )
     login, _ = await observer.login(SmsChannel.model_validate(manifest))

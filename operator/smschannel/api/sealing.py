@@ -21,12 +21,13 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import copy
 import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
@@ -59,6 +60,9 @@ _SEED = _MLKEM_SEED + 32
 _FINGERPRINT = 8
 _NONCE = 12
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+MOST_KEYS = 200
+"""Keys in a keyring: 16 years of renewing every 30 days. More would make the Secret too large, and slow to read."""
 
 NOT_A_KEY = (
     f"a sealing key is {_SEED} random bytes, base64 encoded: openssl rand -base64 {_SEED}. A keyring is the value of"
@@ -140,6 +144,12 @@ class SealingKey:
             raise ValueError(NOT_A_KEY)
         return cls(seed)
 
+    def dated(self, created: datetime | None) -> SealingKey:
+        """Return this key as created at another time. Its public half is not computed again, which takes a while."""
+        dated = copy.copy(self)
+        object.__setattr__(dated, "created", created)
+        return dated
+
     def __repr__(self) -> str:
         return f"SealingKey({self.fingerprint})"
 
@@ -188,12 +198,17 @@ class Keyring:
         self._keys = {key.public.fingerprint: key for key in keys}
         if not self._keys:
             raise ValueError("a keyring has at least one key")
+        if len(self._keys) > MOST_KEYS:
+            raise ValueError(
+                f"a keyring has at most {MOST_KEYS} keys, and this would be {len(self._keys)}: retire those that"
+                " nothing needs (kubectl sms keys list)"
+            )
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Keyring) and self._authenticated() == other._authenticated()
+        return isinstance(other, Keyring) and (self.dump(), self.dump_dates()) == (other.dump(), other.dump_dates())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -205,16 +220,15 @@ class Keyring:
     def load(cls, encoded: str, dates: str = "{}") -> Keyring:
         """Parse the output of `dump` and `dump_dates`.
 
-        Raises `ValueError`, without the content, if it is not a keyring. Damaged dates are as if there were none.
+        Raises `ValueError`, without the content, if it is not a keyring. A damaged date is as if there were none.
         """
-        created: Mapping[str, datetime] = {}
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            created = {name: datetime.strptime(at, _TIME).replace(tzinfo=UTC) for name, at in json.loads(dates).items()}
+        created = _parsed(dates)
         with contextlib.suppress(ValueError, TypeError):
-            match json.loads(encoded):
-                case {"seeds": [*seeds], **more} if not more:
+            match _parsed(encoded):
+                # More keys than a keyring has are not counted one by one: each takes a computation.
+                case {"seeds": [*seeds], **more} if not more and len(seeds) <= MOST_KEYS:
                     keys = [SealingKey(_base64(seed)) for seed in seeds]
-                    return cls(replace(key, created=created.get(key.fingerprint)) for key in keys)
+                    return cls(key.dated(_date(created, key.fingerprint)) for key in keys)
         raise ValueError("not a keyring of this release: it is damaged, or was written by a newer one")
 
     def dump(self) -> str:
@@ -230,6 +244,11 @@ class Keyring:
         return any(key.public.encoded == encoded for key in self)
 
     @property
+    def is_full(self) -> bool:
+        """Return whether no key can be added."""
+        return len(self) >= MOST_KEYS
+
+    @property
     def current(self) -> SealingKey:
         """Return the newest key."""
         return next(reversed(self._keys.values()))
@@ -241,26 +260,35 @@ class Keyring:
 
     # Other keyrings
 
-    def is_due(self, period: timedelta, now: datetime) -> bool:
-        """Return whether the newest key is older than `period`; a `period` of 0 means never."""
+    def renewal_due(self, period: timedelta) -> datetime | None:
+        """Return when the newest key is older than `period`; None if it never is. A `period` of 0 means never."""
         created = self.current.created
-        return bool(period) and created is not None and now - created >= period
+        if period and created:
+            with contextlib.suppress(OverflowError):  # a date that somebody made up
+                return created + period
+        return None
 
     def dated(self, created: datetime) -> Keyring:
         """Return this keyring; keys of an unknown age count as created at this time."""
-        return Keyring(key if key.created else replace(key, created=created) for key in self)
+        return Keyring(key if key.created else key.dated(created) for key in self)
 
     def with_newest(self, keys: Iterable[SealingKey]) -> Keyring:
-        """Return a keyring in which the last of `keys` seals. Raises `ValueError` if there is one of them already."""
+        """Return a keyring in which the last of `keys` seals.
+
+        Raises `ValueError` if there is one of them already, and if these are too many keys.
+        """
         added = list(keys)
         if known := [key.fingerprint for key in added if key.fingerprint in self.fingerprints]:
             raise ValueError(f"the keyring has this key already: {', '.join(known)}")
         return Keyring([*self, *added])
 
     def merged(self, others: Iterable[SealingKey]) -> Keyring:
-        """Return a keyring that opens what `others` sealed, too. What seals stays the same."""
+        """Return a keyring that opens what `others` sealed, too. What seals stays the same.
+
+        Raises `ValueError` if these are too many keys.
+        """
         known = {key.fingerprint: key for key in others}
-        own = [key if key.created else replace(key, created=_created(known.get(key.fingerprint))) for key in self]
+        own = [key if key.created else key.dated(_created(known.get(key.fingerprint))) for key in self]
         return Keyring([*(key for key in known.values() if key.fingerprint not in self.fingerprints), *own])
 
     def without(self, fingerprints: Iterable[str]) -> Keyring:
@@ -270,27 +298,22 @@ class Keyring:
 
     # Who wrote a keyring
 
-    def authenticate(self, other: Keyring) -> str:
-        """Return a proof for `is_authentic` that the writer of the keyring `other` had the keys of this one."""
-        content = other._authenticated()
+    def authenticate(self, content: bytes) -> str:
+        """Return a proof for `is_authentic` that whoever stores `content` has the keys of this keyring."""
         return json.dumps({key.fingerprint: key.authenticate(content) for key in self})
 
-    def is_authentic(self, other: Keyring, proof: str) -> bool:
-        """Return whether `other` was written by somebody who had one of the keys of this keyring."""
-        content = other._authenticated()
-        with contextlib.suppress(ValueError, TypeError):
-            match json.loads(proof):
-                case {**proofs}:
-                    own = {key.fingerprint: key for key in self}
-                    return any(
-                        hmac.compare_digest(own[name].authenticate(content), str(given))
-                        for name, given in proofs.items()
-                        if name in own
-                    )
-        return False
+    def is_authentic(self, content: bytes, proof: str) -> bool:
+        """Return whether `content` was stored by somebody who had the key of this keyring that seals.
 
-    def _authenticated(self) -> bytes:
-        return f"{self.dump()}\n{self.dump_dates()}".encode()
+        The other keys prove nothing: others may have added them.
+        """
+        own, given = self.current, None
+        match _parsed(proof):
+            case {**proofs}:
+                given = proofs.get(own.fingerprint)
+        if not (isinstance(given, str) and given.isascii()):
+            return False
+        return hmac.compare_digest(own.authenticate(content), given)
 
     # Opening and sealing
 
@@ -354,6 +377,22 @@ def fingerprint_of(envelope: str) -> str:
     except ValueError:
         return ""
     return head[1:].hex() if len(head) == 1 + _FINGERPRINT and head[:1] == _VERSION else ""
+
+
+def _parsed(text: str) -> object:
+    """Parse JSON; None if it is not JSON, or nested so deeply that it cannot be parsed."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _date(created: object, fingerprint: str) -> datetime | None:
+    with contextlib.suppress(ValueError, TypeError):
+        match created:
+            case {**dates} if isinstance(at := dates.get(fingerprint), str):
+                return datetime.strptime(at, _TIME).replace(tzinfo=UTC)
+    return None
 
 
 def _created(key: SealingKey | None) -> datetime | None:

@@ -181,12 +181,10 @@ def _add_newest(
     *,
     without_backup: bool,
 ) -> None:
-    from dataclasses import replace
-
     from smschannel.api.sealing import Keyring
 
     now = datetime.now(UTC).replace(microsecond=0)
-    dated = [replace(key, created=key.created or now) for key in added]
+    dated = [key.dated(key.created or now) for key in added]
 
     async def work(kube: AdminStore) -> Keyring:
         async def change(stored: Stored | None) -> Keyring:
@@ -336,7 +334,10 @@ def restore(
         async def change(stored: Stored | None) -> Keyring:
             before.clear()
             before.update(stored.opened.fingerprints if stored else ())
-            return stored.opened.merged(backup_of) if stored else backup_of
+            try:
+                return stored.opened.merged(backup_of) if stored else backup_of
+            except ValueError as error:
+                raise click.ClickException(f"Nothing was changed: {error}.") from None
 
         keyring = await _change(kube, change)
         return set(keyring.fingerprints) - before, await _uses(kube)
@@ -394,7 +395,7 @@ def _opened(sealed: bytes, passphrase: str) -> Keyring:
         raise click.ClickException(
             "The passphrase does not open this file, or it is not a backup of 'kubectl sms keys backup', or damaged."
         ) from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise click.ClickException(
             "The file was opened, but holds no keyring that this release can read: use the release that wrote it."
         ) from None

@@ -30,7 +30,7 @@ from smschannel.api.resource import DeletionPolicy, DriftPolicy, SmsChannel, Tak
 from smschannel.core.record import Contents, Key, Login, Record, Webhook, WebhookTemplate
 
 CONTESTED_AFTER = 3
-"""After this many checks in a row that found our webhook overwritten, the webhook counts as contested."""
+"""Once our webhook was found overwritten this often in a row, it counts as contested."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Observed:
     `source`; `rejected` is why newer credentials cannot be used, if the recorded login is used instead.
 
     `was_configured`: the status reports that this number points at this URL; `was_named`: the status is about this
-    number. `corrections` counts the checks in a row that found our webhook overwritten. `claimed`: this reconcile has
+    number. `corrections` counts how often in a row our webhook was found overwritten. `claimed`: this reconcile has
     created the number's record. `deleted_at` is None for a channel that is gone: then no deletion waits for it. Records
     of a deleted channel that are not in `to_restore` were not read, since its deletion has waited long enough.
 
