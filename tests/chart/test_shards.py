@@ -7,6 +7,7 @@ The lease is a little shorter than usual. `pytest -s` shows the times that were 
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from deploy import chart
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, free_port
 from smschannel.api.errors import Fenced, KubernetesRefused
 from smschannel.api.kube_client import KubeClient
 from smschannel.api.names import core_path, leases_path
+from smschannel.cli.main import cli
 from smschannel.core.record import RECORD_LABEL
 from tests.chart.conftest import Helm
 from tests.cluster.steps import before, configured, delete, metric, name_of, records, wait_for, wait_reason, webhook
@@ -200,3 +203,16 @@ async def test_lease_of_a_shard_belongs_to_the_operator(stack: Stack) -> None:
         for shard in SHARDS:
             with pytest.raises(KubernetesRefused, match="only the operator writes this object"):
                 await api.request("DELETE", f"{leases_path(OPERATOR)}/sms-channel-operator-{shard}")
+
+
+def test_commands_know_all_shards(stack: Stack, urls: dict[str, str]) -> None:
+    """`doctor` names each leader, and `detach` does not begin while any shard would configure the channels again."""
+    leaders = {shard: leader(stack, urls, shard) for shard in SHARDS}
+    options = ["--kubeconfig", str(stack.kubeconfig)]
+    shown = CliRunner().invoke(cli, ["doctor", *options]).output
+    for shard, name in leaders.items():
+        assert f"{name} leads shard {shard}, and renewed its Lease" in shown
+    assert re.search(r"good +RBAC +The operator has all \d+ rights that it needs", shown)
+    refused = CliRunner().invoke(cli, ["detach", "--all", "--orphan", "--yes", *options])
+    assert refused.exit_code == 1
+    assert f"kubectl -n {OPERATOR} scale deployment sms-channel-operator-a --replicas=0" in refused.output
