@@ -180,6 +180,8 @@ class Stack:
             namespace=CHANNELS,
         )
         self._apply(_api_user())
+        if OPERATOR_ACCOUNT in self._deployments():  # with shards each operator is called otherwise
+            self.make_pod("operator")
         self._write_kubeconfig("sms-api-shim", self._token("sms-api-shim", OPERATOR, []))
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
@@ -224,17 +226,18 @@ class Stack:
         `account` is the ServiceAccount, which has the name of the Deployment.
         """
         core = client.CoreV1Api(self.api.client)
-        deployed = yaml.safe_load_all((self.options.manifests / "operator.yaml").read_text())
-        [deployment] = [
-            each for each in deployed if (each["kind"], each["metadata"]["name"]) == ("Deployment", account)
-        ]
-        spec = deployment["spec"]["template"]["spec"]
+        spec = self._deployments()[account]["spec"]["template"]["spec"]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": OPERATOR}, "spec": spec}
         self._apply([pod])
         meta = core.read_namespaced_pod(name, OPERATOR).metadata
         assert meta
         bound = client.V1BoundObjectReference(api_version="v1", kind="Pod", name=name, uid=meta.uid)
         return self._write_kubeconfig(name, self._token(account, OPERATOR, [], bound))
+
+    def _deployments(self) -> dict[str, Any]:
+        """The Deployments of the operators by name."""
+        deployed = yaml.safe_load_all((self.options.manifests / "operator.yaml").read_text())
+        return {each["metadata"]["name"]: each for each in deployed if each["kind"] == "Deployment"}
 
     def operator_kubeconfig(self, name: str = "operator") -> Path:
         """A kubeconfig with the operator's rights, as the Pod of this name; the Pod is made at the first call."""
