@@ -39,7 +39,7 @@ image: ## Build the image with docker, buildah or podman (IMAGE=name:tag BASE=py
 	$(BUILDER) build --file deploy/Containerfile --tag '$(IMAGE)' $(BUILD_OPTIONS) \
 		$(foreach each,BASE BUILD_BASE PIP_INDEX_URL PIP_TRUSTED_HOST,$(if $($(each)),--build-arg $(each))) .
 
-kind-up: $(INSTALLED) ## Make a kind cluster with the chart and the Twilio twin, and leave it running (30 minutes the first time)
+kind-up: $(INSTALLED) ## Make a kind cluster with the chart and the Twilio twin, and leave it running (20 to 30 minutes the first time)
 	@$(BIN)/python -m deploy.kind up
 
 kind-down: $(INSTALLED) ## Remove what `make kind-up` made
@@ -47,7 +47,7 @@ kind-down: $(INSTALLED) ## Remove what `make kind-up` made
 
 kind-test: $(INSTALLED) ## Run the story with real pods in a kind cluster of its own, and print a table
 	@$(BIN)/python -m deploy.kind.tools kubernetes helm kind >/dev/null
-	@$(BIN)/python -m pytest tests/kind/story.py -n 0 -x -p no:cacheprovider $(T)
+	@$(BIN)/python -m pytest tests/kind/story.py -n 0 -x -s -p no:cacheprovider $(T)
 
 sbom: $(INSTALLED) ## List the image's Python packages with their hashes in build/sbom.cdx.json (CycloneDX), from the lock
 	@mkdir -p build

@@ -30,6 +30,7 @@ from smschannel.orphans import Orphans
 from smschannel.queue import WorkQueue, flow_limit, unverified_limit
 from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
 from smschannel.rotation import Rotation
+from smschannel.twilio.account_cache import Sight
 from smschannel.twilio.limits import TENANT
 
 log = structlog.get_logger()
@@ -41,6 +42,8 @@ _LONGEST_STAGGER = 60.0
 # The requests for a check now that a namespace has at once, and then per second. More of them wait.
 _CHECKS_AT_ONCE = 300
 _CHECKS_PER_SECOND = 10.0
+# A channel to which nothing happens is reconciled after so many drift intervals at most, not only checked.
+_CHECKS_PER_RECONCILE = 24
 # The users of a Secret that is written in a loop are added again after so long for each: about a hundredth of the time.
 _SECONDS_PER_USER = 0.001
 
@@ -65,6 +68,17 @@ class _Secret:
     was_written: bool = False
     next_time: float = 0.0
     waits: bool = False
+
+
+class _Settled(NamedTuple):
+    """A configured channel: what a check must see at Twilio, at which resourceVersion of the channel, and until when.
+
+    `until` is a time of the event loop's clock.
+    """
+
+    sight: Sight
+    version: str
+    until: float
 
 
 class Controller:
@@ -103,6 +117,8 @@ class Controller:
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
         self._secrets: dict[Key, _Secret] = {}
+        self._settled: dict[Key, _Settled] = {}
+        self._woken: set[Key] = set()  # something happened to them since their last reconcile began
         self._clock = asyncio.get_running_loop().time
         self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
         self._resync_now = asyncio.Event()
@@ -119,10 +135,10 @@ class Controller:
             workers=workers if len(namespaces) > 1 else None,
         )
         kube.claims.on_free = self._wake_waiters
-        kube.claims.on_change = self._queue.add
+        kube.claims.on_change = self._add
         kube.claims.on_account = self._verify_flow
         kube.on_written = channels.written
-        rotation.on_readable = self._queue.add
+        rotation.on_readable = self._add
         metrics.follow(
             queue_depth=lambda: len(self._queue),
             claims=lambda: len(self._claims),
@@ -134,6 +150,12 @@ class Controller:
     def has_crd(self) -> bool:
         """Return False only once it is proven that the CRD was deleted."""
         return not self._orphans.is_crd_gone
+
+    def _add(self, key: Key) -> None:
+        """Add a key to which something happened: it is reconciled, not only checked."""
+        self._settled.pop(key, None)
+        self._woken.add(key)
+        self._queue.add(key)
 
     # Start
 
@@ -148,14 +170,14 @@ class Controller:
                     key = Key(namespace, body["metadata"]["name"])
                     if self._is_fine(key, body):
                         cached.last_reconciled = Trigger.of(body)
-                        self._queue.add_after(key, random.uniform(0, self._drift_interval))  # noqa: S311
+                        self._queue.add_after(key, self._drift_interval * random.uniform(0.2, 1))  # noqa: S311
                     else:
                         due.append((cached.created, cached.uid, key))
         self._add_oldest_first(key for _, _, key in sorted(due))
         orphans = self._orphaned_keys()
         self._orphans.require_two_looks(record.uid for key in orphans for record in self._claims.of(key))
         for key in self._orphans.confirm(orphans, len(self._claims)):
-            self._queue.add(key)
+            self._add(key)
         log.info("channels loaded", channels=len(self._channels), records=len(self._claims), orphans=len(orphans))
 
     def _add_oldest_first(self, keys: Iterable[Key]) -> None:
@@ -164,7 +186,7 @@ class Controller:
         for key in keys:
             cached = self._channels.get(key)
             if cached is None or cached.deleting or any(own.uid == cached.uid for own in self._claims.of(key)):
-                self._queue.add(key)
+                self._add(key)
                 continue
             number = cached.account_sid, cached.phone_number
             self._add_staggered(key, rivals[number])
@@ -172,8 +194,9 @@ class Controller:
 
     def _add_staggered(self, key: Key, position: int) -> None:
         if position == 0:
-            self._queue.add(key)
+            self._add(key)
         else:
+            self._settled.pop(key, None)
             self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
     def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
@@ -211,20 +234,20 @@ class Controller:
             self._forget(key)
             self._queue.cancel(key)
         if any(record.uid == uid for record in self._claims.of(key)):  # its numbers must be restored
-            self._queue.add(key)
+            self._add(key)
 
     def _add_changed(self, key: Key) -> None:
         """Add a key whose trigger changed. If a check is all that is asked for, it may have to wait, but once only."""
         cached = self._channels.get(key)
         if cached is None or not cached.is_check_only:
-            self._queue.add(key)
+            self._add(key)
             return
         now = self._clock()
         if cached.check_due > now:  # it waits already, and will handle the newest request
             return
         delay = self._checks.delay(key.namespace, now)
         if delay == 0:
-            self._queue.add(key)
+            self._add(key)
             return
         cached.check_due = now + delay
         cached.body = None  # it may be old by then
@@ -255,7 +278,7 @@ class Controller:
             if not secret.version or secret_source(name.name, secret.version) not in sources:
                 if secret.was_written and (cached := self._channels.get(key)):
                     cached.secret_changed = True
-                self._queue.add(key)
+                self._add(key)
         secret.was_written = secret.waits = False
         secret.next_time = self._clock() + len(users) * _SECONDS_PER_USER
         if not secret.version:  # not before that time: it may be deleted and created in a loop
@@ -270,12 +293,14 @@ class Controller:
         cached = self._channels.get(key)
         awaited = cached.awaited if cached else ""
         self._channels.remove(key)
+        self._settled.pop(key, None)
+        self._woken.discard(key)
         if awaited:
             self._wake_next(awaited)
 
     def _wake_next(self, number_sid: str) -> None:
         for key in self._channels.waiters(number_sid)[:1]:
-            self._queue.add(key)
+            self._add(key)
 
     def _wake_waiters(self, number_sid: str) -> None:
         """Add the channels that wait for a number that became free, one after the other, the oldest first."""
@@ -372,7 +397,14 @@ class Controller:
         return succeeded
 
     async def _reconcile(self, key: Key) -> Outcome:
-        """Reconcile the newest version of a channel. Raises `ChannelError` if it is invalid."""
+        """Reconcile the newest version of a channel, unless a check shows that nothing changed.
+
+        Raises `ChannelError` if it is invalid.
+        """
+        if checked := await self._check(key):
+            return checked
+        self._settled.pop(key, None)
+        self._woken.discard(key)
         body = await self._newest(key)
         if body is None:
             return await self._reconciler.reconcile(key, None)
@@ -384,6 +416,16 @@ class Controller:
         finally:
             if awaited and cached and cached.awaited != awaited:
                 self._wake_next(awaited)
+
+    async def _check(self, key: Key) -> Outcome | None:
+        """Check a channel to which nothing happened since it was reconciled. None if it must be reconciled."""
+        settled, cached = self._settled.get(key), self._channels.get(key)
+        if settled is None or cached is None or cached.version != settled.version or self._clock() >= settled.until:
+            return None
+        holder = self._claims.holder(settled.sight.number.sid)
+        if holder is None or holder.uid != cached.uid:
+            return None
+        return await self._reconciler.check(settled.sight)
 
     async def _reconcile_channel(self, key: Key, body: Mapping[str, Any]) -> Outcome:
         try:
@@ -426,7 +468,7 @@ class Controller:
         metrics.RECONCILES.labels(verdict.reason.name).inc()
         cached = self._channels.get(key)
         if outcome.ready and cached is None:  # deleted during the reconcile: what it claimed meanwhile is restored
-            self._queue.add(key)
+            self._add(key)
             return
         if outcome.ready:
             if outcome.ready is not verdict.reason:
@@ -434,6 +476,9 @@ class Controller:
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)
+        if outcome.sight and cached and key not in self._woken:
+            until = self._clock() + _CHECKS_PER_RECONCILE * self._drift_interval * random.uniform(0.5, 1)  # noqa: S311
+            self._settled[key] = _Settled(outcome.sight, cached.unseen or cached.version, until)
         if outcome.pause:  # never of deletions: they end in time whatever Twilio asks for
             self._queue.pause(self._flow_of(key)._replace(is_deletion=False), outcome.pause)
         match outcome.requeue:
@@ -478,7 +523,7 @@ class Controller:
         self._orphans.forget_others({record.uid for record in self._claims})
         for key in changed:
             if key.namespace in self._namespaces:
-                self._queue.add(key)
+                self._add(key)
         cached = {key: each.version for key, each in self._channels}
         missing = {key for key in cached if key.namespace in self._namespaces}
         absent: list[NoKindMatch] = []
@@ -506,7 +551,7 @@ class Controller:
             self._orphans.crd_is_there()
         for key in self._orphaned_keys():
             if not self._queue.is_scheduled(key):
-                self._queue.add(key)
+                self._add(key)
         for key in missing if not self.has_crd else self._orphans.confirm(missing, len(cached)):
             self._read_again(key)
 
@@ -514,7 +559,7 @@ class Controller:
         """Add a key whose cached body may be out of date: its reconcile reads the channel."""
         if cached := self._channels.get(key):
             cached.body = None
-        self._queue.add(key)
+        self._add(key)
 
     async def _list_records(self) -> set[Key]:
         """List all records and update the claims. Return the keys whose records differ from the claims before."""

@@ -22,6 +22,7 @@ from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
+from smschannel.twilio.account_cache import Sight
 
 _MOST_WAITING_LOGINS = 65_536
 _MOST_CORRECTED = 65_536
@@ -53,6 +54,8 @@ class Accounts(Protocol):
     async def routing(
         self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
     ) -> Routing: ...
+    def sight(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Sight | None: ...
+    async def look_again(self, sight: Sight) -> float | None: ...
 
 
 class _Found(NamedTuple):
@@ -152,6 +155,20 @@ class Observer:
             ),
             to_restore=to_restore,
         )
+
+    def sight(self, desired: Desired, observed: Observed) -> Sight | None:
+        """Return what a check must see again for a configured channel to need nothing; None if it is not so simple."""
+        if observed.login is None or observed.rejected or observed.to_restore or len(observed.records) != 1:
+            return None
+        assert isinstance(observed.number, Number)
+        return self._accounts.sight(observed.login, desired.account_sid, observed.number, observed.routing)
+
+    async def look_again(self, sight: Sight) -> float | None:
+        """Return how many seconds ago Twilio still showed this; None if the channel must be observed."""
+        try:
+            return await self._accounts.look_again(sight)
+        except ChannelError:
+            return None
 
     def unread(self, channel: SmsChannel) -> Observed:
         """Return what is known of a deleted channel without a call: its deletion has waited long enough."""

@@ -68,11 +68,14 @@ from smschannel.metrics import WRITTEN_OFF
 from smschannel.observe import Observer, Twilio, record_unreadable
 from smschannel.orphans import Orphans
 from smschannel.report import Reporter
+from smschannel.twilio.account_cache import Sight
 
 log = structlog.get_logger()
 
 _MOST_ROUNDS = 8
 """Limit of plans per reconcile. Five are enough, unless Twilio does not keep what was written."""
+
+_STILL_CONFIGURED = Verdict(Reason.Configured, "")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class Outcome:
 
     `ready` is the reason that Ready carries now, None if there is no channel to report on; during an outage it may
     differ from the verdict's. `requeue` is None if nothing is left to do. `twilio_failed`: Twilio failed or hung;
-    `pause`: for how many seconds Twilio asked not to be called, None if it did not ask.
+    `pause`: for how many seconds Twilio asked not to be called, None if it did not ask. `sight`: what the next check
+    must see again to find that nothing changed, None if that takes a reconcile.
     """
 
     verdict: Verdict
@@ -115,6 +119,7 @@ class Outcome:
     requeue: Requeue = None
     twilio_failed: bool = False
     pause: float | None = None
+    sight: Sight | None = None
 
 
 class Reconciler:
@@ -242,7 +247,23 @@ class Reconciler:
             self._observe.corrected(channel.metadata.uid, 0)
             return outcome  # the channel is gone, or only other finalizers keep it
         corrected = desired is not None and _was_corrected(desired, first, observed)
-        return replace(outcome, ready=await self._report.report(channel, verdict, corrected=corrected))
+        ready = await self._report.report(channel, verdict, corrected=corrected)
+        sight = None
+        if desired and ready is verdict.reason is Reason.Configured:
+            sight = self._observe.sight(desired, observed)
+        return replace(outcome, ready=ready, sight=sight)
+
+    async def check(self, sight: Sight) -> Outcome | None:
+        """Check a channel to which nothing happened in Kubernetes since a reconcile returned this; None: reconcile it.
+
+        Kubernetes is not called, and Twilio for whole accounts only: all channels of one are checked soon after its
+        numbers were read, and again an interval later.
+        """
+        age = await self._observe.look_again(sight)
+        if age is None:
+            return None
+        seconds = self._intervals.drift * random.uniform(1, 1.2) - age  # noqa: S311  (not a secret)
+        return Outcome(_STILL_CONFIGURED, Reason.Configured, RequeueAfter(seconds))
 
     # Plan and apply
 

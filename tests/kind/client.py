@@ -7,14 +7,18 @@ ends; then it prints how many requests it made, the slowest one in seconds, and 
 import http.client
 import json
 import os
+import socket
 import ssl
 import sys
 import threading
 import time
+from functools import cache
 from itertools import cycle
 
 HOST = "sms-api-shim.sms-operator.svc"
 PAUSE_SECONDS = 0.05
+# A Service's address does not change. A drain moves the cluster's DNS as well, which answers nobody for a moment.
+socket.getaddrinfo = cache(socket.getaddrinfo)
 TLS = ssl.create_default_context(cafile="/client/ca.crt")
 
 
@@ -37,15 +41,16 @@ def load(instances: list[str]) -> dict[str, object]:
         stop.set()
 
     threading.Thread(target=wait_for_end, daemon=True).start()
-    made, slowest, failed = 0, 0.0, []
+    made, slowest, failed, began = 0, 0.0, [], time.monotonic()
     for instance in cycle(instances):
         started = time.monotonic()
         try:
             status, body = request("GET", instance)
-            if status != 200:
-                failed.append(f"{status} {body[:200]}")
+            problem = "" if status == 200 else f"{status} {body[:200]}"
         except (OSError, http.client.HTTPException) as error:
-            failed.append(f"{type(error).__name__}: {error}")
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            failed.append(f"begun at {started - began:.1f} s, ended at {time.monotonic() - began:.1f} s: {problem}")
         made, slowest = made + 1, max(slowest, time.monotonic() - started)
         if made == 1:
             print("started", flush=True)

@@ -7,14 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.client import CoordinationV1Api
 
 from deploy.kind import install
 from deploy.kind.access import TWIN_NAMESPACE, Access
@@ -22,6 +24,7 @@ from deploy.kind.environment import Environment
 from deploy.local.stack import ROOT
 from smschannel.api.names import LEASE
 from smschannel.api.resource import FINALIZER
+from smschannel.core.record import RECORD_LABEL
 
 OPERATOR_APP, SHIM_APP = "sms-channel-operator", "sms-api-shim"
 NAMESPACES = (install.OPERATOR, install.CHANNELS, TWIN_NAMESPACE)
@@ -42,6 +45,7 @@ class Pods:
         for number, url in self.before.items():
             access.twin("PATCH", f"/numbers/{number}", {"sms_url": url})
         self.channels: dict[str, str] = {}  # instance: number
+        self.last_leader = ""  # before the release was removed
         self.api_key = self.sms("key", "create", "--instances", "*").strip()
 
     # The product's command line and API
@@ -155,8 +159,17 @@ class Pods:
 
     def term(self) -> tuple[str, int, str]:
         """Return which pod leads, and what tells its term from others: an empty name if none leads."""
-        spec = self.access.get("lease", LEASE, f"--namespace={install.OPERATOR}")["spec"]
-        return spec.get("holderIdentity") or "", spec.get("leaseTransitions", 0), spec.get("acquireTime", "")
+        spec: Any = CoordinationV1Api(self.access.api).read_namespaced_lease(LEASE, install.OPERATOR).spec
+        return spec.holder_identity or "", spec.lease_transitions or 0, str(spec.acquire_time)
+
+    def write_as(self, pod: str) -> None:
+        """Write a record as the operator in this pod would, but only try it. Raises EngineError if that is refused."""
+        account = f"system:serviceaccount:{install.OPERATOR}:{OPERATOR_APP}"
+        bound = f"authentication.kubernetes.io/pod-name={pod}"
+        metadata = {"name": "smschannel-try", "namespace": install.OPERATOR, "labels": {RECORD_LABEL: "true"}}
+        secret = yaml.safe_dump({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+        create = ["create", "--filename=-", "--dry-run=server", f"--as={account}", f"--as-user-extra={bound}"]
+        self.access.kubectl(*create, stdin=secret)
 
     def delete_now(self, pod: str) -> None:
         """Delete a pod without giving it time to end."""
@@ -178,6 +191,49 @@ class Pods:
         node, container = self._container(pod)
         kill = ["ctr", "--namespace=k8s.io", "tasks", "kill", f"--signal={signal}", container]
         self.environment.engine.docker("exec", node, *kill)
+
+    @contextmanager
+    def cut_off(self, pod: str) -> Iterator[None]:
+        """Drop what a pod sends to the API server while the block runs; it still reaches everything else."""
+        found = self.access.get("pod", pod, f"--namespace={install.OPERATOR}")
+        api_server = self.access.get("service", "kubernetes", "--namespace=default")["spec"]["clusterIP"]
+        rule = f"ip saddr {found['status']['podIP']} ip daddr {api_server} drop"
+        # Before the Service's address is replaced by the API server's own.
+        table = f"table inet cut-off {{ chain sent {{ type filter hook prerouting priority raw; {rule}; }}; }}"
+        node = ["exec", found["spec"]["nodeName"], "nft"]
+        self.environment.engine.docker(*node, table)
+        try:
+            yield
+        finally:
+            self.environment.engine.docker(*node, "delete table inet cut-off")
+
+    def lead_on(self, node: str) -> None:
+        """Replace leaders until the leader's pod is on this node."""
+        for _ in range(3):
+            self.wait_rollout(OPERATOR_APP)
+            leader = self.term()[0]
+            if self.access.get("pod", leader, f"--namespace={install.OPERATOR}")["spec"]["nodeName"] == node:
+                return
+            self.access.kubectl("delete", "pod", leader, f"--namespace={install.OPERATOR}")
+            self.wait_other_leader(leader)
+        raise AssertionError(f"no leader on {node}")
+
+    def wait_other_leader(self, former: str, seconds: float = 60) -> float:
+        """Return how many seconds it took until another pod leads."""
+        return until(lambda: self.term()[0] not in {"", former}, "another pod leads", seconds)
+
+    @contextmanager
+    def terms(self) -> Iterator[dict[str, Any]]:
+        """Watch the Lease while the block runs; afterwards the dict has what was seen of the leaders."""
+        seen: dict[str, Any] = {"takeovers": 0, "without": 0.0}
+        ended = threading.Event()
+        watching = threading.Thread(target=_watch_terms, args=(self.term, seen, ended))
+        watching.start()
+        try:
+            yield seen
+        finally:
+            ended.set()
+            watching.join()
 
     def _container(self, pod: str) -> tuple[str, str]:
         """Return a pod's node and the id of its container there."""
@@ -203,6 +259,9 @@ class Pods:
                 path, _, text = line.partition(":")
                 found[path] = found.get(path, "") + text + "\n"
         return found
+
+    def uninstall(self) -> None:
+        self.access.helm("uninstall", install.RELEASE, f"--namespace={install.OPERATOR}", "--wait", "--timeout=5m")
 
     def snapshot(self) -> dict[str, tuple[str, Any]]:
         """Return resourceVersion and generation of each object of the release."""
@@ -242,6 +301,20 @@ def until(condition: Any, what: str, seconds: float = 60) -> float:
         assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.1)
     return time.monotonic() - started
+
+
+def _watch_terms(read: Callable[[], tuple[str, int, str]], seen: dict[str, Any], ended: threading.Event) -> None:
+    """Count new terms, and note the longest time without a leader in seconds, until the event."""
+    last, since, is_last = read(), time.monotonic(), False
+    while not is_last:
+        is_last = ended.wait(0.05)
+        term, now = read(), time.monotonic()
+        if term[0] and term != last:
+            seen["takeovers"] += 1
+            seen["without"] = max(seen["without"], now - since)
+        if term[0] or last[0]:
+            since = now
+        last = term
 
 
 def _exec() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from twilio.request_validator import RequestValidator
@@ -83,7 +84,7 @@ def test_another_pod_takes_over_when_the_leaders_is_stopped_and_it_stands_by_aft
     before = pods.term()
     pods.access.twin("DELETE", "/journal")
     with pods.stopped(before[0]):
-        took = until(lambda: pods.term()[0] not in {"", before[0]}, "another pod leads", DURATION + 15)
+        took = pods.wait_other_leader(before[0], DURATION + 15)
         pods.add_channels(1)
     pods.wait_rollout(OPERATOR_APP)
     pods.add_channels(1)
@@ -92,20 +93,41 @@ def test_another_pod_takes_over_when_the_leaders_is_stopped_and_it_stands_by_aft
     note(f"{took:.1f} s until another led")
 
 
+def test_another_pod_takes_over_when_the_leaders_cannot_reach_the_api_server(pods: Pods, note: Note) -> None:
+    """It still reaches Twilio, and has stopped writing there before the other begins."""
+    pods.wait_rollout(OPERATOR_APP)
+    before = pods.term()
+    pods.access.twin("DELETE", "/journal")
+    with pods.cut_off(before[0]):
+        took = pods.wait_other_leader(before[0], DURATION + 15)
+        pods.add_channels(1)
+        [of_leader] = [each for each in pods.of(OPERATOR_APP) if each["metadata"]["name"] == before[0]]
+    pods.wait_rollout(OPERATOR_APP)
+    pods.add_channels(1)
+    pods.assert_numbers_held()
+    assert len(pods.writes()) == 2, "one write for each new channel"
+    [afterwards] = [each for each in pods.of(OPERATOR_APP) if each["metadata"]["name"] == before[0]]
+    assert restarts(afterwards) == restarts(of_leader), "it stands by without a restart"
+    note(f"{took:.1f} s until another led")
+
+
 def test_node_is_drained_without_a_failed_request(pods: Pods, note: Note) -> None:
     [worker] = [name for name in pods.environment.cluster.nodes() if "worker" in name]
+    pods.lead_on(worker)
+    leader = pods.term()[0]
     pods.access.twin("DELETE", "/journal")
-    with pods.load(*pods.channels) as counted:
+    with pods.load(*pods.channels) as counted, pods.terms() as seen:
         drain = ["drain", worker, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"]
         pods.access.kubectl(*drain)
         for app in (OPERATOR_APP, SHIM_APP):
             pods.wait_rollout(app)
+        pods.wait_other_leader(leader)
     assert worker not in {each["spec"]["nodeName"] for app in (OPERATOR_APP, SHIM_APP) for each in pods.of(app)}
     pods.access.kubectl("uncordon", worker)
     assert counted["failed"] == []
     assert pods.writes() == [], "moving pods is no reason to write to Twilio"
     pods.assert_numbers_held()
-    note(f"{counted['requests']} requests, 0 failed, 0 writes to Twilio")
+    note(f"{counted['requests']} requests, 0 failed, 0 writes to Twilio; {takeovers(seen)}")
 
 
 @pytest.mark.parametrize("app", [OPERATOR_APP, SHIM_APP])
@@ -113,14 +135,17 @@ def test_rolling_update_with_live_channels(pods: Pods, note: Note, app: str) -> 
     pods.add_channels(10)
     pods.access.twin("DELETE", "/journal")
     old = {each["metadata"]["name"] for each in pods.of(app)}
-    with pods.load(*pods.channels) as counted:
+    with pods.load(*pods.channels) as counted, pods.terms() as seen:
         pods.rollout(app)
         until(lambda: not old & {each["metadata"]["name"] for each in pods.of(app)}, "the old pods are gone")
+        until(lambda: pods.term()[0] not in {"", *old}, "a pod leads that stays")
     assert counted["failed"] == []
     assert pods.writes() == [], "an update is no reason to write to Twilio"
     pods.assert_numbers_held()
     pods.add_channels(1)
+    assert bool(seen["takeovers"]) == (app == OPERATOR_APP)
     note(f"{len(pods.channels)} channels, {counted['requests']} requests, slowest {counted['slowest']} s, 0 failed")
+    note(takeovers(seen))
 
 
 def test_upgrade_that_changes_nothing_writes_nothing(pods: Pods, note: Note) -> None:
@@ -156,7 +181,7 @@ def test_probes_failed_for_no_pod_that_was_meant_to_work(pods: Pods, note: Note)
     for pod in (*pods.of(OPERATOR_APP), *pods.of(SHIM_APP)):
         name = pod["metadata"]["name"]
         assert name not in failed
-        assert [each["restartCount"] for each in pod["status"]["containerStatuses"]] == [0], name
+        assert restarts(pod) == [0], name
         conditions = {each["type"]: each["status"] for each in pod["status"]["conditions"]}
         assert conditions["Ready"] == "True", name
     note(f"{sum(each.get('count') or 1 for each in unhealthy)} failed probes, all of pods that started or ended")
@@ -174,7 +199,23 @@ def test_no_log_of_any_pod_has_a_token(pods: Pods, note: Note) -> None:
     note(f"{len(ours)} of {len(logs)} logs are the product's, {sum(map(len, logs.values())) // 1024} KiB")
 
 
+def test_release_that_was_uninstalled_by_mistake_goes_on_when_it_is_installed_again(pods: Pods, note: Note) -> None:
+    """Helm leaves the CRD with the channels, the keyring with the records, and the fence with its Lease."""
+    former = pods.term()[0]
+    pods.access.twin("DELETE", "/journal")
+    pods.uninstall()
+    install.install_product(pods.access, pods.tag)
+    pods.wait_other_leader(former, DURATION + 15)
+    pods.wait_ready(*pods.channels)
+    assert pods.writes() == []
+    pods.add_channels(1)
+    pods.assert_numbers_held()
+    assert_fenced(pods, former)
+    note(f"{len(pods.channels) - 1} channels as before, 0 writes to Twilio, one new channel, and the fence holds")
+
+
 def test_release_is_removed_after_the_numbers_are_restored(pods: Pods, note: Note) -> None:
+    pods.last_leader = pods.term()[0]
     pods.access.kubectl("delete", "namespace", CLIENT_NAMESPACE)
     scale = ["scale", f"deployment/{OPERATOR_APP}", f"deployment/{SHIM_APP}", "--replicas=0"]
     pods.access.kubectl(*scale, f"--namespace={install.OPERATOR}")
@@ -187,11 +228,41 @@ def test_release_is_removed_after_the_numbers_are_restored(pods: Pods, note: Not
         said = pods.sms("detach", "--all", "--restore", "--yes", **twilio)
     assert {number: pods.sms_url(number) for number in pods.numbers} == pods.before, said
     assert pods.held_finalizers() == []
-    pods.access.helm("uninstall", install.RELEASE, f"--namespace={install.OPERATOR}", "--wait", "--timeout=5m")
+    pods.uninstall()
     left = pods.access.get("all", f"--namespace={install.OPERATOR}")["items"]
     assert [f"{each['kind']} {each['metadata']['name']}" for each in left] == []
     assert pods.access.twin("GET", "/violations")["violations"] == [], "only SmsUrl and SmsMethod were ever written"
     note(f"{len(pods.channels)} numbers restored")
+
+
+def test_release_is_installed_again_after_everything_was_removed(pods: Pods, note: Note) -> None:
+    """The API server still has the fence of before, whose Lease went with its namespace."""
+    pods.access.kubectl("delete", "crd", "smschannels.channels.hydracore.io")
+    pods.access.kubectl("delete", "namespace", install.CHANNELS, install.OPERATOR)
+    pods.channels = {}
+    pods.access.twin("DELETE", "/journal")
+    pods.environment.install(pods.access, pods.tag)
+    [instance] = pods.add_channels(1)
+    assert pods.sms_url(pods.channels[instance]) == pods.url(instance)
+    assert len(pods.writes()) == 1
+    assert_fenced(pods, pods.last_leader)
+    note("a new channel is Ready, and the fence holds")
+
+
+def assert_fenced(pods: Pods, former: str) -> None:
+    """The API server admits a record that the leader's pod writes, and refuses that of a former leader's pod."""
+    holder = pods.term()[0]
+    pods.write_as(holder)
+    with pytest.raises(EngineError, match=f"held by {holder}, and this token is bound to pod {former}"):
+        pods.write_as(former)
+
+
+def restarts(pod: dict[str, Any]) -> list[int]:
+    return [each["restartCount"] for each in pod["status"]["containerStatuses"]]
+
+
+def takeovers(seen: dict[str, Any]) -> str:
+    return f"{seen['takeovers']} takeovers, without a leader for at most {seen['without']:.1f} s"
 
 
 def take_over(pods: Pods, end: Callable[[str], None], at_most: float) -> str:
@@ -205,4 +276,6 @@ def take_over(pods: Pods, end: Callable[[str], None], at_most: float) -> str:
     assert pods.writes() == [], "a takeover is no reason to write to Twilio"
     pods.add_channels(1)
     pods.assert_numbers_held()
-    return f"{took:.1f} s until {'another pod' if pods.term()[0] != before[0] else 'the same pod'} led"
+    if is_other := pods.term()[0] != before[0]:
+        assert_fenced(pods, before[0])
+    return f"{took:.1f} s until {'another' if is_other else 'the same'} pod led"

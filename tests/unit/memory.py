@@ -332,6 +332,12 @@ class NoCache:
     async def routing(self, *_: Any, **__: Any) -> Routing:
         return Routing()
 
+    def sight(self, *_: Any) -> None:
+        return None
+
+    async def look_again(self, sight: object) -> None:
+        raise AssertionError("there is nothing to look at")
+
 
 class Operator:
     """One operator process: `start` loads and runs it, `stop` ends it as SIGTERM does.
@@ -351,6 +357,7 @@ class Operator:
         keyring_dir: Path | None = None,
         keyring_check: float = 7200,
         observe_only: bool = False,
+        accounts: Accounts | None = None,
     ) -> None:
         self.api = api
         self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir, others=frozenset(others))
@@ -358,7 +365,7 @@ class Operator:
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
         rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
-        accounts, channels = cast(Accounts, NoCache()), self.channels
+        accounts, channels = accounts or cast(Accounts, NoCache()), self.channels
         self.reconciler = Reconciler(
             self.kube,
             twilio,

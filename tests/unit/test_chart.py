@@ -175,7 +175,7 @@ def test_notes_name_commands_that_exist() -> None:
     found = re.findall(r"^  kubectl sms (.*)$", notes, re.MULTILINE)
     for command in found:
         parse(shlex.split(command))
-    assert len(found) == 2
+    assert len(found) == 3
 
 
 # Objects

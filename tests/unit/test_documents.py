@@ -38,6 +38,7 @@ COMMANDS = commands()
 RUN_ON_A_CLUSTER = ("curl ", "(umask 077; ", "kubectl ", "set -a; . .local/env; set +a")
 """How commands begin that tests/cluster runs."""
 
+_CHART = ("values.yaml", "Chart.yaml")
 ACCOUNT_SID = f"AC{'0' * 32}"
 
 
@@ -70,6 +71,10 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             values = yaml.safe_load((ROOT / chart / "values.yaml").read_text())
             for name in re.findall(r"--set ([\w.]+)=", shlex.join(arguments)):
                 assert reduce(operator.getitem, name.split("."), values) is not None
+        case ["kind", "load", "docker-image", image]:
+            values, about = (yaml.safe_load((ROOT / "deploy/helm" / name).read_text()) for name in _CHART)
+            assert image == f"{values['image']['repository']}:{about['appVersion']}", "the chart expects this name"
+            assert f"IMAGE ?= {values['image']['repository']}:" in MAKEFILE
         case ["helm", "uninstall", *_] | ["kubectl", "delete", ("crd" | "namespace"), *_]:
             pass  # tests/chart and the real pods run them
         case ["kubectl", ("apply" | "delete"), *_]:

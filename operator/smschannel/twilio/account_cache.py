@@ -22,6 +22,9 @@ from smschannel.core.record import Login
 
 _REMEMBERED = 65_536
 _NEVER = float("-inf")
+_NOT_SHOWN = Routing(
+    unknown="The credentials are another account's, which do not show this account's Messaging Services."
+)
 
 
 class Reader(Protocol):
@@ -35,6 +38,8 @@ class Reader(Protocol):
 class _Account:
     """What one login was shown of one account. Times are when the read began: that is what the answer describes."""
 
+    login: Login
+    sid: str
     requested: dict[str, float] = field(default_factory=dict)  # phone numbers, and when each was last requested
     pages: int = 0  # read last time; the account has at least as many
     numbers: dict[str, Number] = field(default_factory=dict)  # by phone number
@@ -43,6 +48,15 @@ class _Account:
     unknown: str = ""  # why `overriding` could not be read
     routing_at: float = _NEVER
     in_flight: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sight:
+    """A number and its routing as an account showed them to a login. `AccountCache.look_again` compares them."""
+
+    account: _Account
+    number: Number
+    routing: Routing
 
 
 class AccountCache:
@@ -72,7 +86,10 @@ class AccountCache:
         None means that the caller must read the number itself: it did not point at this operator, it is not in the
         account, or reading the account's pages would cost more calls. Raises what `number_pages` raises.
         """
-        account, now = self._account(login, account_sid), self._clock()
+        return await self._number(self._account(login, account_sid), phone_number)
+
+    async def _number(self, account: _Account, phone_number: str) -> Number | None:
+        now = self._clock()
         account.requested[phone_number] = now
         if now - account.numbers_at > self._max_age:
             # `max_age` is half the interval of drift checks: in 3 * max_age each channel requests its number once or
@@ -80,7 +97,7 @@ class AccountCache:
             account.requested = {each: at for each, at in account.requested.items() if now - at < 3 * self._max_age}
             if len(account.requested) < account.pages:
                 return None
-            await self._once(account, "numbers", lambda: self._read_numbers(account, login, account_sid))
+            await self._once(account, "numbers", lambda: self._read_numbers(account))
         return account.numbers.get(phone_number)
 
     async def routing(
@@ -91,14 +108,36 @@ class AccountCache:
         `max_age` lets the caller bypass the cache for entries older than that, in seconds; None is the cache's own
         limit. A read that is in flight already is shared whatever its age. Raises nothing of Twilio's.
         """
-        if login.sid.startswith("AC") and login.sid != account_sid:
-            return Routing(
-                unknown="The credentials are another account's, which do not show this account's Messaging Services."
-            )
-        account = self._account(login, account_sid)
-        if self._clock() - account.routing_at > (self._max_age if max_age is None else max_age):
-            await self._once(account, "routing", lambda: self._read_routing(account, login, account_sid))
+        if not _shows_services(login, account_sid):
+            return _NOT_SHOWN
+        limit = self._max_age if max_age is None else max_age
+        return await self._routing(self._account(login, account_sid), number_sid, limit)
+
+    async def _routing(self, account: _Account, number_sid: str, max_age: float) -> Routing:
+        if self._clock() - account.routing_at > max_age:
+            await self._once(account, "routing", lambda: self._read_routing(account))
         return Routing(service_sid=account.overriding.get(number_sid, ""), unknown=account.unknown)
+
+    def sight(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Sight:
+        """Return what a later look at the account must show for nothing to have changed."""
+        return Sight(self._account(login, account_sid), number, routing)
+
+    async def look_again(self, sight: Sight) -> float | None:
+        """Return how many seconds ago the account still showed this; None if it does not, or must be asked otherwise.
+
+        Raises what `number_pages` raises.
+        """
+        account = sight.account
+        if (number := await self._number(account, sight.number.phone_number)) != sight.number:
+            return None
+        assert number
+        routing = _NOT_SHOWN
+        if _shows_services(account.login, account.sid):
+            routing = await self._routing(account, number.sid, self._max_age)
+        if routing != sight.routing:
+            return None
+        sight.number, sight.routing = number, routing  # equal, and in memory once
+        return self._clock() - account.numbers_at
 
     def _account(self, login: Login, account_sid: str) -> _Account:
         """Return the entry of one login at one account, a new one if need be.
@@ -106,7 +145,7 @@ class AccountCache:
         Entries that are not requested expire: their token was rotated, or the account's last channel deleted.
         """
         key = (login, account_sid)
-        account = self._accounts[key] = self._accounts.get(key) or _Account()
+        account = self._accounts[key] = self._accounts.get(key) or _Account(login, account_sid)
         return account
 
     async def _once(self, account: _Account, what: str, read: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -118,24 +157,29 @@ class AccountCache:
             task.add_done_callback(lambda done: (account.in_flight.pop(what), done.cancelled() or done.exception()))
         await asyncio.shield(task)
 
-    async def _read_numbers(self, account: _Account, login: Login, account_sid: str) -> None:
+    async def _read_numbers(self, account: _Account) -> None:
         """Read pages, but no more than one beyond the numbers requested: then reading each number alone is cheaper."""
+        self._accounts[account.login, account.sid] = account  # it is in use
         started, pages, numbers = self._clock(), 0, dict[str, Number]()
-        async for page in self._twilio.number_pages(login, account_sid):
+        async for page in self._twilio.number_pages(account.login, account.sid):
             pages += 1
             numbers.update((each.phone_number, each) for each in page if self._is_own_url(each.webhook.url))
             if pages > len(account.requested):
                 break
         account.pages, account.numbers, account.numbers_at = pages, numbers, started
 
-    async def _read_routing(self, account: _Account, login: Login, account_sid: str) -> None:
+    async def _read_routing(self, account: _Account) -> None:
         """Read the services. A failure is kept for as long as a result: the next read is due at the same time."""
         started = self._clock()
         try:
-            account.overriding, account.unknown = await self._twilio.overriding_services(login, account_sid), ""
+            account.overriding, account.unknown = await self._twilio.overriding_services(account.login, account.sid), ""
         except Retryable as error:
             if account.routing_at == _NEVER:  # otherwise the last result is the better guess
                 account.unknown = f"The account's Messaging Services cannot be read now: {error}"
         except ChannelError as error:
             account.overriding, account.unknown = {}, f"The account's Messaging Services cannot be read: {error}"
         account.routing_at = started
+
+
+def _shows_services(login: Login, account_sid: str) -> bool:
+    return not login.sid.startswith("AC") or login.sid == account_sid

@@ -1,0 +1,219 @@
+"""Drift checks of channels to which nothing happened: what they cost, and what makes them a reconcile again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from smschannel.api.errors import Refused
+from smschannel.api.reasons import Reason
+from smschannel.api.resource import CHECK_NOW_ANNOTATION
+from smschannel.core.plan import Number
+from smschannel.core.record import Key, Login, Webhook
+from smschannel.twilio.account_cache import AccountCache
+from tests.unit.memory import NAMESPACE, TEMPLATE, MemoryApi, MemoryTwilio, Operator, instance, running, sid_of, url_of
+from tests.unit.virtual_time import now, virtually
+
+L, M, N = "+61400000003", "+61400000002", "+61400000001"
+INTERVAL = 600
+
+
+class Pages(MemoryTwilio):
+    """A Twilio whose account can be read in pages; `pages` has the times of that."""
+
+    def __init__(self, *phones: str) -> None:
+        super().__init__(*phones)
+        self.services: dict[str, str] = {}
+        self.pages: list[float] = []
+
+    async def number_pages(self, login: Login, account_sid: str) -> AsyncIterator[list[Number]]:
+        self.pages.append(now())
+        await self._call("page", account_sid)
+        yield [number for _, number in self.numbers.values()]
+
+    async def overriding_services(self, login: Login, account_sid: str) -> dict[str, str]:
+        return self.services
+
+    def change(self, phone: str, **changes: object) -> None:
+        owner, number = self.numbers[sid_of(phone)]
+        self.numbers[sid_of(phone)] = owner, replace(number, **changes)  # type: ignore[arg-type]
+
+
+async def settle(api: MemoryApi, twilio: Pages) -> None:
+    """Wait until all channels were checked, and forget the calls so far."""
+    await asyncio.sleep(3 * INTERVAL)
+    api.calls.clear()
+    twilio.pages.clear()
+
+
+def story(test: Callable[[MemoryApi, Pages, Operator], Awaitable[None]]) -> Callable[[], None]:
+    """Run a test in virtual time, with two settled channels of one account."""
+
+    @virtually
+    async def run() -> None:
+        api, twilio = MemoryApi(), Pages(N, M, L)
+        accounts = AccountCache(twilio, is_own_url=TEMPLATE.made, max_age=INTERVAL / 2, clock=now)
+        async with running(api, twilio, accounts=accounts, resync=1e9) as operator:
+            api.apply(1, N)
+            api.apply(2, M)
+            await settle(api, twilio)
+            await test(api, twilio, operator)
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@story
+async def test_quiet_channels_cost_a_page_for_their_account(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    """Nothing of Kubernetes, and all channels of an account share one read in each interval."""
+    calls = twilio.calls
+    await asyncio.sleep(8 * INTERVAL)
+    assert [path for _, path in api.calls if not path.endswith("smschannel-keyring")] == []
+    assert 6 <= len(twilio.pages) <= 8
+    assert twilio.calls - calls == len(twilio.pages)
+
+
+@story
+async def test_later_channel_shares_the_pages(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    await asyncio.sleep(4 * INTERVAL)
+    api.apply(3, L)
+    await settle(api, twilio)
+    await asyncio.sleep(4 * INTERVAL)
+    assert 3 <= len(twilio.pages) <= 4
+
+
+@story
+async def test_changed_webhook_is_corrected(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    twilio.change(N, webhook=Webhook(url="https://drift.example.com/", method="POST"))
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert twilio.webhook(N) == url_of(1)
+    assert [each["reason"] for each in api.events][-1] == "DriftCorrected"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda twilio: twilio.change(N, application_sid="AP1"), "WebhookOverridden"),
+        (lambda twilio: twilio.change(N, receives_sms=False), "NumberLacksSms"),
+        (lambda twilio: twilio.services.update({sid_of(N): "MG1"}), "WebhookOverridden"),
+        (lambda twilio: twilio.numbers.pop(sid_of(N)), "NumberNotFound"),
+    ],
+    ids=["an application", "no SMS", "a Messaging Service", "released"],
+)
+def test_whatever_else_changed_at_twilio_is_reported(change: Callable[[Pages], object], reason: str) -> None:
+    async def test(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+        before = (api.channel(1) or {})["status"]
+        change(twilio)
+        await asyncio.sleep(2 * INTERVAL)
+        assert (api.channel(1) or {})["status"] != before
+        assert api.reason(1) == reason
+
+    story(test)()
+
+
+@story
+async def test_refused_login_is_reported(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    async def refuse(kind: str, what: str) -> None:
+        raise Refused(Reason.AuthenticationFailed, "Twilio refuses the credentials.")
+
+    twilio.on_call = refuse
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert api.reason(1) == "AuthenticationFailed"
+
+
+def _reads(api: MemoryApi) -> int:
+    """Return how often the channel's record was read, as each reconcile does."""
+    return sum(method == "GET" and path.endswith(sid_of(N).lower()) for method, path in api.calls)
+
+
+def _edit_status(api: MemoryApi) -> None:
+    there = api.objects["smschannels", NAMESPACE, instance(1)]
+    api._store("smschannels", {**there, "status": {**there["status"], "webhookUrl": "https://x"}}, "MODIFIED")
+
+
+def _rotate(api: MemoryApi) -> None:
+    there = api.objects["secrets", NAMESPACE, "twilio"]
+    body = api._store("secrets", {**there, "data": {"auth_token": base64.b64encode(b"new").decode()}})
+    for controller in api.watchers:
+        controller.on_secret("MODIFIED", body)
+
+
+@pytest.mark.parametrize(
+    ("happen", "why"),
+    [
+        (lambda api: api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"}), "somebody asks for it"),
+        (lambda api: api.apply(1, N, deletionPolicy="Retain"), "the spec changed"),
+        (_edit_status, "somebody else wrote the status, which no event asks a reconcile for"),
+        (_rotate, "its Secret changed"),
+        (
+            lambda api: api.watchers[0]._kube.claims.on_change(Key(NAMESPACE, instance(1))),
+            "its record was changed",
+        ),
+    ],
+    ids=["check-now", "spec", "status", "Secret", "record"],
+)
+def test_channel_to_which_something_happened_is_reconciled(happen: Callable[[MemoryApi], object], why: str) -> None:
+    async def test(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+        happen(api)
+        await asyncio.sleep(1.5 * INTERVAL)
+        assert _reads(api), why
+        await settle(api, twilio)
+        await asyncio.sleep(2 * INTERVAL)
+        assert not _reads(api), "and then it is only checked again"
+
+    story(test)()
+
+
+@story
+async def test_what_happens_during_a_check_is_not_lost(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    asked = asyncio.Event()
+
+    async def note(kind: str, what: str) -> None:
+        if kind == "page" and not asked.is_set():
+            asked.set()
+            api.apply(1, N, deletionPolicy="Retain")
+            await asyncio.sleep(1)
+
+    twilio.on_call = note
+    await asked.wait()
+    await asyncio.sleep(5)
+    assert _reads(api)
+    assert (api.channel(1) or {})["status"]["observedGeneration"] == 2
+
+
+@story
+async def test_what_happens_during_a_reconcile_is_not_left_to_a_check(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """A request that comes while the status is written must not be taken for one that was handled."""
+    happened = asyncio.Event()
+
+    async def during(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
+            happened.set()
+            _rotate(api)
+
+    api.on_call = during
+    api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"})
+    await happened.wait()
+    await asyncio.sleep(5)
+    assert _reads(api) >= 2
+
+
+@story
+async def test_record_that_is_gone_is_missed(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    del api.objects["secrets", "sms-operator", sid_of(N).lower()]
+    operator.kube.claims.remove(sid_of(N))  # as a resync does
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert [method for method, path in api.calls if path.endswith("/secrets")] == ["POST"], "it is created again"
+
+
+@story
+async def test_now_and_then_a_quiet_channel_is_reconciled(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    """In case something happened that no event and no resync shows."""
+    await asyncio.sleep(26 * INTERVAL)
+    assert 1 <= _reads(api) <= 3
