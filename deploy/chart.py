@@ -43,6 +43,8 @@ BY_THE_CHART: dict[type[EnvironmentSettings], tuple[str, ...]] = {
         "webhook_url_template",
         "former_webhook_url_templates",
         "channel_namespaces",
+        "shard",
+        "shard_namespaces",
         "operator_namespace",
         "ca_bundle",
         "http_host",

@@ -12,7 +12,7 @@ NAVIGATION = {
     "Start": ["docs/install", "docs/first-channel", "docs/faq", "docs/comparison"],
     "Use": ["docs/rest-api", "docs/gitops", "docs/cli*"],
     "Operate": ["docs/operations", "docs/reasons", "docs/sealing*"],
-    "Understand": ["docs/promises", "docs/security", "docs/performance", "docs/compatibility"],
+    "Understand": ["docs/promises", "docs/security", "docs/performance", "docs/scale", "docs/compatibility"],
     "Reference": ["docs/reference/smschannel", "docs/reference/rest", "docs/reference/settings"],
     "Runbooks": ["docs/runbooks/*"],
     "Project": ["CONTRIBUTING", "docs/development", "docs/decisions/README", "CHANGELOG", "SECURITY"],

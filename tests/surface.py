@@ -22,7 +22,7 @@ from smschannel.api.reasons import REST_STATUSES, Effective, Reason
 from smschannel.cli.main import cli
 from smschannel.core.conditions import next_status
 from smschannel.core.plan import Verdict
-from smschannel.core.record import RECORD_LABEL
+from smschannel.core.record import NAMESPACE_LABEL, RECORD_LABEL
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/compatibility.md"
@@ -44,6 +44,7 @@ def surface() -> Iterator[tuple[str, list[str]]]:
         [
             resource.CREDENTIALS_LABEL,
             RECORD_LABEL,
+            NAMESPACE_LABEL,
             resource.CHECK_NOW_ANNOTATION,
             resource.FINALIZER,
         ],

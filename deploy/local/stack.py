@@ -67,7 +67,8 @@ class Options:
     """What differs between uses.
 
     `twilio_url` names a server that is already running; "real" is the real Twilio. `more_namespaces` are watched beside
-    the default one: then the webhook URL template must contain {namespace}.
+    the default one: then the webhook URL template must contain {namespace}. `manifests` is what `deploy/manifests` is
+    otherwise: the chart rendered with other values.
     """
 
     twilio_url: str | None = None
@@ -77,6 +78,7 @@ class Options:
     cluster_dir: Path | None = None
     finalizer_policy: bool = True
     more_namespaces: tuple[str, ...] = ()
+    manifests: Path = MANIFESTS
     operator_settings: Mapping[str, str] = field(default_factory=dict)
     shim_settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -161,12 +163,12 @@ class Stack:
     def install(self) -> None:
         """Apply the CRD, namespaces, RBAC and admission policies, and make credentials for the shim."""
         self.install_crd(wait_for_admission=False)
-        names: list[str] = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
+        names: list[str] = yaml.safe_load((self.options.manifests / "kustomization.yaml").read_text())["resources"]
         if self.options.finalizer_policy:
             names.append("finalizer-policy.yaml")
         for name in names:
             if name not in _ELSEWHERE:
-                self._apply(yaml.safe_load_all((MANIFESTS / name).read_text()))
+                self._apply(yaml.safe_load_all((self.options.manifests / name).read_text()))
         for namespace in self.options.more_namespaces:
             self.add_namespace(namespace)
         self._wait_for_admission()
@@ -178,20 +180,21 @@ class Stack:
             namespace=CHANNELS,
         )
         self._apply(_api_user())
-        self.make_pod("operator")
+        if OPERATOR_ACCOUNT in self._deployments():  # with shards each operator is called otherwise
+            self.make_pod("operator")
         self._write_kubeconfig("sms-api-shim", self._token("sms-api-shim", OPERATOR, []))
         self.api_token = self._token("sms-api-user", CHANNELS, [AUDIENCE])
         self.api_key = self.make_api_key(["*"], ["get", "post", "delete"])
 
     def install_crd(self, *, wait_for_admission: bool = True) -> None:
-        self._apply(yaml.safe_load_all((MANIFESTS / "crd.yaml").read_text()))
+        self._apply(yaml.safe_load_all((self.options.manifests / "crd.yaml").read_text()))
         self._wait_for_crd()
         if wait_for_admission:
             self._wait_for_admission()
 
     def add_namespace(self, name: str) -> None:
         """Make a namespace for channels, with the RoleBinding that `deploy/manifests` has for the default one."""
-        rbac = yaml.safe_load_all((MANIFESTS / "operator-rbac.yaml").read_text())
+        rbac = yaml.safe_load_all((self.options.manifests / "operator-rbac.yaml").read_text())
         [binding] = [
             each for each in rbac if each["kind"] == "RoleBinding" and each["metadata"]["namespace"] == CHANNELS
         ]
@@ -217,17 +220,24 @@ class Stack:
         self.twin = {**json.loads(state.read_text()), "url": json.loads(line)["url"]}
         self._say(f"twilio twin    {self.twin['url']}")
 
-    def make_pod(self, name: str) -> Path:
-        """Make the Pod of an operator, which no kubelet runs. Return a kubeconfig with a token that is bound to it."""
+    def make_pod(self, name: str, account: str = OPERATOR_ACCOUNT) -> Path:
+        """Make the Pod of an operator, which no kubelet runs. Return a kubeconfig with a token that is bound to it.
+
+        `account` is the ServiceAccount, which has the name of the Deployment.
+        """
         core = client.CoreV1Api(self.api.client)
-        deployed = yaml.safe_load_all((MANIFESTS / "operator.yaml").read_text())
-        [spec] = [each["spec"]["template"]["spec"] for each in deployed if each["kind"] == "Deployment"]
+        spec = self._deployments()[account]["spec"]["template"]["spec"]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": OPERATOR}, "spec": spec}
         self._apply([pod])
         meta = core.read_namespaced_pod(name, OPERATOR).metadata
         assert meta
         bound = client.V1BoundObjectReference(api_version="v1", kind="Pod", name=name, uid=meta.uid)
-        return self._write_kubeconfig(name, self._token(OPERATOR_ACCOUNT, OPERATOR, [], bound))
+        return self._write_kubeconfig(name, self._token(account, OPERATOR, [], bound))
+
+    def _deployments(self) -> dict[str, Any]:
+        """The Deployments of the operators by name."""
+        deployed = yaml.safe_load_all((self.options.manifests / "operator.yaml").read_text())
+        return {each["metadata"]["name"]: each for each in deployed if each["kind"] == "Deployment"}
 
     def operator_kubeconfig(self, name: str = "operator") -> Path:
         """A kubeconfig with the operator's rights, as the Pod of this name; the Pod is made at the first call."""

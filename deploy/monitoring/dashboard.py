@@ -46,7 +46,7 @@ def _rate(metric: str, by: str, more: str = "") -> tuple[tuple[str, str], ...]:
 PANELS = (
     Panel(
         "Leader",
-        "How many operators lead. It must be 1; the legend names the pod.",
+        "How many operators lead. It must be 1, or one of each shard; the legend names the pod.",
         "short",
         4,
         ((f"sum by (pod) (smschannel_leader{{{_OF}}}) > 0", "{{pod}}"),),

@@ -74,10 +74,13 @@ async def run(settings: Settings) -> None:
                 lease_api,
                 settings.operator_namespace,
                 identity.name,
+                lease=settings.lease,
                 duration=duration,
                 on_look=lambda: vitals.beat(_ELECTION),
             )
             metrics.LEADER.set_function(lambda: elector.is_leading)
+            metrics.NAMESPACES.set(len(settings.channel_namespaces))
+            metrics.NAMESPACES_LED.set_function(lambda: len(settings.own_namespaces) * elector.is_leading)
             try:
                 while not stop.is_set():
                     await unless(elector.campaign(lambda _: ready.set()), stop)
@@ -101,7 +104,7 @@ async def _lead(
     answers: Heartbeats,
 ) -> None:
     """Work until `stop` is set or the lease is lost. Nothing is in memory from an earlier time as the leader."""
-    kube = KubeStore(api, settings.operator_namespace, settings.keyring_dir)
+    kube = KubeStore(api, settings.operator_namespace, settings.keyring_dir, others=settings.other_namespaces)
     async with twilio_client(settings, elector.outlasts, confirms_refusals=True) as twilio:
         while controller := await unless(_load(settings, kube, twilio, identity), stop, elector.lost):
             over = asyncio.Event()
@@ -109,7 +112,7 @@ async def _lead(
                 watching = watch(
                     api,
                     controller,
-                    settings.channel_namespaces,
+                    settings.own_namespaces,
                     stop=stop,
                     over=over,
                     requests=vitals,
@@ -195,7 +198,7 @@ async def _load(settings: Settings, kube: KubeStore, twilio: TwilioClient, ident
                 channels,
                 orphans,
                 rotation(settings, kube),
-                namespaces=settings.channel_namespaces,
+                namespaces=settings.own_namespaces,
                 template=settings.template,
                 workers=settings.workers,
                 concurrency=settings.twilio_concurrency,
@@ -230,7 +233,7 @@ async def _until_crd(kube: KubeStore, settings: Settings) -> None:
     anything = retry_if_exception_type(ChannelError)
     async for attempt in AsyncRetrying(retry=anything, wait=wait_random_exponential(max=30)):
         with attempt:
-            await anext(kube.channel_metadata(settings.channel_namespaces[0]), None)
+            await anext(kube.channel_metadata(settings.own_namespaces[0]), None)
 
 
 async def _publish(settings: Settings, kube: KubeStore) -> None:

@@ -183,13 +183,15 @@ class Keys:
         stored = await self.store.read()
         if stored is None and self.store.directory:
             raise KeyringLost(f"{self.store.place} has no files with keys, or is not there")
+        witness = await self.store.lost_witness() if stored is None else None
+        # Read once more: an operator of another shard may have created both meanwhile.
+        if witness and not (stored := await self.store.read()):
+            raise KeyringLost(
+                f"{self.store.place} is gone, but {witness} made with it are there. Restore it: kubectl sms keys"
+                " restore BACKUP. Only if there is no backup: kubectl sms keys renew --without-backup, and seal"
+                " every token again"
+            )
         if stored is None:
-            if witness := await self.store.lost_witness():
-                raise KeyringLost(
-                    f"{self.store.place} is gone, but {witness} made with it are there. Restore it: kubectl sms keys"
-                    " restore BACKUP. Only if there is no backup: kubectl sms keys renew --without-backup, and seal"
-                    " every token again"
-                )
             try:
                 stored = await self.store.write(Keyring([SealingKey.generate(now)]), None)
             except Conflict:  # another operator was faster: use its keyring

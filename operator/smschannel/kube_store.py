@@ -45,13 +45,12 @@ from smschannel.api.reasons import Reason
 from smschannel.api.resource import API_VERSION, FINALIZER, GROUP, KIND, Metadata, SmsChannel, trimmed
 from smschannel.api.sealing import Keyring
 from smschannel.core.claims import Claims
-from smschannel.core.record import RECORD_LABEL, SEALED_WITH, Key, Record
+from smschannel.core.record import NAMESPACE_LABEL, RECORD_LABEL, SEALED_WITH, Key, Record
 from smschannel.keyring_store import KeyringStore, Keys
 from smschannel.metrics import FOREIGN_CHANGES, KUBERNETES_WRITES
 
 log = structlog.get_logger()
 
-RECORDS = {"labelSelector": f"{RECORD_LABEL}=true"}
 _WRITTEN_OFF_RECORDS = {"labelSelector": f"{RECORD_LABEL}=written-off"}
 _WRITTEN_OFF_PREFIX = "written-off-"
 _SID_LENGTH = 34
@@ -98,10 +97,18 @@ class KubeStore:
     """Reads and writes objects. `claims` is the index of the records, updated by every read and write of a record here.
 
     `on_written` is called with each channel that was written, as the API server returned it. `keys` is the keyring,
-    which is read from the files of `keyring_dir` if that is given.
+    which is read from the files of `keyring_dir` if that is given. `others` are the namespaces of other shards, whose
+    records are not in `claims`.
     """
 
-    def __init__(self, api: KubeClient, operator_namespace: str, keyring_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        api: KubeClient,
+        operator_namespace: str,
+        keyring_dir: Path | None = None,
+        *,
+        others: frozenset[str] = frozenset(),
+    ) -> None:
         self._api = api
         self.namespace = operator_namespace
         self.claims = Claims()
@@ -109,6 +116,8 @@ class KubeStore:
         self.listed: dict[str, str] = {}  # resourceVersions by namespace
         self.keys = Keys(KeyringStore(api, operator_namespace, keyring_dir), self._report_keyring)
         self._namespaces: tuple[str, ...] = ()
+        self._others = others
+        self._of_another_shard: dict[str, Mapping[str, str]] = {}  # what ConfigMaps had at the last check, by name
         self._altered: dict[str, Record] = {}  # as they were sealed, by number
         self._published: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
@@ -242,10 +251,25 @@ class KubeStore:
     # Records
 
     async def records(self) -> AsyncIterator[Record]:
-        """Yield all records from their plain metadata, unopened. Does not update `claims`."""
+        """Yield all records but those of other shards, unopened, from their metadata. Does not update `claims`."""
+        selector = f"{RECORD_LABEL}=true"
+        if self._others:  # so that records without the label, or of namespaces that no shard manages, are there
+            selector += f",{NAMESPACE_LABEL} notin ({','.join(sorted(self._others))})"
         path = core_path(self.namespace, "secrets")
-        async for secret in self._api.pages(path, RECORDS, metadata_only=True):
-            yield Record.from_metadata(secret["metadata"])
+        async for secret in self._api.pages(path, {"labelSelector": selector}, metadata_only=True):
+            record = Record.from_metadata(secret["metadata"])
+            if not self._is_of_another_shard(record):
+                yield record
+
+    def _is_of_another_shard(self, record: Record) -> bool:
+        return record.namespace in self._others
+
+    def _observe(self, record: Record) -> None:
+        """Index a record that was read, unless it is another shard's, which changes it without our knowledge."""
+        if self._is_of_another_shard(record):
+            self.claims.remove(record.number_sid)
+        else:
+            self.claims.observe(record)
 
     async def open_record(self, record: Record) -> Record | None:
         """Read a record with its contents; None if it is gone. Raises `Unreadable`."""
@@ -290,7 +314,7 @@ class KubeStore:
                 return None
             if self.claims.holder(number_sid) == known:
                 record = Record.from_metadata(secret["metadata"])
-                self.claims.observe(record)
+                self._observe(record)
                 return record
             # The record was written or deleted here during the call: its answer may be the older one.
 
@@ -349,15 +373,15 @@ class KubeStore:
             sealed = base64.b64decode(secret["data"]["record"])
             opened = record.opened(self.keys.keyring.unwrap(sealed, record.binding))
         except (KeyError, TypeError, ValueError):
-            self.claims.observe(record)
+            self._observe(record)
             raise Unreadable("the record is damaged, or was written by a newer release") from None
         except Unreadable:
-            self.claims.observe(record)
+            self._observe(record)
             raise
-        is_listed = (secret["metadata"].get("labels") or {}).get(RECORD_LABEL) == "true"
-        if replace(opened, contents=None) != record or not is_listed:
+        is_listed = _is_listed(opened, secret["metadata"].get("labels") or {})
+        if (replace(opened, contents=None) != record or not is_listed) and not self._is_of_another_shard(opened):
             self._altered[record.number_sid] = opened
-        self.claims.observe(opened)
+        self._observe(opened)
         return opened
 
     def _secret_of(self, record: Record) -> Object:
@@ -440,10 +464,12 @@ class KubeStore:
         await self._report_change("keyring", "Secret", KEYRING_SECRET, advice)
 
     async def written_off(self) -> AsyncIterator[Record]:
-        """Yield the copies of records that were written off, unopened."""
+        """Yield the copies of records that were written off, unopened; not those of other shards."""
         path = core_path(self.namespace, "secrets")
         async for secret in self._api.pages(path, _WRITTEN_OFF_RECORDS, metadata_only=True):
-            yield _written_off(secret["metadata"])
+            copy = _written_off(secret["metadata"])
+            if not self._is_of_another_shard(copy):
+                yield copy
 
     async def reseal_written_off(self, copy: Record) -> None:
         """Seal the copy of a written-off record with the newest key. Raises `Unreadable`, and `Conflict`."""
@@ -492,8 +518,11 @@ class KubeStore:
         were opened since the last check. A record that cannot be opened is reported only, and so is another keyring.
         Raises Kubernetes' errors, but not if it refuses to let an object be restored.
         """
+        if self.keys.is_open:  # first: whoever renewed the key published it, too
+            with contextlib.suppress(Conflict):  # it is read again within seconds
+                await self._restored("Secret", KEYRING_SECRET, self.follow_keyring())
         for name, (kind, content) in tuple(self._published.items()):
-            if await self._data_of(name) != content:
+            if not self._is_as_published(name, await self._data_of(name), content):
                 await self._report_change(kind, "ConfigMap", name, _RESEAL if kind == "public_key" else "")
                 await self._restored("ConfigMap", name, self._publish(kind, name, content))
         for record in [each for key in changed for each in self.claims.of(key)]:
@@ -506,22 +535,38 @@ class KubeStore:
             await self._report_change("record", "Secret", record.secret_name, "Restoring its metadata.")
             with contextlib.suppress(Conflict):  # it is read again by the next reconcile
                 await self._restored("Secret", record.secret_name, self.update_record(record))
-        if self.keys.is_open:
-            with contextlib.suppress(Conflict):  # it is read again within seconds
-                await self._restored("Secret", KEYRING_SECRET, self.follow_keyring())
+
+    def _is_as_published(self, name: str, found: Mapping[str, str] | None, content: Mapping[str, str]) -> bool:
+        """Return whether a ConfigMap has what was published, or what another shard may have published since.
+
+        During an upgrade those of the new release or with the new settings do, and this operator is about to be
+        replaced. So another content counts as foreign only if two checks find it.
+        """
+        before = self._of_another_shard.pop(name, None)
+        if found == content:
+            return True
+        if not self._others or found is None or found == before or found.get(PUBLIC_KEY) != content.get(PUBLIC_KEY):
+            return False
+        self._of_another_shard[name] = found
+        return True
 
     async def find_unlisted(self, record: Record) -> Record | None:
-        """Return a record that a list did not show, since it lost its label. None, with an alarm, if it was deleted."""
+        """Return a record that a list did not show, since it lost its label. None, with an alarm, if it was deleted.
+
+        Also None if the number is another shard's by now.
+        """
         secret = await self.secret(self.namespace, record.secret_name)
         if secret is None:
             lost = f"It was deleted, and with it the webhook that {record.phone_number} had before."
             await self._report_change("record", "Secret", record.secret_name, lost)
             return None
         try:
-            return replace(self._opened(secret), contents=None)
+            found = replace(self._opened(secret), contents=None)
         except Unreadable as error:
-            await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
-            return Record.from_metadata(secret["metadata"])
+            found = Record.from_metadata(secret["metadata"])
+            if not self._is_of_another_shard(found):
+                await self._report_change("record", "Secret", record.secret_name, f"It cannot be opened: {error}.")
+        return None if self._is_of_another_shard(found) else found
 
     async def _restored(self, kind: str, name: str, repair: Awaitable[object]) -> None:
         """Await the repair of an object. If Kubernetes refuses it, the log says so, and whatever comes next goes on."""
@@ -550,6 +595,11 @@ class KubeStore:
         KUBERNETES_WRITES.labels(kind).inc()
         content_type = MERGE_PATCH if method == "PATCH" else "application/json"
         return await self._api.request(method, path, body, content_type=content_type, accept=METADATA_OF_ONE)
+
+
+def _is_listed(record: Record, labels: Mapping[str, str]) -> bool:
+    """Return whether the operator that manages a record lists it, with these labels."""
+    return labels.get(RECORD_LABEL) == "true" and labels.get(NAMESPACE_LABEL, record.namespace) == record.namespace
 
 
 def _written_off(meta: Mapping[str, Any]) -> Record:

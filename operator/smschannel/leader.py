@@ -177,7 +177,7 @@ def decide(lease: Lease | None, view: View, now: float) -> Decision:
 
 
 class Elector:
-    """A candidate for the Lease of the operators of one namespace.
+    """A candidate for the Lease of the operators of one namespace, or of one shard of them: `lease` is its name.
 
     `api` must have connections of its own, so that no other call keeps a renewal waiting, and the timeout that
     `call_timeout` returns. `duration` is how many seconds a lease lasts without being renewed. `on_look` is called at
@@ -190,6 +190,7 @@ class Elector:
         namespace: str,
         identity: str,
         *,
+        lease: str = LEASE,
         duration: float = DURATION,
         clock: Callable[[], float] = boottime,
         on_look: Callable[[], None] = lambda: None,
@@ -199,7 +200,8 @@ class Elector:
         self.lost.set()
         self._api = api
         self._path = leases_path(namespace)
-        self._meta = {"name": LEASE, "namespace": namespace}
+        self._own_path = f"{self._path}/{lease}"
+        self._meta = {"name": lease, "namespace": namespace}
         self._duration = duration
         self._clock = clock
         self._on_look = on_look
@@ -221,7 +223,7 @@ class Elector:
         body, self._body = self._body, None
         if body is None:
             with suppress(NotFound):
-                body = await self._api.request("GET", f"{self._path}/{LEASE}")
+                body = await self._api.request("GET", self._own_path)
         lease = Lease.of(body) if body else None
         now = self._clock()
         decision = decide(lease, self._view, now)
@@ -282,7 +284,7 @@ class Elector:
         if self._view.own is None:
             return
         with suppress(NotFound):
-            body = body or await self._api.request("GET", f"{self._path}/{LEASE}")
+            body = body or await self._api.request("GET", self._own_path)
             if Lease.of(body).term == self._view.own.term:
                 await self._put(body, {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": _stamp()})
                 log.info("lease released")
@@ -342,7 +344,7 @@ class Elector:
             new = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": self._meta, "spec": spec}
             return await self._api.request("POST", self._path, new)
         changed = {**body, "spec": {**(body.get("spec") or {}), **spec}}
-        return await self._api.request("PUT", f"{self._path}/{LEASE}", changed)
+        return await self._api.request("PUT", self._own_path, changed)
 
 
 class Identity(NamedTuple):

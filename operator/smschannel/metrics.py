@@ -35,6 +35,8 @@ FOREIGN_CHANGES = Counter(
     "smschannel_foreign_changes", "Objects of the operator's own that others changed or deleted, by kind.", ["object"]
 )
 LEADER = Gauge("smschannel_leader", "1 while this process leads, 0 while it stands by.")
+NAMESPACES = Gauge("smschannel_namespaces", "Namespaces whose channels are managed, by whatever shard.")
+NAMESPACES_LED = Gauge("smschannel_namespaces_led", "Those that this process manages: those of its shard, if it leads.")
 LEASE_ACQUIRED = Counter("smschannel_lease_acquired", "How often this process became the leader.")
 LEASE_RENEW_FAILURES = Counter("smschannel_lease_renew_failures", "Renewals of the lease that failed or took too long.")
 WATCH_AGE_SECONDS = Gauge(

@@ -51,6 +51,8 @@ class Rotation:
             await asyncio.sleep(self._interval)
             try:
                 await self.step()
+            except Conflict:
+                log.info("keyring was changed meanwhile, reading it again")  # by another shard or kubectl sms
             except ChannelError as error:
                 log.warning("cannot check keyring", error=str(error))
             except Exception:

@@ -16,7 +16,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from smschannel.api.egress import tls_context
 from smschannel.api.environment import EnvironmentSettings, is_loopback, plain
 from smschannel.api.errors import EgressError
-from smschannel.api.resource import Namespace
+from smschannel.api.names import lease_of
+from smschannel.api.resource import Namespace, Rule
 from smschannel.api.text import clean, unexpected
 from smschannel.core.record import WebhookTemplate
 from smschannel.leader import DURATION, LONGEST, MARGIN
@@ -97,6 +98,13 @@ _LOCAL = (*_ORIGINS, "keyring_dir")
 """Settings that are never taken from what is published; `keyring_dir` is a path of the operator's pod."""
 
 Template = Annotated[str, AfterValidator(_template)]
+Shard = Annotated[
+    str,
+    Rule(
+        "^([a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?)?$",
+        "a shard's name is at most 42 lower-case letters, digits and dashes, such as a",
+    ),
+]
 _YEAR = 366 * 86_400
 Seconds = Annotated[float, Field(allow_inf_nan=False, le=_YEAR)]
 Origin = Annotated[str, AfterValidator(_origin)]
@@ -120,6 +128,14 @@ class Settings(EnvironmentSettings):
         min_length=1,
         description="The namespaces whose channels are managed, separated by spaces. With several, the webhook URL"
         " templates must contain {namespace}.",
+    )
+    shard: Shard = Field(
+        default="",
+        description="The name of this operator's shard, if several operators share the namespaces. All of them have the"
+        " same SMSCHANNEL_CHANNEL_NAMESPACES.",
+    )
+    shard_namespaces: Annotated[tuple[Namespace, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(), description="Those of SMSCHANNEL_CHANNEL_NAMESPACES that this shard manages, and no other does."
     )
     operator_namespace: Namespace = Field(
         default="sms-operator", description="Where the keyring and the records are; no other program may read it."
@@ -201,6 +217,25 @@ class Settings(EnvironmentSettings):
         return self
 
     @model_validator(mode="after")
+    def _shard_has_namespaces(self) -> Self:
+        if self.shard and not self.shard_namespaces:
+            raise ValueError(
+                f"SMSCHANNEL_SHARD_NAMESPACES must be set, since SMSCHANNEL_SHARD is {self.shard}: write those of"
+                " SMSCHANNEL_CHANNEL_NAMESPACES that this shard manages"
+            )
+        if self.shard_namespaces and not self.shard:
+            raise ValueError(
+                "SMSCHANNEL_SHARD must be set, since SMSCHANNEL_SHARD_NAMESPACES is: write a name that no other shard"
+                " has, such as a; without shards remove SMSCHANNEL_SHARD_NAMESPACES"
+            )
+        if unknown := sorted(set(self.shard_namespaces) - set(self.channel_namespaces)):
+            raise ValueError(
+                f"SMSCHANNEL_CHANNEL_NAMESPACES lacks {', '.join(unknown)} of SMSCHANNEL_SHARD_NAMESPACES: it names the"
+                " namespaces of all shards, alike for each of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _floor_below_ceiling(self) -> Self:
         if self.retry_floor_seconds > self.retry_ceiling_seconds:
             raise ValueError("SMSCHANNEL_RETRY_FLOOR_SECONDS must not be above SMSCHANNEL_RETRY_CEILING_SECONDS")
@@ -254,6 +289,21 @@ class Settings(EnvironmentSettings):
                         return _variable(name), value
                     break
         return None
+
+    @property
+    def own_namespaces(self) -> tuple[str, ...]:
+        """The namespaces that this operator manages: those of its shard, or all."""
+        return self.shard_namespaces or self.channel_namespaces
+
+    @property
+    def other_namespaces(self) -> frozenset[str]:
+        """The namespaces that other shards manage."""
+        return frozenset(self.channel_namespaces) - set(self.own_namespaces)
+
+    @property
+    def lease(self) -> str:
+        """The name of the Lease that the replicas of this operator compete for."""
+        return lease_of(self.shard)
 
     @property
     def template(self) -> WebhookTemplate:

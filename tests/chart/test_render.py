@@ -16,6 +16,10 @@ from tests.unit.test_chart import PROFILES, VALUES
 
 TEMPLATE = "https://sms.example.com/v1/instances/{instance_id}/channels/sms/webhook"
 GIVEN = ("--set", f"webhookUrlTemplate={TEMPLATE}", "--set", "shim.tls.mode=plainHttp")
+SHARDED = (
+    *("--set", "webhookUrlTemplate=https://sms.example.com/{namespace}/{instance_id}", "--set", "shim.enabled=false"),
+    *("--set", "channelNamespaces={team-a,team-b}", "--set", "operator.shards.a={team-a}"),
+)
 EVERYTHING = yaml.safe_load((chart.CHART / "ci/everything-values.yaml").read_text())
 by_profile = pytest.mark.parametrize("profile", PROFILES, ids=[each.name for each in PROFILES])
 
@@ -146,7 +150,31 @@ def test_large_numbers_stay_whole(everything: str) -> None:
 
 def test_two_programs_have_the_same_values_for_pods() -> None:
     only = {"enabled", "channelNamespace", "tls", "service", "ingress", "httpRoute"}
-    assert VALUES["operator"].keys() == VALUES["shim"].keys() - only
+    assert VALUES["operator"].keys() - {"shards"} == VALUES["shim"].keys() - only
+
+
+# Shards
+
+
+def test_each_shard_is_an_operator_of_its_own(helm: Helm) -> None:
+    """Of the tenants' Secrets it may read those of its namespaces only, and its Lease alone lets it write."""
+    found = objects(render(helm, *SHARDED, "--set", "operator.shards.b={team-b}"))
+    for shard in ("a", "b"):
+        name = f"sms-channel-operator-{shard}"
+        [deployment] = [each for each in found if (each["kind"], each["metadata"]["name"]) == ("Deployment", name)]
+        pod = deployment["spec"]["template"]["spec"]
+        env = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+        assert pod["serviceAccountName"] == name
+        assert env["SMSCHANNEL_CHANNEL_NAMESPACES"] == "team-a team-b"
+        assert (env["SMSCHANNEL_SHARD"], env["SMSCHANNEL_SHARD_NAMESPACES"]) == (shard, f"team-{shard}")
+        bound = [each for each in found if each["kind"] == "RoleBinding" and name in str(each["subjects"])]
+        assert {each["metadata"]["namespace"] for each in bound} == {chart.NAMESPACE, f"team-{shard}"}
+        fences = [each["spec"] for each in found if each.get("spec", {}).get("paramRef", {}).get("name") == name]
+        assert [each["policyName"] for each in fences] == ["sms-channel-operator-fence"] * 2
+    kinds = {each["kind"] for each in found if each["metadata"]["name"] == "sms-channel-operator-a"}
+    assert kinds >= {"ServiceAccount", "Deployment", "PodDisruptionBudget", "NetworkPolicy"}
+    names = {each["metadata"]["name"] for each in found if each["kind"] in {"Deployment", "ServiceAccount"}}
+    assert names == {"sms-channel-operator-a", "sms-channel-operator-b"}
 
 
 # Mistakes
@@ -167,6 +195,13 @@ REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*GIVEN, "--set", "operator.replicas=three"), "want integer"),
     ((*GIVEN, "--set", "shim=false"), "want object"),
     ((*GIVEN, "--set", "operator.settings.twilioUrll=https://a"), "'twilioUrll' not allowed"),
+    ((*SHARDED, "--set", "operator.shards.b={team-a,team-b}"), "operator.shards names namespace team-a twice"),
+    ((*SHARDED, "--set", "operator.shards.b={team-b,team-c}"), "names namespace team-c, which channelNamespaces lacks"),
+    (SHARDED, "operator.shards lacks namespace team-b of channelNamespaces"),
+    ((*SHARDED, "--set", "operator.shards.B={team-b}"), "'B' does not match pattern"),
+    ((*SHARDED, "--set", f"operator.shards.{'b' * 43}={{team-b}}"), "maxLength"),
+    ((*SHARDED, "--set-json", "operator.shards.b=[]"), "minItems"),
+    ((*GIVEN, "--set", "operator.settings.shard=a"), "'shard' not allowed"),
 )
 
 
@@ -204,7 +239,7 @@ def test_old_kubernetes_is_refused(helm: Helm) -> None:
 def test_proxy_leaves_out_the_api_server_and_its_port_is_open(helm: Helm, everything: str) -> None:
     """Without that, a pod behind a proxy would call its own API server through it."""
     found = objects(everything)
-    for name in ("sms-channel-operator", "sms-api-shim"):
+    for name in ("sms-channel-operator-a", "sms-channel-operator-b", "sms-api-shim"):
         [spec] = [each["spec"] for each in found if (each["kind"], each["metadata"]["name"]) == ("Deployment", name)]
         env = {each["name"]: each.get("value") for each in spec["template"]["spec"]["containers"][0]["env"]}
         assert env["NO_PROXY"] == "$(KUBERNETES_SERVICE_HOST),.svc,10.0.0.0/8"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -158,7 +159,11 @@ class MemoryApi:
         self.calls.append((method, path))
         await asyncio.sleep(self.latency)
         await self.on_call(method, path)
-        answer = self._answer(method, path, body or {})
+        plural, namespace, name, _ = _parse(path) if path.count("/") > 3 else ("", "", "-", "")
+        if method == "GET" and not name:
+            answer: Object = {"items": self._selected(plural, namespace, params)}
+        else:
+            answer = self._answer(method, path, body or {})
         await asyncio.sleep(self.latency)
         return copy.deepcopy(answer)
 
@@ -168,9 +173,12 @@ class MemoryApi:
         self.calls.append(("LIST", path))
         await self.on_call("LIST", path)
         plural, namespace, _, _ = _parse(path)
-        for place, body in list(self.objects.items()):
-            if place[:2] == (plural, namespace) and _is_selected(body, params):
-                yield copy.deepcopy(body)
+        for body in self._selected(plural, namespace, params):
+            yield copy.deepcopy(body)
+
+    def _selected(self, plural: str, namespace: str, params: Any) -> list[Object]:
+        found = [body for place, body in self.objects.items() if place[:2] == (plural, namespace)]
+        return [body for body in found if _is_selected(body, params)]
 
     def _answer(self, method: str, path: str, body: Object) -> Object:
         if path == "/apis":
@@ -248,10 +256,19 @@ def _merged(there: Object, patch: Object) -> Object:
 
 
 def _is_selected(body: Object, params: Any) -> bool:
-    """Return whether a label selector of one requirement, `name=value` or `name`, selects the object."""
-    name, equals, value = str((params or {}).get("labelSelector", "")).partition("=")
-    label = (body["metadata"].get("labels") or {}).get(name)
-    return not name or (label == value if equals else label is not None)
+    """Return whether a label selector, of requirements like `name=value`, `name` and `name notin (a,b)`, matches."""
+    selector = str((params or {}).get("labelSelector", ""))
+    labels = body["metadata"].get("labels") or {}
+    for requirement in re.split(r",(?![^(]*\))", selector) if selector else ():
+        name, equals, value = requirement.partition("=")
+        unwanted = re.fullmatch(r"(\S+) notin \((\S+)\)", requirement)
+        if unwanted:
+            is_selected = labels.get(unwanted[1]) not in unwanted[2].split(",")
+        else:
+            is_selected = labels.get(name) == value if equals else name in labels
+        if not is_selected:
+            return False
+    return True
 
 
 def _is_record(place: Place, body: Object) -> bool:
@@ -323,7 +340,10 @@ class NoCache:
 
 
 class Operator:
-    """One operator process: `start` loads and runs it, `stop` ends it as SIGTERM does."""
+    """One operator process: `start` loads and runs it, `stop` ends it as SIGTERM does.
+
+    `others` are the namespaces of other shards.
+    """
 
     def __init__(
         self,
@@ -331,6 +351,7 @@ class Operator:
         twilio: Twilio,
         *,
         namespaces: tuple[str, ...] = (NAMESPACE,),
+        others: tuple[str, ...] = (),
         resync: float = 600,
         workers: int = 8,
         keyring_dir: Path | None = None,
@@ -339,7 +360,8 @@ class Operator:
         accounts: Accounts | None = None,
     ) -> None:
         self.api = api
-        self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir)
+        self.kube = KubeStore(cast(KubeClient, api), OPERATOR_NAMESPACE, keyring_dir, others=frozenset(others))
+        self._published = sorted({*namespaces, *others})
         self.channels = ChannelCache(self.kube.claims)
         self.orphans = Orphans(self.kube, now)
         rules = Rules(TEMPLATE, deletion_grace=timedelta(seconds=120), restore_deadline=timedelta(days=7))
@@ -373,7 +395,7 @@ class Operator:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self.kube.open_keyring([NAMESPACE])
+        await self.kube.open_keyring(self._published)
         await self.controller.load()
         self.api.watchers.append(self.controller)
         self._running = asyncio.create_task(self.controller.run())

@@ -19,7 +19,7 @@ import smschannel.settings
 from deploy import chart
 from smschannel.api.environment import EnvironmentSettings
 from smschannel.api.names import OPERATOR
-from tests.documents import ROOT
+from tests.documents import ROOT, blocks
 from tests.unit.test_documents import parse
 
 VALUES = yaml.safe_load((chart.CHART / "values.yaml").read_text())
@@ -244,3 +244,10 @@ def test_uninstalling_leaves_each_policy_with_a_parameter_and_its_bindings() -> 
     kept = [each for each in found if each["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"]
     assert all(each in kept for each in bound)
     assert policies <= {each["metadata"]["name"] for each in kept}
+
+
+def test_shards_on_the_page_are_those_of_the_profile() -> None:
+    """Helm renders the profile, and the API server accepts it."""
+    [shown] = [yaml.safe_load(each) for each in blocks("yaml", "docs/scale.md")]
+    profile = yaml.safe_load((chart.CHART / "ci/shards-values.yaml").read_text())
+    assert shown == {name: profile[name] for name in shown}

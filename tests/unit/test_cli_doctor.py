@@ -136,8 +136,16 @@ LEASE = {"spec": {"holderIdentity": "pod-1"}}
 )
 def test_leader_is_who_renews(lease: Any, renewed: float | None, level: Level, text: str) -> None:
     """By this machine's clock alone: the leader's may be wrong."""
-    found = findings.leader(lease, renewed_within=renewed)
+    found = findings.leader("sms-channel-operator", lease, renewed_within=renewed)
     assert (found.level, text in found.text) == (level, True)
+
+
+def test_leader_of_each_shard_is_named() -> None:
+    found = findings.leader("sms-channel-operator-a", LEASE, renewed_within=5)
+    assert found.text == "pod-1 leads shard a, and renewed its Lease after 5 s."
+    found = findings.leader("sms-channel-operator-a", {}, renewed_within=None)
+    assert "Nobody holds the Lease sms-channel-operator-a" in found.text
+    assert "delete lease sms-channel-operator-a" in found.remedy, "the Lease outlives a shard that was removed"
 
 
 def test_keyring_has_the_published_key() -> None:

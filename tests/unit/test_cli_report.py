@@ -139,10 +139,13 @@ OBJECTS: dict[str, Any] = {
             "l": LEAK,
         }
     },
-    "/apis/coordination.k8s.io/v1/namespaces/sms-operator/leases/sms-channel-operator": {
-        "metadata": {"resourceVersion": "1"},
-        "spec": {"holderIdentity": LEAK, "leaseDurationSeconds": 0},
-    },
+    "/apis/coordination.k8s.io/v1/namespaces/sms-operator/leases": [
+        {
+            "metadata": {"name": "sms-channel-operator-a", "resourceVersion": "1"},
+            "spec": {"holderIdentity": LEAK, "leaseDurationSeconds": 0},
+        },
+        {"metadata": {"name": LEAK}, "spec": {"holderIdentity": LEAK}},
+    ],
 }
 LOG = "\n".join(
     [json.dumps({"event": "status changed", "token": TOKEN, "note": LEAK, PHONE_NUMBER: 61400111222}), LEAK]

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 from prometheus_client.metrics import MetricWrapperBase
 
 import api_shim.metrics
@@ -24,6 +25,7 @@ from deploy import reference
 from deploy.kind.__main__ import ENV as ENV_OF_KIND
 from smschannel.api.reasons import NOT_CONFIGURED, REST_STATUSES, Effective, Reason, Recheck
 from smschannel.cli.main import cli
+from tests.bench import simulate
 from tests.documents import CURRENT, INSTANCE, PAGES, ROOT, anchors, blocks, commands, prose, section, table
 
 SETTINGS: dict[str, Any] = {
@@ -83,6 +85,8 @@ def test_documented_command_works(command: Any, tmp_path: Path, monkeypatch: pyt
             assert (ROOT / file).is_file()
         case ["pip", "install", "--no-deps", "."] | ["pipx", "install", "."] | ["uv", "tool", "install", "."]:
             assert (ROOT / "pyproject.toml").is_file()
+        case ["python", "-m", "tests.bench.simulate", *options]:
+            assert CliRunner().invoke(simulate.main, options).exit_code == 0
         case ["python", "-m", module]:
             assert importlib.util.find_spec(f"{module}.__main__")
         case ["export", assignment]:
@@ -330,4 +334,4 @@ def test_readme_fits_on_three_screens() -> None:
 def test_one_example_instance() -> None:
     ids = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
     assert {found for text in PAGES.values() for found in ids.findall(text)} == {INSTANCE}
-    assert len(blocks("yaml")) == 1
+    assert sum("kind: SmsChannel" in each for each in blocks("yaml")) == 1

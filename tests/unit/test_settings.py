@@ -437,3 +437,45 @@ def test_lease_outlasts_the_calls_to_twilio(
     assert f"SMSCHANNEL_TWILIO_TIMEOUT_SECONDS is {timeout}: a write" in result.output
     monkeypatch.setenv("SMSCHANNEL_LEASE_DURATION_SECONDS", shortest)
     assert Settings().lease_duration_seconds == int(shortest)
+
+
+SHARED = {
+    "CHANNEL_NAMESPACES": "team-a team-b team-c",
+    "WEBHOOK_URL_TEMPLATE": "https://a.example/{namespace}/{instance_id}",
+}
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in {**SHARED, **variables}.items():
+        monkeypatch.setenv(f"SMSCHANNEL_{name}", value)
+
+
+def test_shard_has_its_own_namespaces_and_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch)
+    assert (Settings().own_namespaces, Settings().other_namespaces) == (("team-a", "team-b", "team-c"), frozenset())
+    assert Settings().lease == "sms-channel-operator"
+    alone = Settings().published()
+    given(monkeypatch, SHARD="b", SHARD_NAMESPACES="team-b team-c")
+    assert (Settings().own_namespaces, Settings().other_namespaces) == (("team-b", "team-c"), frozenset({"team-a"}))
+    assert Settings().lease == "sms-channel-operator-b"
+    assert Settings().published() == alone, "the shards would put each other's right again and again"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SHARD": "a"}, "SMSCHANNEL_SHARD_NAMESPACES must be set, since SMSCHANNEL_SHARD is a: write those of"),
+        ({"SHARD_NAMESPACES": "team-a"}, "SMSCHANNEL_SHARD must be set, since SMSCHANNEL_SHARD_NAMESPACES is"),
+        ({"SHARD": "a", "SHARD_NAMESPACES": "team-a team-x"}, "SMSCHANNEL_CHANNEL_NAMESPACES lacks team-x of"),
+        ({"SHARD": "A", "SHARD_NAMESPACES": "team-a"}, "a shard's name is at most 42 lower-case letters"),
+        ({"SHARD": "a" * 43, "SHARD_NAMESPACES": "team-a"}, "a shard's name is at most 42 lower-case letters"),
+        ({"SHARD": "-a", "SHARD_NAMESPACES": "team-a"}, "a shard's name is at most 42 lower-case letters"),
+    ],
+)
+def test_shard_that_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    given(monkeypatch, **variables)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert message in result.output

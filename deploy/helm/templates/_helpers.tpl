@@ -11,6 +11,20 @@ app.kubernetes.io/part-of: sms-channel-operator
 {{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
+{{/*
+The operators, as a JSON array of name (of ServiceAccount, Deployment and Lease), shard and namespaces: one for each
+shard, or one for all namespaces.
+*/}}
+{{- define "sms.operators" -}}
+{{- $operators := list -}}
+{{- range $shard, $namespaces := .Values.operator.shards -}}
+{{- $operators = append $operators (dict "name" (printf "sms-channel-operator-%s" $shard) "shard" $shard "namespaces" $namespaces) -}}
+{{- else -}}
+{{- $operators = list (dict "name" "sms-channel-operator" "shard" "" "namespaces" .Values.channelNamespaces) -}}
+{{- end -}}
+{{ toJson $operators }}
+{{- end }}
+
 {{/* Settings by their names in values (camelCase) as environment variables with a prefix. */}}
 {{- define "sms.settings" -}}
 {{- range $name, $value := .settings }}

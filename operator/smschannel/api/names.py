@@ -23,11 +23,21 @@ OPERATOR = "sms-channel-operator"
 MANAGED = {"app.kubernetes.io/managed-by": OPERATOR}
 """The label of what the operator writes."""
 LEASE = "sms-channel-operator"
-"""The Lease of the operator that works while others stand by, in the operator's namespace."""
+"""The Lease of the operator that works while others stand by, in the operator's namespace. See `lease_of`."""
 FENCE = "sms-channel-operator-fence"
 """The admission policy of `deploy/manifests/operator-fence.yaml`; refusals of the API server name it."""
 FENCE_PROBE = "smschannel-fence-probe"
 """The name of a record that the fence never admits: a dry run shows whether it is installed."""
+
+
+def lease_of(shard: str) -> str:
+    """Return the name of a shard's Lease, ServiceAccount and Deployment; `shard` is empty if there are no shards."""
+    return f"{LEASE}-{shard}" if shard else LEASE
+
+
+def is_lease(name: str) -> bool:
+    """Return whether a Lease of the operator's namespace is that of an operator, of whatever shard."""
+    return name == LEASE or name.startswith(f"{LEASE}-")
 
 
 def channels_path(namespace: str, name: str = "", subresource: str = "") -> str:

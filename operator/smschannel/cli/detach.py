@@ -153,31 +153,39 @@ async def _detach(
         settings = await settings_of(kube) if restore else None
         if not yes and (targets := await _find(kube, selection)):
             click.confirm(_question(targets, restore), abort=True, err=True)
-        async with _leading(api, operator_namespace, settings) as leader:
-            outcome = await unless(_detach_selected(kube, selection, settings, leader), leader.lost)
+        async with _leading(api, operator_namespace, settings) as leaders:
+            work = _detach_selected(
+                kube, selection, settings, lambda seconds: all(e.outlasts(seconds) for e in leaders)
+            )
+            outcome = await unless(work, *(each.lost for each in leaders))
         if outcome is None:
             raise click.ClickException("Another process took the operator's Lease. What is done is done; repeat.")
         click.echo(outcome)
 
 
 @contextlib.asynccontextmanager
-async def _leading(api: KubeClient, namespace: str, settings: Settings | None) -> AsyncIterator[Elector]:
-    """Hold the operator's Lease. Raises `click.ClickException` if somebody else holds and renews it."""
+async def _leading(api: KubeClient, namespace: str, settings: Settings | None) -> AsyncIterator[list[Elector]]:
+    """Hold the operator's Lease, or those of all shards. Raises `click.ClickException` if somebody renews one."""
     from smschannel.api.kube_client import KubeClient
+    from smschannel.api.names import LEASE, is_lease, leases_path
     from smschannel.leader import DURATION, Elector, call_timeout
 
     duration = settings.lease_duration_seconds if settings else DURATION
-    async with KubeClient(api.configuration, timeout=call_timeout(duration)) as lease_api:
-        leader = Elector(lease_api, namespace, f"kubectl-sms-detach_{uuid.uuid4().hex[:8]}", duration=duration)
-        await _take_lease(leader, namespace)
-        try:
-            yield leader
-        finally:
-            await leader.release()
+    identity, leaders = f"kubectl-sms-detach_{uuid.uuid4().hex[:8]}", []
+    there = [each["metadata"]["name"] async for each in api.pages(leases_path(namespace), metadata_only=True)]
+    async with (
+        KubeClient(api.configuration, timeout=call_timeout(duration)) as lease_api,
+        contextlib.AsyncExitStack() as held,
+    ):
+        for lease in sorted(filter(is_lease, there)) or [LEASE]:
+            leader = Elector(lease_api, namespace, identity, lease=lease, duration=duration)
+            await _take_lease(leader, namespace, lease)
+            held.push_async_callback(leader.release)
+            leaders.append(leader)
+        yield leaders
 
 
-async def _take_lease(leader: Elector, namespace: str) -> None:
-    from smschannel.api.names import LEASE, OPERATOR
+async def _take_lease(leader: Elector, namespace: str, lease: str) -> None:
     from smschannel.leader import Wait
 
     first: Wait | None = None
@@ -187,19 +195,21 @@ async def _take_lease(leader: Elector, namespace: str) -> None:
         if first is None:
             first = wait
             click.echo(
-                f"{wait.holder} holds the operator's Lease ({namespace}/{LEASE}); looking whether it is running ...",
+                f"{wait.holder} holds the operator's Lease ({namespace}/{lease}); looking whether it is running ...",
                 err=True,
             )
         elif wait != first:
             raise click.ClickException(
                 f"The operator is running, and would configure the channels again: {wait.holder} has just renewed its"
-                f" Lease. First: kubectl -n {namespace} scale deployment {OPERATOR} --replicas=0"
+                f" Lease. First: kubectl -n {namespace} scale deployment {lease} --replicas=0"
             )
 
     await leader.campaign(refuse_if_renewed)
 
 
-async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Settings | None, leader: Elector) -> str:
+async def _detach_selected(
+    kube: AdminStore, selection: _Selection, settings: Settings | None, lease_outlasts: Callable[[float], bool]
+) -> str:
     """Detach what is selected; restore the numbers if there are settings. Return what to say of it."""
     targets = await _find(kube, selection)
     unknown = await _unknown(kube, selection, {each.key.name for each in targets})
@@ -207,7 +217,7 @@ async def _detach_selected(kube: AdminStore, selection: _Selection, settings: Se
         raise click.ClickException(f"Nothing to detach. {_not_found(unknown, selection.namespace)}")
     if not targets:
         return "Nothing to detach."
-    pending = await (_restore(kube, targets, settings, leader) if settings else _orphan(kube, targets))
+    pending = await (_restore(kube, targets, settings, lease_outlasts) if settings else _orphan(kube, targets))
     detached = f"{len(targets) - len(pending)} of {len(targets)} detached."
     if pending:
         raise click.ClickException(
@@ -305,7 +315,9 @@ async def _forgotten(kube: AdminStore, record: Record, readable: bool) -> str:
     return f"{number}, which pointed at {shown(previous.url) if previous else 'an unknown webhook'} before"
 
 
-async def _restore(kube: AdminStore, targets: list[_Target], settings: Settings, leader: Elector) -> list[_Target]:
+async def _restore(
+    kube: AdminStore, targets: list[_Target], settings: Settings, lease_outlasts: Callable[[float], bool]
+) -> list[_Target]:
     import time
 
     from smschannel.channel_cache import ChannelCache
@@ -330,7 +342,7 @@ async def _restore(kube: AdminStore, targets: list[_Target], settings: Settings,
     await orphans.look_for_crd()
     if await orphans.look_for_crd():
         click.echo("The CRD is not installed, so all channels are gone.", err=True)
-    async with twilio_client(settings, leader.outlasts) as twilio:
+    async with twilio_client(settings, lease_outlasts) as twilio:
         patient = settings.model_copy(update={"restore_deadline_seconds": _NEVER})  # nothing is written off here
         work = reconciler(patient, kube, twilio, ChannelCache(kube.claims), orphans)
 

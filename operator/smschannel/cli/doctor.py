@@ -24,6 +24,7 @@ from smschannel.api.names import (
     SETTINGS_CONFIGMAP,
     channels_path,
     core_path,
+    is_lease,
     leases_path,
 )
 from smschannel.api.ownership import REST_MANAGER
@@ -136,6 +137,15 @@ class _Reader:
         """Return the namespaces that the operator publishes as watched; none if it has published none."""
         return ((await self.data(PUBLIC_KEY_CONFIGMAP)) or {}).get(NAMESPACES, "").split()
 
+    async def leases(self) -> dict[str, Object]:
+        """Return the operators' Leases by name: one, or one for each shard."""
+        found = {each["metadata"]["name"]: each async for each in self.api.pages(leases_path(self.namespace))}
+        return {name: found[name] for name in sorted(found) if is_lease(name)}
+
+    async def operators(self) -> list[str]:
+        """Return the names of the operators: their ServiceAccounts, Deployments and Leases are called so."""
+        return list(await self.leases()) or [OPERATOR]
+
     async def settings(self) -> Settings:
         """Return the operator's settings, which are read once. Raises `click.ClickException` if they are incomplete."""
         from smschannel.cli.admin_store import AdminStore
@@ -161,7 +171,8 @@ async def _policies(read: _Reader) -> Iterable[Finding]:
 async def _rights(read: _Reader) -> Iterable[Finding]:
     places = {"everywhere": [""], "own": [read.namespace], "channels": await read.watched() or ["sms-channels"]}
     questions = [
-        (right, verb, name, namespace)
+        (operator, right, verb, operator if name == LEASE else name, namespace)
+        for operator in await read.operators()
         for right in findings.OPERATOR_RIGHTS
         for verb in right.verbs
         for name in right.names
@@ -169,18 +180,22 @@ async def _rights(read: _Reader) -> Iterable[Finding]:
     ]
     few = asyncio.Semaphore(_REVIEWS)
     allowed = await asyncio.gather(*(_is_allowed(read, few, *each) for each in questions))
-    denied = [_described(*each) for each, yes in zip(questions, allowed, strict=True) if not yes]
-    return [findings.rights(denied, len(questions))]
+    granted: dict[tuple[str, str], bool] = {}
+    for (operator, right, *asked), yes in zip(questions, allowed, strict=True):
+        # In a namespace for channels one shard needs the rights; any other right is needed by each of them.
+        place = _described(right, *asked), "" if right.where == "channels" else operator
+        granted[place] = granted.get(place, False) or yes
+    return [findings.rights([what for (what, _), yes in granted.items() if not yes], len(granted))]
 
 
 async def _is_allowed(
-    read: _Reader, few: asyncio.Semaphore, right: Right, verb: str, name: str, namespace: str
+    read: _Reader, few: asyncio.Semaphore, operator: str, right: Right, verb: str, name: str, namespace: str
 ) -> bool:
     resource, _, subresource = right.resource.partition("/")
     asked = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
     asked |= {"subresource": subresource, "name": name}
     groups = ["system:authenticated", "system:serviceaccounts", f"system:serviceaccounts:{read.namespace}"]
-    user = f"system:serviceaccount:{read.namespace}:{OPERATOR}"
+    user = f"system:serviceaccount:{read.namespace}:{operator}"
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
@@ -197,18 +212,23 @@ def _described(right: Right, verb: str, name: str, namespace: str) -> str:
 
 
 async def _leader(read: _Reader) -> Iterable[Finding]:
-    lease = await read.get(f"{leases_path(read.namespace)}/{LEASE}")
-    spec = (lease or {}).get("spec") or {}
-    seconds = None
-    if lease is not None and spec.get("holderIdentity"):
-        seconds = await _renewed(read, lease, float(spec.get("leaseDurationSeconds") or 0) / _RENEWALS)
-    return [findings.leader(lease, renewed_within=seconds)]
+    leases = await read.leases()
+    if not leases:
+        return [findings.leader(LEASE, None, renewed_within=None)]
+    return await asyncio.gather(*(_leader_of(read, name, lease) for name, lease in leases.items()))
 
 
-async def _renewed(read: _Reader, lease: Object, patience: float) -> float | None:
+async def _leader_of(read: _Reader, name: str, lease: Object) -> Finding:
+    spec, seconds = lease.get("spec") or {}, None
+    if spec.get("holderIdentity"):
+        seconds = await _renewed(read, name, lease, float(spec.get("leaseDurationSeconds") or 0) / _RENEWALS)
+    return findings.leader(name, lease, renewed_within=seconds)
+
+
+async def _renewed(read: _Reader, name: str, lease: Object, patience: float) -> float | None:
     """Return after how many seconds the Lease was renewed; None if it was not. No clock but this machine's counts."""
     began = time.monotonic()
-    version = {"fieldSelector": f"metadata.name={LEASE}", "resourceVersion": lease["metadata"]["resourceVersion"]}
+    version = {"fieldSelector": f"metadata.name={name}", "resourceVersion": lease["metadata"]["resourceVersion"]}
     try:
         watch = read.api.watch(leases_path(read.namespace), version)
         async with asyncio.timeout(patience), aclosing(watch) as events:
@@ -223,7 +243,8 @@ async def _renewed(read: _Reader, lease: Object, patience: float) -> float | Non
 
 async def _pods(read: _Reader) -> Iterable[Finding]:
     path = f"/apis/apps/v1/namespaces/{read.namespace}/deployments"
-    return [findings.deployment(name, await read.get(f"{path}/{name}")) for name in (OPERATOR, REST_MANAGER)]
+    names = (*await read.operators(), REST_MANAGER)
+    return [findings.deployment(name, await read.get(f"{path}/{name}")) for name in names]
 
 
 async def _versions(read: _Reader) -> Iterable[Finding]:

@@ -17,7 +17,6 @@ import click
 from smschannel.api.errors import ChannelError, KubernetesRefused, NotConnected
 from smschannel.api.names import (
     FINGERPRINT,
-    LEASE,
     NAMESPACES,
     OPERATOR,
     PACKAGE,
@@ -26,6 +25,7 @@ from smschannel.api.names import (
     SETTINGS_CONFIGMAP,
     channels_path,
     core_path,
+    is_lease,
     leases_path,
 )
 from smschannel.api.ownership import REST_MANAGER
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from smschannel.cli.masking import Mask
 
 _LOG_LINES = 2000
-_PROGRAMS = f"app.kubernetes.io/name in ({OPERATOR},{REST_MANAGER})"
+_PROGRAMS = f"app.kubernetes.io/part-of={OPERATOR}"
 
 
 @click.command()
@@ -131,8 +131,7 @@ class _Collector:
         from smschannel.cli import bundle
 
         deployments = f"/apis/apps/v1/namespaces/{self._namespace}/deployments"
-        lease = await self._read("Lease", self._api.request("GET", f"{leases_path(self._namespace)}/{LEASE}"))
-        spec = (lease or {}).get("spec") or {}
+        leases = await self._read("Leases", self._list(leases_path(self._namespace))) or []
         found = await self._read("Deployments", self._list(deployments, labelSelector=_PROGRAMS))
         return {
             "pods": [bundle.pod(each, self._mask) for each in pods],
@@ -140,9 +139,7 @@ class _Collector:
             "settings": self._mask.value(await self._data(SETTINGS_CONFIGMAP)),
             "publicKey": next(iter(_fingerprints(public)), None),
             "namespaces": self._mask.value(public.get(NAMESPACES, "").split()),
-            "leader": self._mask.value(
-                {name: spec.get(name) for name in ("holderIdentity", "renewTime", "acquireTime", "leaseTransitions")}
-            ),
+            "leaders": self._mask.value([_leader(each) for each in leases if is_lease(each["metadata"]["name"])]),
         }
 
     async def _records(self) -> list[Object]:
@@ -203,3 +200,10 @@ def _write(target: Path, files: dict[str, bytes]) -> None:
             file.write(buffer.getvalue())
     except OSError as error:
         raise click.ClickException(f"{target} cannot be written: {error.strerror}. Name another with -o.") from None
+
+
+def _leader(lease: Object) -> dict[str, Any]:
+    """Return of a Lease what the bundle has, with its name: each shard has one."""
+    spec = lease.get("spec") or {}
+    kept = ("holderIdentity", "renewTime", "acquireTime", "leaseTransitions")
+    return {"name": lease["metadata"]["name"], **{name: spec.get(name) for name in kept}}

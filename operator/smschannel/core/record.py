@@ -26,6 +26,9 @@ from smschannel.api.resource import GROUP, DeletionPolicy
 RECORD_LABEL = f"{GROUP}/record"
 """`true` on records, `written-off` on those that were given up."""
 
+NAMESPACE_LABEL = f"{GROUP}/channel-namespace"
+"""The namespace of the channel that holds a record, with which a shard lists its own. Earlier records have none."""
+
 _CHANNEL = f"{GROUP}/channel"
 _UID = f"{GROUP}/channel-uid"
 _PHONE_NUMBER = f"{GROUP}/phone-number"
@@ -169,7 +172,7 @@ class Record:
         return replace(self, contents=self.contents.model_copy(update=changes))
 
     def labels(self) -> dict[str, str]:
-        return {"app.kubernetes.io/managed-by": OPERATOR, RECORD_LABEL: "true"}
+        return {"app.kubernetes.io/managed-by": OPERATOR, RECORD_LABEL: "true", NAMESPACE_LABEL: self.namespace}
 
     def annotations(self) -> dict[str, str | None]:
         """Return the annotations as a merge patch: None removes one."""

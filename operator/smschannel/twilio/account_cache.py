@@ -22,6 +22,7 @@ from smschannel.core.record import Login
 
 _REMEMBERED = 65_536
 _NEVER = float("-inf")
+_PATIENCE = 1.5  # of those who look again: channels that are due at different times come to share a read
 _NOT_SHOWN = Routing(
     unknown="The credentials are another account's, which do not show this account's Messaging Services."
 )
@@ -86,12 +87,12 @@ class AccountCache:
         None means that the caller must read the number itself: it did not point at this operator, it is not in the
         account, or reading the account's pages would cost more calls. Raises what `number_pages` raises.
         """
-        return await self._number(self._account(login, account_sid), phone_number)
+        return await self._number(self._account(login, account_sid), phone_number, self._max_age)
 
-    async def _number(self, account: _Account, phone_number: str) -> Number | None:
+    async def _number(self, account: _Account, phone_number: str, max_age: float) -> Number | None:
         now = self._clock()
         account.requested[phone_number] = now
-        if now - account.numbers_at > self._max_age:
+        if now - account.numbers_at > max_age:
             # `max_age` is half the interval of drift checks: in 3 * max_age each channel requests its number once or
             # twice. What was not requested for that long belongs to no channel any more, and is not read in pages.
             account.requested = {each: at for each, at in account.requested.items() if now - at < 3 * self._max_age}
@@ -127,13 +128,13 @@ class AccountCache:
 
         Raises what `number_pages` raises.
         """
-        account = sight.account
-        if (number := await self._number(account, sight.number.phone_number)) != sight.number:
+        account, max_age = sight.account, self._max_age * _PATIENCE
+        if (number := await self._number(account, sight.number.phone_number, max_age)) != sight.number:
             return None
         assert number
         routing = _NOT_SHOWN
         if _shows_services(account.login, account.sid):
-            routing = await self._routing(account, number.sid, self._max_age)
+            routing = await self._routing(account, number.sid, max_age)
         if routing != sight.routing:
             return None
         sight.number, sight.routing = number, routing  # equal, and in memory once
