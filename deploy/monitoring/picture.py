@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from deploy.build import BuildError, Narrator
-from deploy.local.stack import ROOT, Options, Stack, StackError, free_port
+from deploy.local.stack import ROOT, Options, Stack, StackError, call, free_port
 from deploy.monitoring.build import PROMETHEUS
 from deploy.monitoring.dashboard import DASHBOARD
 from deploy.monitoring.drawing import Series, draw
@@ -86,11 +85,8 @@ def prometheus(home: Path, stack: Stack) -> Iterator[str]:
     configuration = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
     (home / "prometheus.json").write_text(json.dumps(configuration))
     address = f"127.0.0.1:{free_port()}"
-    command = [
-        str(PROMETHEUS.ensure(Narrator(sys.stdout))),
-        "--config.file=prometheus.json",
-        "--storage.tsdb.path=data",
-    ]
+    program = str(PROMETHEUS.ensure(Narrator(sys.stdout)))
+    command = [program, "--config.file=prometheus.json", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
     with (home / "prometheus.log").open("w") as log:
         process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
     try:
@@ -105,8 +101,10 @@ def ask(url: str, query: str, start: float, end: float) -> list[dict[str, Any]]:
     for variable, value in _VARIABLES.items():
         query = query.replace(variable, value)
     asked = urlencode({"query": query, "start": start, "end": end, "step": _STEP})
-    with urllib.request.urlopen(f"{url}/api/v1/query_range?{asked}", timeout=30) as answer:  # noqa: S310  (loopback)
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    status, answer = call("GET", f"{url}/api/v1/query_range?{asked}")
+    if status != 200:
+        raise StackError(f"Prometheus answers {status} to {query}: {answer}")
+    found: list[dict[str, Any]] = answer["data"]["result"]
     return found
 
 
