@@ -35,8 +35,8 @@ OPERATOR_CPU_OF_CREATION = 3.6e-3
 # deploy/helm/values.yaml: memory of an operator without channels, and its limit
 MEMORY_WITHOUT_CHANNELS = 92 * MIB
 MEMORY_LIMIT = 512 * MIB
-# tests/bench/aims.py, DRIFT_CPU: at most 2 s for 10,000 channels
-OPERATOR_CPU_OF_DRIFT_CHECK = 2 / 10_000
+# 2026-11-30, loaded and slow machine, `python -m tests.bench --parts scale --ready 10000`: 8.3 s for 10,000 channels
+OPERATOR_CPU_OF_DRIFT_CHECK = 8.3 / 10_000
 # 2026-11-30, loaded machine, CPU time of 10,000: lists of the API server parsed, cached and indexed; without HTTP, TLS
 OPERATOR_CPU_OF_LOADING = 0.25e-3
 # The same lists: metadata of a record, and of a channel (its object without sealed token, other fields and status)

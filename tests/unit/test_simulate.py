@@ -38,7 +38,6 @@ def test_unit_costs_are_those_of_their_sources() -> None:
     assert fields["twilio_concurrency"].default == simulate.TWILIO_CONCURRENCY
     assert fields["key_renewal_days"].default == simulate.RENEWAL_DAYS
     assert simulate.LEASE == DURATION
-    assert aims.DRIFT_CPU.value / 10_000 == simulate.OPERATOR_CPU_OF_DRIFT_CHECK
     assert aims.WRITES.value == simulate.WRITES_OF_CREATION
     per_check = rotation._RESEALS_PER_CHECK
     assert per_check / (rotation.CHECK_SECONDS + per_check * rotation._RESEAL_PAUSE) == simulate.RESEALS_PER_SECOND
