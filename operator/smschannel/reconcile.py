@@ -165,9 +165,11 @@ class Reconciler:
             raise
         except KubernetesRefused as error:
             return await self._refused_by_kubernetes(channel, error)
+        requeue = _sooner(outcome.requeue, former.requeue)
         return replace(
             outcome,
-            requeue=_sooner(outcome.requeue, former.requeue),
+            requeue=requeue,
+            sight=outcome.sight if isinstance(requeue, RequeueAfter) else None,  # else there is something left to do
             twilio_failed=outcome.twilio_failed or former.twilio_failed,
             pause=max(outcome.pause or 0, former.pause or 0) or None,
         )

@@ -109,7 +109,7 @@ def test_the_commands_for_a_local_cluster_work(stack: Stack, tmp_path: Path) -> 
 
 
 def test_the_example_is_a_valid_channel_and_shows_the_defaults(stack: Stack) -> None:
-    [example] = [yaml.safe_load(block) for block in blocks("yaml")]
+    [example] = [yaml.safe_load(block) for block in blocks("yaml", "README.md")]
     made = stack.channels.create(body=example, namespace=CHANNELS, dry_run="All").to_dict()
     assert made["spec"] == example["spec"]
 
@@ -130,7 +130,7 @@ def test_a_channel_with_a_secret_is_made_and_looked_after(stack: Stack, number: 
     (tmp_path / "token.txt").write_text(stack.twin["auth_token"] + "\n")
     for command in documented("README.md", "kubectl -n sms-channels create secret", "kubectl -n sms-channels label"):
         run(command)
-    [example] = [yaml.safe_load(block) for block in blocks("yaml")]
+    [example] = [yaml.safe_load(block) for block in blocks("yaml", "README.md")]
     example["spec"] |= {"accountSid": stack.twin["account_sid"], "phoneNumber": number}
     stack.apply(example)
     page = "docs/operations.md"

@@ -78,7 +78,11 @@ def test_record_names_its_holder_and_shows_neither_token_nor_url(stack: Stack, n
     secret = read_record(stack, number)
     meta = secret.metadata
     assert meta.name == stack.number(number)["sid"].lower()
-    assert meta.labels == {PREFIX + "record": "true", "app.kubernetes.io/managed-by": "sms-channel-operator"}
+    assert meta.labels == {
+        PREFIX + "record": "true",
+        PREFIX + "channel-namespace": CHANNELS,
+        "app.kubernetes.io/managed-by": "sms-channel-operator",
+    }
     assert meta.annotations == {
         PREFIX + "channel": f"{CHANNELS}/{name_of(manifest)}",
         PREFIX + "channel-uid": uid,

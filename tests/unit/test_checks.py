@@ -15,7 +15,18 @@ from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from smschannel.core.plan import Number
 from smschannel.core.record import Key, Login, Webhook
 from smschannel.twilio.account_cache import AccountCache
-from tests.unit.memory import NAMESPACE, TEMPLATE, MemoryApi, MemoryTwilio, Operator, instance, running, sid_of, url_of
+from tests.unit.memory import (
+    BEFORE,
+    NAMESPACE,
+    TEMPLATE,
+    MemoryApi,
+    MemoryTwilio,
+    Operator,
+    instance,
+    running,
+    sid_of,
+    url_of,
+)
 from tests.unit.virtual_time import now, virtually
 
 L, M, N = "+61400000003", "+61400000002", "+61400000001"
@@ -43,6 +54,10 @@ class Pages(MemoryTwilio):
         self.numbers[sid_of(phone)] = owner, replace(number, **changes)  # type: ignore[arg-type]
 
 
+def cache(twilio: Pages) -> AccountCache:
+    return AccountCache(twilio, is_own_url=TEMPLATE.made, max_age=INTERVAL / 2, clock=now)
+
+
 async def settle(api: MemoryApi, twilio: Pages) -> None:
     """Wait until all channels were checked, and forget the calls so far."""
     await asyncio.sleep(3 * INTERVAL)
@@ -56,8 +71,7 @@ def story(test: Callable[[MemoryApi, Pages, Operator], Awaitable[None]]) -> Call
     @virtually
     async def run() -> None:
         api, twilio = MemoryApi(), Pages(N, M, L)
-        accounts = AccountCache(twilio, is_own_url=TEMPLATE.made, max_age=INTERVAL / 2, clock=now)
-        async with running(api, twilio, accounts=accounts, resync=1e9) as operator:
+        async with running(api, twilio, accounts=cache(twilio), resync=1e9) as operator:
             api.apply(1, N)
             api.apply(2, M)
             await settle(api, twilio)
@@ -217,3 +231,18 @@ async def test_now_and_then_a_quiet_channel_is_reconciled(api: MemoryApi, twilio
     """In case something happened that no event and no resync shows."""
     await asyncio.sleep(26 * INTERVAL)
     assert 1 <= _reads(api) <= 3
+
+
+@virtually
+async def test_retry_for_an_earlier_channel_of_the_name_is_not_a_check() -> None:
+    """At a start it takes two looks to prove that the earlier channel is gone; its successor is configured before."""
+    api, twilio = MemoryApi(), Pages(N, M)
+    async with running(api, twilio, accounts=cache(twilio), resync=1e9):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    api.delete(1, force=True)
+    api.apply(1, M)
+    async with running(api, twilio, accounts=cache(twilio), resync=1e9):
+        await asyncio.sleep(30)
+        assert api.reason(1) == "Configured"
+        assert twilio.webhook(N) == BEFORE

@@ -121,12 +121,14 @@ async def test_largest_object_fits_into_an_event() -> None:
     async def event(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(b'{"object": {"metadata": {"resourceVersion": "' + b"\\u003c" * 1_500_000 + b'"}}}\n')
+        await response.write(
+            b'{"type": "ADDED", "object": {"metadata": {"resourceVersion": "' + b"\\u003c" * 1_500_000 + b'"}}}\n'
+        )
         return response
 
     async with client_of(event) as api:
         received = await anext(api.watch(PATH, {}))
-        assert received == {"object": {"metadata": {"resourceVersion": "<" * 1_500_000}}}
+        assert received == {"type": "ADDED", "object": {"metadata": {"resourceVersion": "<" * 1_500_000}}}
 
 
 @pytest.mark.parametrize(
