@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from kubernetes import client, watch
 
 from deploy.build import Narrator
@@ -21,6 +22,7 @@ from smschannel.core.conditions import violations
 _FIRST_OF_ACCOUNT = itertools.count(61_490_000_000, 100)
 
 
+_UNCACHED = {"cache_logger_on_first_use": False}
 _LONGEST_FIRST = ("faults", "cluster")
 """The folders whose files take minutes: a worker that began one last would keep the others waiting."""
 
@@ -28,6 +30,15 @@ _LONGEST_FIRST = ("faults", "cluster")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folders = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: folders.get(item.path.parent.name, len(folders)))
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_with_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A program that runs in the test's own process configures structlog, whose loggers would keep that for good."""
+    configure = structlog.configure
+    monkeypatch.setattr(structlog, "configure", lambda **given: configure(**{**given, **_UNCACHED}))
+    yield
+    structlog.reset_defaults()
 
 
 @contextmanager

@@ -207,7 +207,7 @@ async def test_token_review_is_cached(kubernetes: Kubernetes) -> None:
 
 async def test_concurrent_equal_reviews_are_sent_once(kubernetes: Kubernetes) -> None:
     kubernetes.delay = 0.1
-    async with shim(kubernetes) as (_, client), without_key(client) as bare:
+    async with shim(kubernetes, request_seconds=10.0) as (_, client), without_key(client) as bare:
         answers = await asyncio.gather(
             *(status(bare, "GET", CALL, headers=bearer("valid")) for _ in range(30)),
             *(status(bare, "GET", CALL, headers=bearer("invalid")) for _ in range(30)),
