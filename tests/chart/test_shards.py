@@ -190,7 +190,7 @@ async def test_only_the_leader_of_each_shard_may_write(stack: Stack, urls: dict[
 
 
 async def test_lease_of_a_shard_belongs_to_the_operator(stack: Stack) -> None:
-    """Who may write Leases in the namespace could else elect himself, or nobody."""
+    """Who may write Leases in the namespace could else make himself the leader, or leave the shard without one."""
     subject = f"system:serviceaccount:{OPERATOR}:sms-api-shim"
     rules = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["*"]}]
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "leases", "namespace": OPERATOR}}

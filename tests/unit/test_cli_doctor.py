@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
+from smschannel.api.errors import KubernetesRefused
+from smschannel.api.kube_client import KubeClient
 from smschannel.cli import findings
+from smschannel.cli.admin_store import operators
 from smschannel.cli.findings import Finding, Level, Probe
 
 ROOT = Path(__file__).parents[2]
@@ -143,9 +147,51 @@ def test_leader_is_who_renews(lease: Any, renewed: float | None, level: Level, t
 def test_leader_of_each_shard_is_named() -> None:
     found = findings.leader("sms-channel-operator-a", LEASE, renewed_within=5)
     assert found.text == "pod-1 leads shard a, and renewed its Lease after 5 s."
-    found = findings.leader("sms-channel-operator-a", {}, renewed_within=None)
-    assert "Nobody holds the Lease sms-channel-operator-a" in found.text
-    assert "delete lease sms-channel-operator-a" in found.remedy, "the Lease outlives a shard that was removed"
+
+
+@pytest.mark.parametrize("lease", [{}, LEASE], ids=["released", "of an operator that was cut off when it ended"])
+@pytest.mark.parametrize("name", ["sms-channel-operator", "sms-channel-operator-a"])
+def test_lease_of_an_operator_that_was_removed_can_be_deleted(name: str, lease: Any) -> None:
+    """It outlives a shard, and the one operator that there was before there were shards."""
+    found = findings.leader(name, lease, renewed_within=None, is_only=False)
+    assert f"delete lease {name}" in found.remedy
+    assert "delete lease" not in findings.leader(name, lease, renewed_within=None).remedy
+
+
+class Api:
+    """An API server with these Leases and Deployments; None: the user may not list them."""
+
+    def __init__(self, leases: list[str], deployments: list[str] | None) -> None:
+        self._found = {"leases": leases, "deployments": deployments}
+
+    async def pages(self, path: str, *, metadata_only: bool) -> AsyncIterator[Any]:
+        names = self._found[path.rpartition("/")[2]]
+        if names is None:
+            raise KubernetesRefused(403, "forbidden")
+        for each in names:
+            yield {"metadata": {"name": each}}
+
+
+@pytest.mark.parametrize(
+    ("leases", "deployments", "found", "why"),
+    [
+        ([""], ["", "sms-api-shim"], [""], "one operator"),
+        (["-a"], ["-a", "-b"], ["-a", "-b"], "a shard that never started has no Lease"),
+        (["", "-a"], ["-a"], ["", "-a"], "the Lease of the one operator before is still there"),
+        (["-a"], [""], ["", "-a"], "an operator that has not started, beside the Lease of a shard before"),
+        ([], [], [""], "it is not there yet"),
+        (["-a"], None, ["-a"], "whoever detaches may not list Deployments"),
+        (["other"], ["sms-channel-operators"], [""], "other names"),
+    ],
+)
+async def test_operators_are_found_by_their_leases_and_deployments(
+    leases: list[str], deployments: list[str] | None, found: list[str], why: str
+) -> None:
+    def named(names: list[str]) -> list[str]:
+        return [each if each[:1].isalpha() else f"sms-channel-operator{each}" for each in names]
+
+    api = Api(named(leases), None if deployments is None else named(deployments))
+    assert await operators(cast(KubeClient, api), "sms-operator") == named(found), why
 
 
 def test_keyring_has_the_published_key() -> None:

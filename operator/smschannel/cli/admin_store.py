@@ -9,7 +9,16 @@ from pathlib import Path
 
 from smschannel.api.errors import KeyringLost, KubernetesRefused, NoKindMatch, NotFound
 from smschannel.api.kube_client import APPLY_PATCH, KubeClient, Object
-from smschannel.api.names import PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP, channels_path, core_path
+from smschannel.api.names import (
+    LEASE,
+    PUBLIC_KEY,
+    PUBLIC_KEY_CONFIGMAP,
+    SETTINGS_CONFIGMAP,
+    channels_path,
+    core_path,
+    is_lease,
+    leases_path,
+)
 from smschannel.api.ownership import REST_FIELDS, REST_LABELS, REST_MANAGER
 from smschannel.api.resource import API_VERSION, FINALIZER, KIND
 from smschannel.api.sealing import Keyring, PublicKey
@@ -17,6 +26,19 @@ from smschannel.core.record import RECORD_LABEL
 from smschannel.kube_store import KubeStore
 
 KEYRING_DIR = "SMSCHANNEL_KEYRING_DIR"
+
+
+async def operators(api: KubeClient, namespace: str) -> list[str]:
+    """Return the names of the operators of a namespace: one, or one for each shard.
+
+    Their Leases, Deployments and ServiceAccounts are called so. A shard that never started has no Lease, and one that
+    was removed no Deployment.
+    """
+    names = {each["metadata"]["name"] async for each in api.pages(leases_path(namespace), metadata_only=True)}
+    with contextlib.suppress(KubernetesRefused):  # whoever detaches may lack the right
+        deployments = api.pages(f"/apis/apps/v1/namespaces/{namespace}/deployments", metadata_only=True)
+        names |= {each["metadata"]["name"] async for each in deployments}
+    return sorted(filter(is_lease, names)) or [LEASE]
 
 
 class AdminStore(KubeStore):

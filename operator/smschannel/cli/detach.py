@@ -165,19 +165,18 @@ async def _detach(
 
 @contextlib.asynccontextmanager
 async def _leading(api: KubeClient, namespace: str, settings: Settings | None) -> AsyncIterator[list[Elector]]:
-    """Hold the operator's Lease, or those of all shards. Raises `click.ClickException` if somebody renews one."""
+    """Hold the operator's Lease, or those of all shards. Raises `click.ClickException` if one is renewed."""
     from smschannel.api.kube_client import KubeClient
-    from smschannel.api.names import LEASE, is_lease, leases_path
+    from smschannel.cli.admin_store import operators
     from smschannel.leader import DURATION, Elector, call_timeout
 
     duration = settings.lease_duration_seconds if settings else DURATION
     identity, leaders = f"kubectl-sms-detach_{uuid.uuid4().hex[:8]}", []
-    there = [each["metadata"]["name"] async for each in api.pages(leases_path(namespace), metadata_only=True)]
     async with (
         KubeClient(api.configuration, timeout=call_timeout(duration)) as lease_api,
         contextlib.AsyncExitStack() as held,
     ):
-        for lease in sorted(filter(is_lease, there)) or [LEASE]:
+        for lease in await operators(api, namespace):
             leader = Elector(lease_api, namespace, identity, lease=lease, duration=duration)
             await _take_lease(leader, namespace, lease)
             held.push_async_callback(leader.release)

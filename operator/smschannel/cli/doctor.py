@@ -16,7 +16,6 @@ from smschannel.api.names import (
     KEYRING_SECRET,
     LEASE,
     NAMESPACES,
-    OPERATOR,
     PACKAGE,
     PUBLIC_KEY,
     PUBLIC_KEY_CONFIGMAP,
@@ -24,7 +23,6 @@ from smschannel.api.names import (
     SETTINGS_CONFIGMAP,
     channels_path,
     core_path,
-    is_lease,
     leases_path,
 )
 from smschannel.api.ownership import REST_MANAGER
@@ -121,6 +119,7 @@ class _Reader:
         self.api = api
         self.namespace = operator_namespace
         self._settings: asyncio.Future[Settings] | None = None
+        self._operators: asyncio.Future[list[str]] | None = None
 
     async def get(self, path: str) -> Object | None:
         """Return an object; None if it does not exist."""
@@ -137,14 +136,13 @@ class _Reader:
         """Return the namespaces that the operator publishes as watched; none if it has published none."""
         return ((await self.data(PUBLIC_KEY_CONFIGMAP)) or {}).get(NAMESPACES, "").split()
 
-    async def leases(self) -> dict[str, Object]:
-        """Return the operators' Leases by name: one, or one for each shard."""
-        found = {each["metadata"]["name"]: each async for each in self.api.pages(leases_path(self.namespace))}
-        return {name: found[name] for name in sorted(found) if is_lease(name)}
-
     async def operators(self) -> list[str]:
-        """Return the names of the operators: their ServiceAccounts, Deployments and Leases are called so."""
-        return list(await self.leases()) or [OPERATOR]
+        """Return the names of the operators, which are read once."""
+        from smschannel.cli.admin_store import operators
+
+        if self._operators is None:
+            self._operators = asyncio.ensure_future(operators(self.api, self.namespace))
+        return await self._operators
 
     async def settings(self) -> Settings:
         """Return the operator's settings, which are read once. Raises `click.ClickException` if they are incomplete."""
@@ -170,9 +168,10 @@ async def _policies(read: _Reader) -> Iterable[Finding]:
 
 async def _rights(read: _Reader) -> Iterable[Finding]:
     places = {"everywhere": [""], "own": [read.namespace], "channels": await read.watched() or ["sms-channels"]}
+    operators = await read.operators()
     questions = [
         (operator, right, verb, operator if name == LEASE else name, namespace)
-        for operator in await read.operators()
+        for operator in operators
         for right in findings.OPERATOR_RIGHTS
         for verb in right.verbs
         for name in right.names
@@ -180,12 +179,14 @@ async def _rights(read: _Reader) -> Iterable[Finding]:
     ]
     few = asyncio.Semaphore(_REVIEWS)
     allowed = await asyncio.gather(*(_is_allowed(read, few, *each) for each in questions))
-    granted: dict[tuple[str, str], bool] = {}
+    granted: dict[str, bool] = {}
     for (operator, right, *asked), yes in zip(questions, allowed, strict=True):
         # In a namespace for channels one shard needs the rights; any other right is needed by each of them.
-        place = _described(right, *asked), "" if right.where == "channels" else operator
-        granted[place] = granted.get(place, False) or yes
-    return [findings.rights([what for (what, _), yes in granted.items() if not yes], len(granted))]
+        what = _described(right, *asked)
+        if len(operators) > 1 and right.where != "channels":
+            what = f"{what} ({operator})"
+        granted[what] = granted.get(what, False) or yes
+    return [findings.rights([what for what, yes in granted.items() if not yes], len(granted))]
 
 
 async def _is_allowed(
@@ -212,17 +213,16 @@ def _described(right: Right, verb: str, name: str, namespace: str) -> str:
 
 
 async def _leader(read: _Reader) -> Iterable[Finding]:
-    leases = await read.leases()
-    if not leases:
-        return [findings.leader(LEASE, None, renewed_within=None)]
-    return await asyncio.gather(*(_leader_of(read, name, lease) for name, lease in leases.items()))
+    operators = await read.operators()
+    return await asyncio.gather(*(_leader_of(read, each, is_only=len(operators) == 1) for each in operators))
 
 
-async def _leader_of(read: _Reader, name: str, lease: Object) -> Finding:
-    spec, seconds = lease.get("spec") or {}, None
-    if spec.get("holderIdentity"):
+async def _leader_of(read: _Reader, name: str, *, is_only: bool) -> Finding:
+    lease = await read.get(f"{leases_path(read.namespace)}/{name}")
+    spec, seconds = (lease or {}).get("spec") or {}, None
+    if lease is not None and spec.get("holderIdentity"):
         seconds = await _renewed(read, name, lease, float(spec.get("leaseDurationSeconds") or 0) / _RENEWALS)
-    return findings.leader(name, lease, renewed_within=seconds)
+    return findings.leader(name, lease, renewed_within=seconds, is_only=is_only)
 
 
 async def _renewed(read: _Reader, name: str, lease: Object, patience: float) -> float | None:

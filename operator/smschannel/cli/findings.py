@@ -155,21 +155,22 @@ def rights(denied: Sequence[str], asked: int) -> Finding:
     return Finding("RBAC", Level.BAD, text, "kubectl apply -f deploy/manifests/operator-rbac.yaml, or helm upgrade")
 
 
-def leader(name: str, lease: Object | None, *, renewed_within: float | None) -> Finding:
-    """Judge a Lease. `renewed_within` is after how many seconds a renewal was seen; None if none was seen in time."""
+def leader(name: str, lease: Object | None, *, renewed_within: float | None, is_only: bool = True) -> Finding:
+    """Judge the Lease of an operator; `is_only`: there are no others, as there are with shards.
+
+    `renewed_within` is after how many seconds a renewal was seen; None if none was seen in time.
+    """
     holder = ((lease or {}).get("spec") or {}).get("holderIdentity")
     start = "Start the operator: kubectl -n NAMESPACE get pods shows what keeps it from running."
     if lease is None:
         return Finding("Leader", Level.BAD, f"There is no Lease {name}: no operator has started there.", start)
+    removed = "" if is_only else f" If it was removed: kubectl -n NAMESPACE delete lease {name}"
     if not holder:
-        removed = (
-            "" if name == LEASE else f" If there is no such shard any more: kubectl -n NAMESPACE delete lease {name}"
-        )
         text = f"Nobody holds the Lease {name}: no operator is running."
         return Finding("Leader", Level.BAD, text, f"{start}{removed}")
     if renewed_within is None:
         text = f"{holder} holds the Lease {name}, but did not renew it while this was watched."
-        return Finding("Leader", Level.BAD, text, f"{start} Its log says why it does not renew.")
+        return Finding("Leader", Level.BAD, text, f"{start} Its log says why it does not renew.{removed}")
     shard = name.removeprefix(LEASE).removeprefix("-")
     leads = f"{holder} leads shard {shard}" if shard else f"{holder} leads"
     return Finding("Leader", Level.GOOD, f"{leads}, and renewed its Lease after {renewed_within:.0f} s.")
