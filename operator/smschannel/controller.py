@@ -30,7 +30,7 @@ from smschannel.orphans import Orphans
 from smschannel.queue import WorkQueue, flow_limit, unverified_limit
 from smschannel.reconcile import Outcome, Reconciler, RequeueAfter, RequeueRateLimited
 from smschannel.rotation import Rotation
-from smschannel.twilio.account_cache import Sight
+from smschannel.twilio.account_cache import Snapshot
 from smschannel.twilio.limits import TENANT
 
 log = structlog.get_logger()
@@ -70,13 +70,13 @@ class _Secret:
     waits: bool = False
 
 
-class _Settled(NamedTuple):
-    """A configured channel: what a check must see at Twilio, at which resourceVersion of the channel, and until when.
+class _Configured(NamedTuple):
+    """A channel that a reconcile found configured: what Twilio showed, and the channel's resourceVersion after it.
 
-    `until` is a time of the event loop's clock.
+    `until` is the time of the event loop's clock at which it is to be reconciled again, whatever checks show.
     """
 
-    sight: Sight
+    snapshot: Snapshot
     version: str
     until: float
 
@@ -117,8 +117,8 @@ class Controller:
         self._resync_interval = resync_interval
         self._drift_interval = drift_interval
         self._secrets: dict[Key, _Secret] = {}
-        self._settled: dict[Key, _Settled] = {}
-        self._woken: set[Key] = set()  # something happened to them since their last reconcile began
+        self._configured: dict[Key, _Configured] = {}
+        self._dirty: set[Key] = set()  # something happened to them since their last reconcile began
         self._clock = asyncio.get_running_loop().time
         self._checks = Pace(_CHECKS_AT_ONCE, _CHECKS_PER_SECOND)
         self._resync_now = asyncio.Event()
@@ -153,8 +153,7 @@ class Controller:
 
     def _add(self, key: Key) -> None:
         """Add a key to which something happened: it is reconciled, not only checked."""
-        self._settled.pop(key, None)
-        self._woken.add(key)
+        self._dirty.add(key)
         self._queue.add(key)
 
     # Start
@@ -196,7 +195,7 @@ class Controller:
         if position == 0:
             self._add(key)
         else:
-            self._settled.pop(key, None)
+            self._dirty.add(key)
             self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
     def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
@@ -249,6 +248,7 @@ class Controller:
         if delay == 0:
             self._add(key)
             return
+        self._dirty.add(key)
         cached.check_due = now + delay
         cached.body = None  # it may be old by then
         self._queue.add_after(key, delay, keep_earlier=True)
@@ -293,8 +293,8 @@ class Controller:
         cached = self._channels.get(key)
         awaited = cached.awaited if cached else ""
         self._channels.remove(key)
-        self._settled.pop(key, None)
-        self._woken.discard(key)
+        self._configured.pop(key, None)
+        self._dirty.discard(key)
         if awaited:
             self._wake_next(awaited)
 
@@ -403,8 +403,8 @@ class Controller:
         """
         if checked := await self._check(key):
             return checked
-        self._settled.pop(key, None)
-        self._woken.discard(key)
+        self._configured.pop(key, None)
+        self._dirty.discard(key)
         body = await self._newest(key)
         if body is None:
             return await self._reconciler.reconcile(key, None)
@@ -419,13 +419,15 @@ class Controller:
 
     async def _check(self, key: Key) -> Outcome | None:
         """Check a channel to which nothing happened since it was reconciled. None if it must be reconciled."""
-        settled, cached = self._settled.get(key), self._channels.get(key)
-        if settled is None or cached is None or cached.version != settled.version or self._clock() >= settled.until:
+        before, cached = self._configured.get(key), self._channels.get(key)
+        if key in self._dirty or before is None or cached is None:
             return None
-        holder = self._claims.holder(settled.sight.number.sid)
+        if cached.version != before.version or self._clock() >= before.until:
+            return None
+        holder = self._claims.holder(before.snapshot.number.sid)
         if holder is None or holder.uid != cached.uid:
             return None
-        return await self._reconciler.check(settled.sight)
+        return await self._reconciler.check(before.snapshot)
 
     async def _reconcile_channel(self, key: Key, body: Mapping[str, Any]) -> Outcome:
         try:
@@ -476,9 +478,9 @@ class Controller:
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)
-        if outcome.sight and cached and key not in self._woken:
+        if outcome.snapshot and cached:
             until = self._clock() + _CHECKS_PER_RECONCILE * self._drift_interval * random.uniform(0.5, 1)  # noqa: S311
-            self._settled[key] = _Settled(outcome.sight, cached.unseen or cached.version, until)
+            self._configured[key] = _Configured(outcome.snapshot, cached.unseen or cached.version, until)
         if outcome.pause:  # never of deletions: they end in time whatever Twilio asks for
             self._queue.pause(self._flow_of(key)._replace(is_deletion=False), outcome.pause)
         match outcome.requeue:

@@ -325,7 +325,7 @@ def _texts(keyring: Keyring, before: Stored | None) -> Iterable[tuple[str, str]]
 
 
 def _merged(own: Keyring, others: Stored | None) -> tuple[Keyring, str]:
-    """Return the keyring to write in place of one that nobody proved, and what to tell people about it."""
+    """Return the keyring to write in place of one that is not proven, and what to tell people about it."""
     if others is None:
         return own, "It held no keyring that this release can read. Writing the keys in use again."
     with contextlib.suppress(ValueError):

@@ -22,7 +22,7 @@ from smschannel.channel_cache import ChannelCache
 from smschannel.core.plan import CONTESTED_AFTER, Current, Desired, Number, Observed, Routing, Waiter
 from smschannel.core.record import Key, Login, Record, Webhook, secret_source
 from smschannel.kube_store import KubeStore
-from smschannel.twilio.account_cache import Sight
+from smschannel.twilio.account_cache import Snapshot
 
 _MOST_WAITING_LOGINS = 65_536
 _MOST_CORRECTED = 65_536
@@ -54,8 +54,8 @@ class Accounts(Protocol):
     async def routing(
         self, login: Login, account_sid: str, number_sid: str, *, max_age: float | None = None
     ) -> Routing: ...
-    def sight(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Sight | None: ...
-    async def look_again(self, sight: Sight) -> float | None: ...
+    def snapshot(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Snapshot | None: ...
+    async def age_if_unchanged(self, snapshot: Snapshot) -> float | None: ...
 
 
 class _Found(NamedTuple):
@@ -156,17 +156,17 @@ class Observer:
             to_restore=to_restore,
         )
 
-    def sight(self, desired: Desired, observed: Observed) -> Sight | None:
+    def snapshot(self, desired: Desired, observed: Observed) -> Snapshot | None:
         """Return what a check must see again for a configured channel to need nothing; None if it is not so simple."""
         if observed.login is None or observed.rejected or observed.to_restore or len(observed.records) != 1:
             return None
         assert isinstance(observed.number, Number)
-        return self._accounts.sight(observed.login, desired.account_sid, observed.number, observed.routing)
+        return self._accounts.snapshot(observed.login, desired.account_sid, observed.number, observed.routing)
 
-    async def look_again(self, sight: Sight) -> float | None:
+    async def age_if_unchanged(self, snapshot: Snapshot) -> float | None:
         """Return how many seconds ago Twilio still showed this; None if the channel must be observed."""
         try:
-            return await self._accounts.look_again(sight)
+            return await self._accounts.age_if_unchanged(snapshot)
         except ChannelError:
             return None
 
@@ -515,7 +515,7 @@ class Observer:
     def _count_corrections(self, channel: SmsChannel, was_configured: bool, *, overwritten: bool) -> int:
         """Return how often in a row the webhook was overwritten, and corrected or about to be.
 
-        Once WebhookContested is reported, a check that somebody asks for ends the row if it finds the webhook in place.
+        Once WebhookContested is reported, a requested check ends the row if it finds the webhook in place.
         """
         uid, contested = channel.metadata.uid, reason_of(channel.status) is Reason.WebhookContested
         if overwritten and channel.spec.drift_policy is DriftPolicy.CORRECT:

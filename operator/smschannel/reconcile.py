@@ -68,7 +68,7 @@ from smschannel.metrics import WRITTEN_OFF
 from smschannel.observe import Observer, Twilio, record_unreadable
 from smschannel.orphans import Orphans
 from smschannel.report import Reporter
-from smschannel.twilio.account_cache import Sight
+from smschannel.twilio.account_cache import Snapshot
 
 log = structlog.get_logger()
 
@@ -110,7 +110,7 @@ class Outcome:
 
     `ready` is the reason that Ready carries now, None if there is no channel to report on; during an outage it may
     differ from the verdict's. `requeue` is None if nothing is left to do. `twilio_failed`: Twilio failed or hung;
-    `pause`: for how many seconds Twilio asked not to be called, None if it did not ask. `sight`: what the next check
+    `pause`: for how many seconds Twilio asked not to be called, None if it did not ask. `snapshot`: what the next check
     must see again to find that nothing changed, None if that takes a reconcile.
     """
 
@@ -119,7 +119,7 @@ class Outcome:
     requeue: Requeue = None
     twilio_failed: bool = False
     pause: float | None = None
-    sight: Sight | None = None
+    snapshot: Snapshot | None = None
 
 
 class Reconciler:
@@ -169,7 +169,7 @@ class Reconciler:
         return replace(
             outcome,
             requeue=requeue,
-            sight=outcome.sight if isinstance(requeue, RequeueAfter) else None,  # else there is something left to do
+            snapshot=outcome.snapshot if isinstance(requeue, RequeueAfter) else None,  # else something is left to do
             twilio_failed=outcome.twilio_failed or former.twilio_failed,
             pause=max(outcome.pause or 0, former.pause or 0) or None,
         )
@@ -250,18 +250,18 @@ class Reconciler:
             return outcome  # the channel is gone, or only other finalizers keep it
         corrected = desired is not None and _was_corrected(desired, first, observed)
         ready = await self._report.report(channel, verdict, corrected=corrected)
-        sight = None
+        snapshot = None
         if desired and ready is verdict.reason is Reason.Configured:
-            sight = self._observe.sight(desired, observed)
-        return replace(outcome, ready=ready, sight=sight)
+            snapshot = self._observe.snapshot(desired, observed)
+        return replace(outcome, ready=ready, snapshot=snapshot)
 
-    async def check(self, sight: Sight) -> Outcome | None:
+    async def check(self, snapshot: Snapshot) -> Outcome | None:
         """Check a channel to which nothing happened in Kubernetes since a reconcile returned this; None: reconcile it.
 
         Kubernetes is not called, and Twilio for whole accounts only: all channels of one are checked soon after its
         numbers were read, and again an interval later.
         """
-        age = await self._observe.look_again(sight)
+        age = await self._observe.age_if_unchanged(snapshot)
         if age is None:
             return None
         seconds = self._intervals.drift * random.uniform(1, 1.2) - age  # noqa: S311  (not a secret)

@@ -156,14 +156,7 @@ def test_rotation_of_manifests_in_git_and_of_the_rest_api(
     first, second = numbers(2)
     manifest, instance = stack.manifest(first), "0a1b2c3d-0000-4000-8000-000000000001"
     configured(stack, manifest)
-    setup = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": second}
-
-    def is_sealed_with_published_key() -> bool:
-        stack.rest("POST", instance, setup, Prefer="wait=30")
-        sealed = stack.channels.get(name=instance, namespace=CHANNELS).spec.credentials.sealed
-        return fingerprint_of(sealed) == published(stack)
-
-    wait_until(is_sealed_with_published_key, "the shim reads the key that was published last")
+    wait_until(lambda: _is_sealed_by_shim(stack, instance, second), "the shim reads the key that was published last")
     git = tmp_path / "channel.yaml"
     git.write_text(f"# the webshop's number\n{yaml.safe_dump(manifest)}# end\n")
     former, urls = published(stack), [webhook(stack, each) for each in (first, second)]
@@ -201,9 +194,21 @@ def test_rotation_of_manifests_in_git_and_of_the_rest_api(
     wait_reason(stack, name_of(manifest), "Configured")
     assert [webhook(stack, each) for each in (first, second)] == urls
     assert alarms(stack) == [], "retiring a key is not tampering"
-    status, _ = stack.rest("POST", instance, setup, Prefer="wait=30")
+    status, _ = _post(stack, instance, second)
     assert status == 200, "the channel is still REST's"
-    wait_until(is_sealed_with_published_key, "the shim follows without a restart")
+    wait_until(lambda: _is_sealed_by_shim(stack, instance, second), "the shim follows without a restart")
+
+
+def _post(stack: Stack, instance: str, number: str) -> tuple[int, Any]:
+    setup = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": number}
+    return stack.rest("POST", instance, setup, Prefer="wait=30")
+
+
+def _is_sealed_by_shim(stack: Stack, instance: str, number: str) -> bool:
+    """Send a channel by REST, and return whether the shim sealed its token with the published key."""
+    _post(stack, instance, number)
+    sealed = stack.channels.get(name=instance, namespace=CHANNELS).spec.credentials.sealed
+    return fingerprint_of(sealed) == published(stack)
 
 
 def _sealed_with(stack: Stack, number: str) -> str:
@@ -292,14 +297,7 @@ def test_keys_in_files_are_followed_by_operator_and_shim(
     _mount(volume, files)
     wait_until(lambda: published(stack) != former, "the operator publishes the last key by name")
     wait_until(lambda: _sealed_with(stack, first) == published(stack), "its record is sealed again")
-    setup = {"account_sid": stack.twin["account_sid"], "auth_token": stack.twin["auth_token"], "phone_number": second}
-
-    def is_sealed_with_published_key() -> bool:
-        stack.rest("POST", instance, setup, Prefer="wait=30")
-        sealed = stack.channels.get(name=instance, namespace=CHANNELS).spec.credentials.sealed
-        return fingerprint_of(sealed) == published(stack)
-
-    wait_until(is_sealed_with_published_key, "the shim follows without a restart")
+    wait_until(lambda: _is_sealed_by_shim(stack, instance, second), "the shim follows without a restart")
     wait_checked(stack, manifest)
     wait_reason(stack, name_of(manifest), "Configured")
     wait_reason(stack, instance, "Configured")

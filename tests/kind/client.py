@@ -17,7 +17,7 @@ from itertools import cycle
 
 HOST = "sms-api-shim.sms-operator.svc"
 PAUSE_SECONDS = 0.05
-# A Service's address does not change. A drain moves the cluster's DNS as well, which answers nobody for a moment.
+# A Service's address does not change. A drain moves the cluster's DNS as well, which does not answer for a moment.
 socket.getaddrinfo = cache(socket.getaddrinfo)
 TLS = ssl.create_default_context(cafile="/client/ca.crt")
 

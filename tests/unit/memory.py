@@ -332,10 +332,10 @@ class NoCache:
     async def routing(self, *_: Any, **__: Any) -> Routing:
         return Routing()
 
-    def sight(self, *_: Any) -> None:
+    def snapshot(self, *_: Any) -> None:
         return None
 
-    async def look_again(self, sight: object) -> None:
+    async def age_if_unchanged(self, snapshot: object) -> None:
         raise AssertionError("there is nothing to look at")
 
 

@@ -159,9 +159,9 @@ def _rotate(api: MemoryApi) -> None:
 @pytest.mark.parametrize(
     ("happen", "why"),
     [
-        (lambda api: api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"}), "somebody asks for it"),
+        (lambda api: api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"}), "it is requested"),
         (lambda api: api.apply(1, N, deletionPolicy="Retain"), "the spec changed"),
-        (_edit_status, "somebody else wrote the status, which no event asks a reconcile for"),
+        (_edit_status, "others wrote the status, for which no event adds the key"),
         (_rotate, "its Secret changed"),
         (
             lambda api: api.watchers[0]._kube.claims.on_change(Key(NAMESPACE, instance(1))),

@@ -1,4 +1,4 @@
-"""A webhook that somebody else keeps overwriting: when that counts as a contest, and when the contest is over."""
+"""A webhook that others keep overwriting: when that counts as a contest, and when the contest is over."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_contest_is_over_when_nothing_had_to_be_corrected_for_long() -> No
 
 
 @virtually
-async def test_check_that_somebody_asks_for_ends_a_contest_at_once() -> None:
+async def test_requested_check_ends_a_contest_at_once() -> None:
     """They have stopped the other side, and want to see that it worked."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
     operator = await configured(api, twilio)

@@ -271,7 +271,7 @@ async def test_request_that_may_be_repeated_is_sent_twice_at_most() -> None:
 
 
 async def test_closed_client_sends_nothing() -> None:
-    """What was in flight fails, instead of being sent again over a new connection that nobody closes."""
+    """What was in flight fails, instead of being sent again over a new connection that is never closed."""
     asked, connections, requests = asyncio.Event(), 0, 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -134,7 +134,7 @@ def test_damaged_dates_are_no_dates(dates: str) -> None:
         pytest.param(30, START, START + timedelta(days=30), id="by the newest key"),
         pytest.param(0, START, None, id="0 means never"),
         pytest.param(30, None, None, id="unknown age"),
-        pytest.param(30, datetime.max.replace(tzinfo=UTC), None, id="a date that somebody made up"),
+        pytest.param(30, datetime.max.replace(tzinfo=UTC), None, id="a made-up date"),
     ],
 )
 def test_renewal_is_due_by_the_age_of_the_newest_key(
@@ -443,7 +443,7 @@ async def test_record_that_no_key_opens_is_tried_once_and_left_alone() -> None:
 
 @virtually
 async def test_record_that_cannot_be_written_keeps_no_other_from_being_sealed_again() -> None:
-    """Nor the key from being renewed: somebody made one record immutable."""
+    """Nor the key from being renewed: one record was made immutable."""
     api = with_keys(ALMOST_30_DAYS_OLD)
     async with started(api, MemoryTwilio(N, M)):
         api.apply(1, N)
@@ -481,7 +481,7 @@ def test_keys_in_files_are_followed_and_never_renewed(tmp_path: Path) -> None:
         api.apply(1, N)
         await asyncio.sleep(1000)
         assert published(api) == OTHER.public.encoded
-        assert REGISTRY.get_sample_value(due) == 0, "nobody is paged since the operator does not renew it"
+        assert REGISTRY.get_sample_value(due) == 0, "no alert, since the operator does not renew it"
         write_key(tmp_path, "2026-02.key", NEW)
         await asyncio.sleep(CHECK_SECONDS + 2)
         assert published(api) == NEW.public.encoded

@@ -173,7 +173,7 @@ async def test_keyring_that_is_written_again_is_newer_than_all_before() -> None:
 
 @virtually
 async def test_interrupted_repair_is_made_good_by_the_next_check() -> None:
-    """The API server fails, or somebody writes in between. The alarm comes first: a restart would lose the keys."""
+    """The API server fails, or others write in between. The alarm comes first: a restart would lose the keys."""
     api = with_keys(A)
     store = await store_of(api)
     old = data_of(api)
@@ -289,7 +289,7 @@ async def test_foreign_dates_do_not_postpone_the_renewal() -> None:
     ],
 )
 async def test_damaged_keyring_is_written_again(data: dict[str, str]) -> None:
-    """The operator that runs has the keys, and the next one would have none. Nobody proved that they wrote this."""
+    """The operator that runs has the keys, and the next one would have none. This is not proven."""
     api = with_keys(A, B)
     store = await store_of(api)
     put(api, data)
@@ -368,7 +368,7 @@ async def test_secret_with_too_many_keys_is_replaced_by_the_keys_in_use() -> Non
 
 @pytest.mark.parametrize(("own", "others", "expected"), [(2, 98, 100), (2, 99, 2), (150, 0, 150), (150, 1, 150)])
 async def test_others_leave_room_for_the_renewal(own: int, others: int, expected: int) -> None:
-    """A keyring that is full cannot be renewed, and nobody could seal with a new key."""
+    """A keyring that is full cannot be renewed, and nothing could be sealed with a new key."""
     ours, theirs = MANY[:own], MANY[own : own + others]
     api = with_keys(*ours)
     store = await store_of(api)

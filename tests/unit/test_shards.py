@@ -137,7 +137,7 @@ async def test_number_of_another_shard_is_in_use_until_the_next_check_after_it_w
         api.apply(2, N1, namespace=OTHER)
         await asyncio.sleep(1000)
         assert api.reason(2, OTHER) == "NumberInUse"
-        assert len(second.kube.claims) == 0, "it is nobody's to look after here"
+        assert len(second.kube.claims) == 0, "it is not for this shard to look after"
         assert second.channels.pending_restores() == 0
         assert twilio.webhook(N1) == url_of(1)
         api.delete(1)
@@ -167,7 +167,7 @@ async def test_contest_of_two_shards_has_one_winner() -> None:
 
 @virtually
 async def test_number_that_passed_to_another_shard_is_no_foreign_change() -> None:
-    """The record is another one by the next list of the shard that had it: nobody tampered with it."""
+    """The record is another one by the next list of the shard that had it: it was not tampered with."""
     api, twilio = api_with_secrets(), MemoryTwilio(N1)
     async with shards(api, twilio) as (first, _):
         api.apply(1, N1)

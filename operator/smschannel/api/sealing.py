@@ -264,7 +264,7 @@ class Keyring:
         """Return when the newest key is older than `period`; None if it never is. A `period` of 0 means never."""
         created = self.current.created
         if period and created:
-            with contextlib.suppress(OverflowError):  # a date that somebody made up
+            with contextlib.suppress(OverflowError):  # a made-up date
                 return created + period
         return None
 
@@ -303,7 +303,7 @@ class Keyring:
         return json.dumps({key.fingerprint: key.authenticate(content) for key in self})
 
     def is_authentic(self, content: bytes, proof: str) -> bool:
-        """Return whether `content` was stored by somebody who had the key of this keyring that seals.
+        """Return whether `content` was stored with the key of this keyring that seals.
 
         The other keys prove nothing: others may have added them.
         """

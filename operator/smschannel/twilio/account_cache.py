@@ -22,7 +22,7 @@ from smschannel.core.record import Login
 
 _REMEMBERED = 65_536
 _NEVER = float("-inf")
-_PATIENCE = 1.5  # of those who look again: channels that are due at different times come to share a read
+_CHECK_AGE = 1.5  # x `max_age`, for a check: channels that are due at different times come to share a read
 _NOT_SHOWN = Routing(
     unknown="The credentials are another account's, which do not show this account's Messaging Services."
 )
@@ -52,8 +52,8 @@ class _Account:
 
 
 @dataclass(slots=True)
-class Sight:
-    """A number and its routing as an account showed them to a login. `AccountCache.look_again` compares them."""
+class Snapshot:
+    """A number and its routing as an account showed them to a login. `AccountCache.age_if_unchanged` compares them."""
 
     account: _Account
     number: Number
@@ -119,25 +119,25 @@ class AccountCache:
             await self._once(account, "routing", lambda: self._read_routing(account))
         return Routing(service_sid=account.overriding.get(number_sid, ""), unknown=account.unknown)
 
-    def sight(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Sight:
-        """Return what a later look at the account must show for nothing to have changed."""
-        return Sight(self._account(login, account_sid), number, routing)
+    def snapshot(self, login: Login, account_sid: str, number: Number, routing: Routing) -> Snapshot:
+        """Return what `age_if_unchanged` compares with what the account shows then."""
+        return Snapshot(self._account(login, account_sid), number, routing)
 
-    async def look_again(self, sight: Sight) -> float | None:
+    async def age_if_unchanged(self, snapshot: Snapshot) -> float | None:
         """Return how many seconds ago the account still showed this; None if it does not, or must be asked otherwise.
 
         Raises what `number_pages` raises.
         """
-        account, max_age = sight.account, self._max_age * _PATIENCE
-        if (number := await self._number(account, sight.number.phone_number, max_age)) != sight.number:
+        account, max_age = snapshot.account, self._max_age * _CHECK_AGE
+        if (number := await self._number(account, snapshot.number.phone_number, max_age)) != snapshot.number:
             return None
         assert number
         routing = _NOT_SHOWN
         if _shows_services(account.login, account.sid):
             routing = await self._routing(account, number.sid, max_age)
-        if routing != sight.routing:
+        if routing != snapshot.routing:
             return None
-        sight.number, sight.routing = number, routing  # equal, and in memory once
+        snapshot.number, snapshot.routing = number, routing  # equal, and in memory once
         return self._clock() - account.numbers_at
 
     def _account(self, login: Login, account_sid: str) -> _Account:
