@@ -32,9 +32,7 @@ from smschannel.core.record import RECORD_LABEL, Key
 log = structlog.get_logger()
 
 _LARGEST_FILE = 2**20  # bytes
-
-
-_MOST_DIGITS = 18
+_MOST_DIGITS = 18  # of a generation: more than years of changes need, and few enough for int()
 _MOST_ADDED_BY_OTHERS = MOST_KEYS // 2  # keys in all, so that others leave room for the renewal
 _FIELDS = ("keyring", "created", "generation", "proof")
 

@@ -76,7 +76,7 @@ def _ca_bundle(path: Path) -> Path:
 
 
 def _words(value: object) -> object:
-    return tuple(value.split()) if isinstance(value, str) else value
+    return tuple(dict.fromkeys(value.split())) if isinstance(value, str) else value
 
 
 _DELIMITED = r"(?<![-a-z0-9{}])\{namespace\}(?![-a-z0-9{}])"
@@ -102,7 +102,8 @@ Shard = Annotated[
     str,
     Rule(
         "^([a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?)?$",
-        "a shard's name is at most 42 lower-case letters, digits and dashes, such as a",
+        "a shard's name is at most 42 lower-case letters, digits and dashes, such as a, and begins and ends with a"
+        " letter or digit",
     ),
 ]
 _YEAR = 366 * 86_400

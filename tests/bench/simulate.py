@@ -22,8 +22,8 @@ KB, MB, GB = 1e3, 1e6, 1e9
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 HOUR = 3600.0
 
-# docs/performance.md, "How many channels" and "Since then"
-MEMORY_PER_CHANNEL = 2.3 * KIB
+# docs/performance.md, "How many channels" and "Results"
+MEMORY_PER_CHANNEL = 3.2 * KIB
 CHANNEL_BYTES = 4.1 * KB
 RECORD_BYTES = 1.8 * KB
 WRITES_OF_CREATION = 3  # of the operator: finalizer, record, status; 2 with the finalizer at birth
@@ -138,9 +138,9 @@ class Installation(NamedTuple):
         return max(self.needs(), key=lambda need: need.share)
 
 
-def most_channels(shards: int, *, but: tuple[str, ...] = ()) -> int:
+def most_channels(shards: int, accounts: int = 1000, *, but: tuple[str, ...] = ()) -> int:
     """Return with how many channels in so many shards the first limit is reached, leaving out the needs in `but`."""
-    one = Installation(1_000_000, shards, 1000)
+    one = Installation(1_000_000, shards, accounts)
     low, high = 0, 100_000_000
     while high - low > 1:
         middle = (low + high) // 2
@@ -186,11 +186,11 @@ def main(channels: int, shards: int, accounts: int) -> None:
     if accounts < shards:
         raise click.UsageError(f"write at least --accounts {shards}: namespaces that share an account are in one shard")
     show(console, Installation(channels, shards, accounts))
-    for count, name in ((1, "one operator"), (shards, f"{shards} shards")):
-        first = Installation(most_channels(count), count, accounts).first_limit()
-        console.print(
-            f"With {name} the first limit is at {most_channels(count):,} channels: {first.what} ({first.of})."
-        )
+    for count in sorted({1, shards}):
+        most = most_channels(count, accounts)
+        first = Installation(most, count, accounts).first_limit()
+        name = "one operator" if count == 1 else f"{count} shards"
+        console.print(f"With {name} the first limit is at {most:,} channels: {first.what} ({first.of}).")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes import client
+from kubernetes import client, config
 
 from deploy.local.cluster import write_kubeconfig
 from deploy.local.stack import CHANNELS, OPERATOR, Options, Stack, free_port
 from smschannel.api.errors import Fenced
 from smschannel.api.kube_client import KubeClient
+from smschannel.api.names import FENCE
+from smschannel.api.names import LEASE as OPERATORS_LEASE
 from smschannel.core.record import RECORD_LABEL
 from smschannel.kube_store import KubeStore
 from smschannel.leader import Claim, Elector, identify
@@ -304,6 +306,39 @@ async def test_former_leader_is_refused_at_its_first_write(stack: Stack) -> None
     async with await KubeClient.connect(str(stack.kubeconfig)) as administrator:
         await write(administrator, "pn4")
         assert await KubeStore(administrator, OPERATOR).has_fence() is False, "it holds operators only"
+
+
+def test_operator_is_not_fenced_by_what_is_left_of_a_removed_shard(stack: Stack) -> None:
+    """Helm keeps a shard's bindings, and its Lease, which has no holder any more."""
+    for name in (FIRST, SECOND):
+        stack.stop_process(name)
+    leases, policies = client.CoordinationV1Api(stack.api.client), client.AdmissionregistrationV1Api(stack.api.client)
+    leases.patch_namespaced_lease(OPERATORS_LEASE, OPERATOR, {"spec": {"holderIdentity": "leader"}})
+    operator = client.CoreV1Api(config.new_client_from_config(str(stack.operator_kubeconfig("leader"))))
+    wait_for(lambda: refusal(operator) == "", "the operator that leads writes")
+
+    removed = client.V1ObjectMeta(name=f"{OPERATORS_LEASE}-removed", namespace=OPERATOR)
+    left = policies.read_validating_admission_policy_binding(f"{FENCE}-records")
+    left.metadata = client.V1ObjectMeta(name=f"{FENCE}-left")
+    left.spec.param_ref = client.V1ParamRef(name=removed.name, namespace=OPERATOR, parameter_not_found_action="Deny")
+    policies.create_validating_admission_policy_binding(left)
+    try:
+        wait_for(lambda: f"{FENCE}-left" in refusal(operator), "the API server follows the binding")
+        leases.create_namespaced_lease(OPERATOR, client.V1Lease(metadata=removed, spec=client.V1LeaseSpec()))
+        wait_for(lambda: refusal(operator) == "", "the operator that leads writes")
+    finally:
+        policies.delete_validating_admission_policy_binding(f"{FENCE}-left")
+        leases.patch_namespaced_lease(OPERATORS_LEASE, OPERATOR, {"spec": {"holderIdentity": ""}})
+
+
+def refusal(operator: client.CoreV1Api) -> str:
+    """Return what the API server says to a write of this operator; an empty text if it writes."""
+    secret = client.V1Secret(metadata=client.V1ObjectMeta(name="pn5", labels={RECORD_LABEL: "true"}))
+    try:
+        operator.create_namespaced_secret(OPERATOR, secret, dry_run="All")
+    except client.ApiException as error:
+        return str(error.body)
+    return ""
 
 
 async def write(api: KubeClient, name: str) -> None:

@@ -62,6 +62,12 @@ def put_text(api: MemoryApi, **texts: str) -> None:
     put(api, {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()})
 
 
+def proven(by: Keyring, keyring: str, created: str, generation: int) -> dict[str, str]:
+    """Return the fields of the Secret, as a command that has these keys writes them."""
+    proof = by.authenticate(authenticated(keyring, created, generation))
+    return {"keyring": keyring, "created": created, "generation": str(generation), "proof": proof}
+
+
 def raised(api: MemoryApi) -> int:
     """How many alarms there were; the Event of a repeated one is only counted up."""
     return len([path for _, path in api.calls if "/events" in path])
@@ -162,9 +168,7 @@ async def test_keyring_that_is_written_again_is_newer_than_all_before() -> None:
     api = with_keys(A, B)
     store = await store_of(api)
     ring = Keyring([A, B])
-    texts = ring.dump(), ring.dump_dates(), 2**40
-    proof = ring.authenticate(authenticated(*texts))
-    put_text(api, keyring=texts[0], created=texts[1], generation=str(texts[2]), proof=proof)
+    put_text(api, **proven(ring, ring.dump(), ring.dump_dates(), 2**40))
     await store.follow_keyring()
     del api.objects[KEYRING_PLACE]
     await store.follow_keyring()
@@ -237,9 +241,7 @@ async def test_foreign_key_that_was_merged_proves_nothing() -> None:
     await store.follow_keyring()
     assert stored_keyring(api).fingerprints == fingerprints(FOREIGN, A, B)
     only = Keyring([FOREIGN])
-    text = only.dump(), only.dump_dates(), 10**17
-    proof = only.authenticate(authenticated(*text))
-    put_text(api, keyring=text[0], created=text[1], generation=str(text[2]), proof=proof)
+    put_text(api, **proven(only, only.dump(), only.dump_dates(), 10**17))
     await store.follow_keyring()
     assert stored_keyring(api).fingerprints == fingerprints(FOREIGN, A, B)
     assert published(api) == B.public.encoded
@@ -316,9 +318,7 @@ async def test_keyring_of_a_newer_release_is_left_alone_if_that_is_proven() -> N
     """Its command had the keys of this keyring; to write the older format would take away what it added."""
     api = with_keys(A)
     store = await store_of(api)
-    text = '{"seeds": ["AA=="], "more": 1}', "{}", 2**40
-    proof = Keyring([A]).authenticate(authenticated(*text))
-    newer = {"keyring": text[0], "created": text[1], "generation": str(text[2]), "proof": proof}
+    newer = proven(Keyring([A]), '{"seeds": ["AA=="], "more": 1}', "{}", 2**40)
     put_text(api, **newer)
     before = data_of(api)
     await store.follow_keyring()

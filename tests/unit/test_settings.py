@@ -461,6 +461,13 @@ def test_shard_has_its_own_namespaces_and_lease(monkeypatch: pytest.MonkeyPatch)
     assert Settings().published() == alone, "the shards would put each other's right again and again"
 
 
+def test_namespace_that_is_written_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its channels would be listed and watched twice."""
+    given(monkeypatch, CHANNEL_NAMESPACES="team-a team-b team-a", SHARD="a", SHARD_NAMESPACES="team-a team-a")
+    assert Settings().channel_namespaces == ("team-a", "team-b")
+    assert Settings().own_namespaces == ("team-a",)
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
