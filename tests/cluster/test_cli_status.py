@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,9 @@ from tests.cluster.steps import configured, delete, name_of, patch, webhook
 from tests.cluster.test_shim import Rest
 from tests.conftest import take_number
 from tests.manifests import INSTANCE
+
+PROGRAM = Path(sys.executable).with_name("kubectl-sms")
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 pytestmark = pytest.mark.usefixtures("_as_tenant")
 
@@ -79,6 +85,40 @@ def test_documents_have_the_same_as_the_text(working: Any) -> None:
     assert [each["type"] for each in shown["conditions"]] == ["Ready", "CredentialsValid", "WebhookEffective"]
     assert yaml.safe_load(run("status", name, "-o", "yaml").stdout) == shown
     assert run("status", name, "-o", "name").stdout == f"smschannel.channels.hydracore.io/{name}\n"
+
+
+def test_watch_shows_every_change_until_the_channel_is_gone(stack: Stack, number: str) -> None:
+    manifest = stack.manifest(number)
+    name = name_of(configured(stack, manifest))
+    with subprocess.Popen([PROGRAM, "status", name, "--watch", "-o", "wide"], **PIPES) as process:
+        assert process.stdout
+        assert process.stderr
+        heading, first = process.stdout.readline(), process.stdout.readline()
+        assert (heading.split()[0], first.split()[2:5]) == ("NAMESPACE", [number, "True", "Configured"])
+        patch(stack, name, {"spec": {"suspend": True}})
+        line = next(line for line in process.stdout if "Suspended" in line)
+        assert number in line
+        delete(stack, name)
+        rest = process.stdout.read() + process.stderr.read()
+    assert rest.endswith(f"SmsChannel {CHANNELS}/{name} is gone.\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("-A",)], ids=["namespace", "all"])
+@pytest.mark.usefixtures("administrator")
+def test_watch_of_all_channels_shows_new_ones_and_ends_with_ctrl_c(
+    stack: Stack, number: str, arguments: tuple[str, ...]
+) -> None:
+    manifest = stack.manifest(number)
+    with subprocess.Popen([PROGRAM, "status", "--watch", "-o", "name", *arguments], **PIPES) as process:
+        assert process.stdout
+        assert process.stderr
+        name = name_of(configured(stack, manifest))
+        assert next(line for line in process.stdout if name in line) == f"smschannel.channels.hydracore.io/{name}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+    delete(stack, name)
 
 
 def test_list_shows_each_channel_on_a_line(working: Any) -> None:

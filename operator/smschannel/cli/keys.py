@@ -307,7 +307,8 @@ def backup(
     keyring = _run(kubeconfig, context, operator_namespace, work)
     content = json.dumps({"keyring": json.loads(keyring.dump()), "created": json.loads(keyring.dump_dates())})
     _write_private(file, _sealed(content.encode(), passphrase))
-    click.echo(f"{file} has {len(keyring)} keys, the newest is {keyring.current.fingerprint}.", err=True)
+    older = f", and {len(keyring) - 1} older" if len(keyring) > 1 else ""
+    click.echo(f"{file} has key {keyring.current.fingerprint}{older}.", err=True)
 
 
 @keys.command()
