@@ -495,7 +495,7 @@ class Observer:
         """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
         try:
             number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
-        except (Refused, SuspectedRefusal):  # callers share this read: each asks for its own number before it is judged
+        except ChannelError:  # perhaps about another number, and all callers share it: each reads its own
             return None
         fine = number and number.webhook == desired.webhook and number.receives_sms and not number.application_sid
         return number if fine else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from smschannel.api.errors import Refused
+from smschannel.api.errors import Refused, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from smschannel.core.plan import Number
@@ -216,6 +216,22 @@ async def test_what_happens_during_a_reconcile_is_not_left_to_a_check(
     await happened.wait()
     await asyncio.sleep(5)
     assert _reads(api) >= 2
+
+
+@story
+async def test_account_whose_pages_cannot_be_read_is_checked_number_by_number(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """One number that Twilio describes oddly, or a page that takes too long, must not hide the drift of all others."""
+
+    async def fail(kind: str, what: str) -> None:
+        if kind == "page":
+            raise TwilioUnavailable("Twilio's answer describes no phone number.")
+
+    twilio.on_call = fail
+    twilio.change(N, webhook=Webhook(url="https://drift.example.com/", method="POST"))
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert twilio.webhook(N) == url_of(1)
 
 
 @story
