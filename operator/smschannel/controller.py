@@ -71,13 +71,12 @@ class _Secret:
 
 
 class _Configured(NamedTuple):
-    """A channel that a reconcile found configured: what Twilio showed, and the channel's resourceVersion after it.
+    """A channel that a reconcile found configured: what Twilio showed.
 
     `until` is the time of the event loop's clock at which it is to be reconciled again, whatever checks show.
     """
 
     snapshot: Snapshot
-    version: str
     until: float
 
 
@@ -422,7 +421,7 @@ class Controller:
         before, cached = self._configured.get(key), self._channels.get(key)
         if key in self._dirty or before is None or cached is None:
             return None
-        if cached.version != before.version or self._clock() >= before.until:
+        if cached.version != cached.reconciled_version or self._clock() >= before.until:
             return None
         holder = self._claims.holder(before.snapshot.number.sid)
         if holder is None or holder.uid != cached.uid:
@@ -461,6 +460,7 @@ class Controller:
         structlog.contextvars.bind_contextvars(uid=meta["uid"], generation=meta.get("generation", 0))
         cached.body = None
         cached.last_reconciled = Trigger.of(body)
+        cached.reconciled_version = meta["resourceVersion"]
         cached.check_due = 0
         return body
 
@@ -480,7 +480,7 @@ class Controller:
             self._channels.set_reason(key, outcome.ready)
         if outcome.snapshot and cached:
             until = self._clock() + _CHECKS_PER_RECONCILE * self._drift_interval * random.uniform(0.5, 1)  # noqa: S311
-            self._configured[key] = _Configured(outcome.snapshot, cached.unseen or cached.version, until)
+            self._configured[key] = _Configured(outcome.snapshot, until)
         if outcome.pause:  # never of deletions: they end in time whatever Twilio asks for
             self._queue.pause(self._flow_of(key)._replace(is_deletion=False), outcome.pause)
         match outcome.requeue:

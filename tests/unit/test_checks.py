@@ -219,6 +219,25 @@ async def test_what_happens_during_a_reconcile_is_not_left_to_a_check(
 
 
 @story
+async def test_status_that_others_write_during_a_reconcile_is_not_left_to_checks(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """The reconcile has read the status before, and no event adds the key for it."""
+    happened = asyncio.Event()
+
+    async def during(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
+            happened.set()
+            _edit_status(api)
+
+    api.on_call = during
+    operator.kube.claims.on_change(Key(NAMESPACE, instance(1)))
+    await happened.wait()
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert (api.channel(1) or {})["status"]["webhookUrl"] == url_of(1)
+
+
+@story
 async def test_account_whose_pages_cannot_be_read_is_checked_number_by_number(
     api: MemoryApi, twilio: Pages, operator: Operator
 ) -> None:
