@@ -294,6 +294,7 @@ class Controller:
         self._channels.remove(key)
         self._configured.pop(key, None)
         self._dirty.discard(key)
+        self._kube.keys.lacking.discard(key)
         if awaited:
             self._wake_next(awaited)
 

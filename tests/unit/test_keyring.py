@@ -348,6 +348,19 @@ async def test_working_channel_that_uses_its_recorded_login_is_looked_at_as_well
         assert _credentials(api) == "Verified"
 
 
+@virtually
+async def test_deleted_channel_waits_for_no_key() -> None:
+    """Else channels that are created and deleted in a loop would fill the memory."""
+    api = with_keys(NEW)
+    async with started(api, MemoryTwilio(N)) as operator:
+        api.apply(1, N, **sealed(1, OTHER))
+        await asyncio.sleep(5)
+        assert operator.kube.keys.lacking
+        api.delete(1)
+        await asyncio.sleep(5)
+        assert operator.kube.keys.lacking == set()
+
+
 def _credentials(api: MemoryApi) -> str:
     channel = api.channel(1)
     assert channel
