@@ -45,9 +45,9 @@ class CachedChannel:
     """One cached channel.
 
     `created` is its creationTimestamp, `version` its resourceVersion and `secret` the Secret with its token, empty if
-    the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
-    be read. `last_reconciled` is the trigger of the last reconcile, and `reconciled_version` the resourceVersion that it
-    read, or wrote since. `unseen` is the resourceVersion of our last write until an event shows it. `awaited` is the
+    the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must be read.
+    `last_reconciled` is the trigger of the last reconcile, and `reconciled_version` the resourceVersion that it read,
+    or wrote since. `unseen` is the resourceVersion of our last write until an event shows it. `awaited` is the
     SID of the number that the channel waits for. `reason` is that of Ready. `secret_changed`: the Secret was written
     since the last reconcile. `is_check_only`: what changed since then, by the last event, is the request for a check;
     `check_due` is when the event loop's clock lets it begin, if it must wait.
