@@ -158,7 +158,7 @@ class Observer:
 
     def snapshot(self, desired: Desired, observed: Observed) -> Snapshot | None:
         """Return what a check must see again for a configured channel to need nothing; None if it is not so simple."""
-        if observed.login is None or observed.rejected or observed.to_restore or len(observed.records) != 1:
+        if observed.login is None or len(observed.records) != 1:  # others are to be restored
             return None
         assert isinstance(observed.number, Number)
         return self._accounts.snapshot(observed.login, desired.account_sid, observed.number, observed.routing)

@@ -125,6 +125,8 @@ def test_whatever_else_changed_at_twilio_is_reported(change: Callable[[Pages], o
         await asyncio.sleep(2 * INTERVAL)
         assert (api.channel(1) or {})["status"] != before
         assert api.reason(1) == reason
+        await asyncio.sleep(3 * INTERVAL)
+        assert operator.channels.reasons[Reason[reason]] == 1, "it is not checked as if it were configured"
 
     story(test)()
 
