@@ -45,11 +45,12 @@ class CachedChannel:
     """One cached channel.
 
     `created` is its creationTimestamp, `version` its resourceVersion and `secret` the Secret with its token, empty if
-    the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must
-    be read. `last_reconciled` is the trigger of the last reconcile. `unseen` is the resourceVersion of our last write
-    until an event shows it. `awaited` is the SID of the number that the channel waits for. `reason` is that of Ready.
-    `secret_changed`: the Secret was written since the last reconcile. `is_check_only`: what changed since then, by the
-    last event, is the request for a check; `check_due` is when the event loop's clock lets it begin, if it must wait.
+    the token is sealed. `body` is the object of an event that was not reconciled yet; None means that it must be read.
+    `last_reconciled` is the trigger of the last reconcile, and `reconciled_version` the resourceVersion that it read,
+    or wrote since. `unseen` is the resourceVersion of our last write until an event shows it. `awaited` is the
+    SID of the number that the channel waits for. `reason` is that of Ready. `secret_changed`: the Secret was written
+    since the last reconcile. `is_check_only`: what changed since then, by the last event, is the request for a check;
+    `check_due` is when the event loop's clock lets it begin, if it must wait.
     """
 
     uid: str
@@ -63,6 +64,7 @@ class CachedChannel:
     finalizer: bool = False
     body: Body | None = None
     last_reconciled: Trigger | None = None
+    reconciled_version: str = ""
     unseen: str = ""
     awaited: str = ""
     reason: Reason | None = None
@@ -149,7 +151,10 @@ class ChannelCache:
     def written(self, body: Body) -> None:
         """Note a write of the operator. Until an event shows it, bodies of events may be older and are not used."""
         cached, version = self._channels.get(key_of(body)), body["metadata"]["resourceVersion"]
-        if cached and cached.uid == body["metadata"]["uid"] and cached.version != version:
+        if cached is None or cached.uid != body["metadata"]["uid"]:
+            return
+        cached.reconciled_version = version
+        if cached.version != version:
             cached.unseen = version
             cached.body = None  # an event that arrived during the write, and does not show it
 

@@ -22,7 +22,7 @@ from smschannel import metrics
 from smschannel.api.errors import ChannelError, Conflict, NoKindMatch, Retryable
 from smschannel.api.resource import FINALIZER, SmsChannel
 from smschannel.api.status import wants_check, was_well
-from smschannel.channel_cache import ChannelCache, Trigger, secret_name
+from smschannel.channel_cache import ChannelCache, Trigger
 from smschannel.core.record import Key, WebhookTemplate, secret_source
 from smschannel.core.shares import Pace
 from smschannel.kube_store import KubeStore
@@ -71,13 +71,12 @@ class _Secret:
 
 
 class _Configured(NamedTuple):
-    """A channel that a reconcile found configured: what Twilio showed, and the channel's resourceVersion after it.
+    """A channel that a reconcile found configured: what Twilio showed.
 
     `until` is the time of the event loop's clock at which it is to be reconciled again, whatever checks show.
     """
 
     snapshot: Snapshot
-    version: str
     until: float
 
 
@@ -195,19 +194,13 @@ class Controller:
         if position == 0:
             self._add(key)
         else:
-            self._dirty.add(key)
             self._queue.add_after(key, min(position * _STAGGER_SECONDS, _LONGEST_STAGGER))
 
     def _is_fine(self, key: Key, body: Mapping[str, Any]) -> bool:
         """Return whether status and record agree, so that no reconcile is needed before the next drift check."""
         meta, status = body["metadata"], body.get("status") or {}
-        sources = {record.source for record in self._claims.of(key) if record.uid == meta["uid"]}
-        secret = secret_name(body)
-        seen = self._secrets.get(Key(key.namespace, secret))
-        if seen and secret_source(secret, seen.version) not in sources:
-            return False
         return (
-            bool(sources)
+            any(record.uid == meta["uid"] for record in self._claims.of(key))
             and FINALIZER in meta.get("finalizers", ())
             and "deletionTimestamp" not in meta
             and not wants_check(meta.get("annotations") or {}, status)
@@ -275,7 +268,7 @@ class Controller:
         users = self._channels.users_of(name)
         for key in users:
             sources = {record.source for record in self._claims.of(key)}
-            if not secret.version or secret_source(name.name, secret.version) not in sources:
+            if secret_source(name.name, secret.version) not in sources:
                 if secret.was_written and (cached := self._channels.get(key)):
                     cached.secret_changed = True
                 self._add(key)
@@ -295,6 +288,7 @@ class Controller:
         self._channels.remove(key)
         self._configured.pop(key, None)
         self._dirty.discard(key)
+        self._kube.keys.lacking.discard(key)
         if awaited:
             self._wake_next(awaited)
 
@@ -422,7 +416,7 @@ class Controller:
         before, cached = self._configured.get(key), self._channels.get(key)
         if key in self._dirty or before is None or cached is None:
             return None
-        if cached.version != before.version or self._clock() >= before.until:
+        if cached.version != cached.reconciled_version or self._clock() >= before.until:
             return None
         holder = self._claims.holder(before.snapshot.number.sid)
         if holder is None or holder.uid != cached.uid:
@@ -461,6 +455,7 @@ class Controller:
         structlog.contextvars.bind_contextvars(uid=meta["uid"], generation=meta.get("generation", 0))
         cached.body = None
         cached.last_reconciled = Trigger.of(body)
+        cached.reconciled_version = meta["resourceVersion"]
         cached.check_due = 0
         return body
 
@@ -478,9 +473,9 @@ class Controller:
             elif cached and cached.reason is not outcome.ready:
                 log.info("status changed", **_named(key), reason=outcome.ready.name, message=verdict.message)
             self._channels.set_reason(key, outcome.ready)
-        if outcome.snapshot and cached:
+        if outcome.snapshot:
             until = self._clock() + _CHECKS_PER_RECONCILE * self._drift_interval * random.uniform(0.5, 1)  # noqa: S311
-            self._configured[key] = _Configured(outcome.snapshot, cached.unseen or cached.version, until)
+            self._configured[key] = _Configured(outcome.snapshot, until)
         if outcome.pause:  # never of deletions: they end in time whatever Twilio asks for
             self._queue.pause(self._flow_of(key)._replace(is_deletion=False), outcome.pause)
         match outcome.requeue:
@@ -539,7 +534,6 @@ class Controller:
                         self._read_again(key)
             except NoKindMatch as error:
                 absent.append(error)
-                missing = {key for key in missing if key.namespace != namespace}
             missing -= listed
         # Without the CRD, lists are answered with `NoKindMatch`, in all namespaces alike. If only some are, the API
         # server is just learning or losing the kind, and the next resync decides.

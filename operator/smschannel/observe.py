@@ -158,7 +158,7 @@ class Observer:
 
     def snapshot(self, desired: Desired, observed: Observed) -> Snapshot | None:
         """Return what a check must see again for a configured channel to need nothing; None if it is not so simple."""
-        if observed.login is None or observed.rejected or observed.to_restore or len(observed.records) != 1:
+        if observed.login is None or len(observed.records) != 1:  # others are to be restored
             return None
         assert isinstance(observed.number, Number)
         return self._accounts.snapshot(observed.login, desired.account_sid, observed.number, observed.routing)
@@ -495,7 +495,7 @@ class Observer:
         """Return the number if the account cache shows that nothing changed; None if Twilio must be asked."""
         try:
             number = await self._accounts.number(login, desired.account_sid, desired.phone_number)
-        except (Refused, SuspectedRefusal):  # callers share this read: each asks for its own number before it is judged
+        except ChannelError:  # perhaps about another number, and all callers share it: each reads its own
             return None
         fine = number and number.webhook == desired.webhook and number.receives_sms and not number.application_sid
         return number if fine else None

@@ -199,6 +199,17 @@ async def test_first_request_for_a_number_uses_the_page_that_was_read() -> None:
     assert reader.pages_read == 2
 
 
+@virtually
+async def test_check_learns_how_old_is_what_it_saw() -> None:
+    """So that the next one comes an interval after the read, with those of the other channels."""
+    reader = Reader()
+    cache = new_cache(reader)
+    snapshot = cache.snapshot(LOGIN, ACCOUNT, reader.numbers[1], Routing())
+    assert await cache.age_if_unchanged(snapshot) == 0
+    await asyncio.sleep(100)
+    assert await cache.age_if_unchanged(snapshot) == 100
+
+
 # Sharing
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from smschannel.api.errors import Refused
+from smschannel.api.errors import KubernetesUnavailable, Refused, TwilioUnavailable
 from smschannel.api.reasons import Reason
 from smschannel.api.resource import CHECK_NOW_ANNOTATION
 from smschannel.core.plan import Number
@@ -125,6 +125,8 @@ def test_whatever_else_changed_at_twilio_is_reported(change: Callable[[Pages], o
         await asyncio.sleep(2 * INTERVAL)
         assert (api.channel(1) or {})["status"] != before
         assert api.reason(1) == reason
+        await asyncio.sleep(3 * INTERVAL)
+        assert operator.channels.reasons[Reason[reason]] == 1, "it is not checked as if it were configured"
 
     story(test)()
 
@@ -167,8 +169,12 @@ def _rotate(api: MemoryApi) -> None:
             lambda api: api.watchers[0]._kube.claims.on_change(Key(NAMESPACE, instance(1))),
             "its record was changed",
         ),
+        (
+            lambda api: api.watchers[0]._kube.claims.put(replace(api.records()[N], uid="another")),
+            "another channel took its number",
+        ),
     ],
-    ids=["check-now", "spec", "status", "Secret", "record"],
+    ids=["check-now", "spec", "status", "Secret", "record", "holder"],
 )
 def test_channel_to_which_something_happened_is_reconciled(happen: Callable[[MemoryApi], object], why: str) -> None:
     async def test(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
@@ -216,6 +222,131 @@ async def test_what_happens_during_a_reconcile_is_not_left_to_a_check(
     await happened.wait()
     await asyncio.sleep(5)
     assert _reads(api) >= 2
+
+
+@story
+async def test_check_asked_for_during_a_reconcile_is_not_taken_for_a_drift_check(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """It has to wait, and the status that the reconcile writes then has the version of what is cached."""
+    for n in range(301):
+        api.annotate(2, **{CHECK_NOW_ANNOTATION: str(n)})
+    _edit_status(api)
+    asked = asyncio.Event()
+
+    async def during(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not asked.is_set():
+            asked.set()
+            api.annotate(1, **{CHECK_NOW_ANNOTATION: "now"})
+
+    api.on_call = during
+    operator.kube.claims.on_change(Key(NAMESPACE, instance(1)))
+    await asked.wait()
+    await asyncio.sleep(5)
+    assert (api.channel(1) or {})["status"]["lastHandledCheckNow"] == "now"
+
+
+@story
+async def test_reconcile_that_failed_is_not_repeated_as_a_check(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    failed = asyncio.Event()
+
+    async def fail_once(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not failed.is_set():
+            failed.set()
+            raise KubernetesUnavailable("the API server answers HTTP 503")
+
+    api.on_call = fail_once
+    api.apply(1, N, deletionPolicy="Retain")
+    await asyncio.sleep(60)
+    assert (api.channel(1) or {})["status"]["observedGeneration"] == 2
+
+
+@story
+async def test_resync_reads_no_channel_that_has_not_changed(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    await operator.controller.resync()
+    await asyncio.sleep(5)
+    assert not _reads(api)
+
+
+@story
+async def test_secret_that_is_gone_is_forgotten(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    """Anybody who may label Secrets can create and delete them in a loop."""
+    for kind in ("ADDED", "DELETED"):
+        meta = {"namespace": NAMESPACE, "name": "passing", "resourceVersion": "7"}
+        operator.controller.on_secret(kind, {"metadata": meta})
+    await asyncio.sleep(5)
+    assert Key(NAMESPACE, "passing") not in operator.controller._secrets
+
+
+@story
+async def test_secret_that_is_shown_again_adds_no_channel(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    """As at a start, and whenever its watch begins again."""
+    operator.controller.on_secret(None, api.objects["secrets", NAMESPACE, "twilio"])
+    await asyncio.sleep(5)
+    assert api.calls == []
+
+
+@story
+async def test_what_a_reconcile_writes_is_no_reason_for_another(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    api.apply(1, N, deletionPolicy="Retain")
+    await asyncio.sleep(5)
+    api.calls.clear()
+    await asyncio.sleep(1.5 * INTERVAL)
+    assert not _reads(api)
+
+
+@story
+async def test_deleted_channels_leave_nothing_in_memory(api: MemoryApi, twilio: Pages, operator: Operator) -> None:
+    """Neither one whose record was deleted before, nor one that waits for the check that was asked for."""
+    api.apply(3, N)
+    await asyncio.sleep(60)
+    for n in range(301):
+        api.annotate(1, **{CHECK_NOW_ANNOTATION: str(n)})
+    api.annotate(3, **{CHECK_NOW_ANNOTATION: "now"})
+    api.delete(3)
+    operator.kube.claims.remove(sid_of(M))
+    api.delete(2, force=True)
+    await asyncio.sleep(60)
+    assert {*operator.controller._configured, *operator.controller._dirty} == {Key(NAMESPACE, instance(1))}
+
+
+@story
+async def test_status_that_others_write_during_a_reconcile_is_not_left_to_checks(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """The reconcile has read the status before, and no event adds the key for it."""
+    happened = asyncio.Event()
+
+    async def during(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
+            happened.set()
+            _edit_status(api)
+
+    api.on_call = during
+    operator.kube.claims.on_change(Key(NAMESPACE, instance(1)))
+    await happened.wait()
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert (api.channel(1) or {})["status"]["webhookUrl"] == url_of(1)
+
+
+@story
+async def test_account_whose_pages_cannot_be_read_is_checked_number_by_number(
+    api: MemoryApi, twilio: Pages, operator: Operator
+) -> None:
+    """One number that Twilio describes oddly, or a page that takes too long, must not hide the drift of all others."""
+
+    async def fail(kind: str, what: str) -> None:
+        if kind == "page":
+            raise TwilioUnavailable("Twilio's answer describes no phone number.")
+
+    twilio.on_call = fail
+    twilio.change(N, webhook=Webhook(url="https://drift.example.com/", method="POST"))
+    await asyncio.sleep(1.3 * INTERVAL)
+    assert twilio.webhook(N) == url_of(1)
 
 
 @story

@@ -30,7 +30,7 @@ from tests.unit.memory import (
 )
 from tests.unit.virtual_time import virtually
 
-N, M = "+61400000001", "+61400000002"
+L, M, N = "+61400000003", "+61400000002", "+61400000001"
 
 
 class Held:
@@ -293,6 +293,8 @@ async def test_late_events_of_a_predecessor_do_not_hide_its_successor() -> None:
         cached = operator.channels.get(Key(NAMESPACE, instance(1)))
         assert cached
         assert cached.uid == new["metadata"]["uid"]
+        operator.controller.on_channel("DELETED", old)
+        assert operator.channels.get(Key(NAMESPACE, instance(1))) is cached, "later, too"
 
 
 @virtually
@@ -331,14 +333,19 @@ async def test_late_answer_to_a_resync_does_not_restore_a_deleted_channel_to_the
 
 @virtually
 async def test_resync_finds_what_the_watch_missed() -> None:
-    api, twilio = MemoryApi(), MemoryTwilio(N, M)
-    async with running(api, twilio):
+    api, twilio = MemoryApi(), MemoryTwilio(N, M, L)
+    async with running(api, twilio) as operator:
         api.apply(1, N)
+        await asyncio.sleep(1)
+        api.apply(3, L)
         await asyncio.sleep(1)
         api.drops_events = True
         api.apply(2, M)
+        api.apply(3, L, deletionPolicy="Retain")
         api.delete(1)
-        await asyncio.sleep(700)
+        await operator.controller.resync()
+        await asyncio.sleep(10)
+        assert (api.channel(3) or {})["status"]["observedGeneration"] == 2
         assert api.channel(1) is None
         assert api.reason(2) == "Configured"
     assert (twilio.webhook(N), twilio.webhook(M)) == (BEFORE, url_of(2))
@@ -372,6 +379,48 @@ async def test_channel_deleted_during_a_check_that_changes_nothing_leaves_nothin
         held.let_through.set()
         await asyncio.sleep(30)
     assert api.records() == {}
+
+
+@virtually
+async def test_channel_deleted_by_force_is_restored_at_once() -> None:
+    """Its deletion is the only event, and the resync may be far."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+        api.delete(1, force=True)
+        await asyncio.sleep(5)
+    assert (twilio.webhook(N), api.records()) == (BEFORE, {})
+
+
+@virtually
+async def test_deleted_channel_is_not_read_again() -> None:
+    """It has no number and no finalizer, so that its check is still scheduled when it is gone."""
+    api = MemoryApi()
+    async with running(api, MemoryTwilio(), resync=1e9):
+        api.apply(1, N)
+        await asyncio.sleep(5)
+        assert api.reason(1) == "NumberNotFound"
+        api.delete(1)
+        api.calls.clear()
+        await asyncio.sleep(1800 * 1.3)
+    assert [path for _, path in api.calls if path.endswith(instance(1))] == []
+
+
+@virtually
+async def test_finalizer_removed_while_the_operator_was_down_is_added_again() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        api.apply(1, N)
+        await asyncio.sleep(1)
+    there = api.channel(1)
+    assert there
+    api._store("smschannels", {**there, "metadata": {**there["metadata"], "finalizers": []}})
+    async with running(api, twilio):
+        await asyncio.sleep(5)
+        there = api.channel(1)
+        assert there
+        assert there["metadata"]["finalizers"] == [FINALIZER]
 
 
 @virtually
@@ -595,19 +644,20 @@ async def _many(count: int) -> AsyncIterator[tuple[MemoryApi, MemoryTwilio, Oper
 
 @virtually
 async def test_checks_beyond_the_burst_are_delayed_and_never_lost() -> None:
-    async with _many(400) as (api, _, _):
+    async with _many(400) as (api, _, operator):
         for n in range(400):
             api.annotate(n, **{CHECK_NOW_ANNOTATION: "now"})
         await asyncio.sleep(5)
         handled = sum(_handled(api, n) == "now" for n in range(400))
         assert 300 <= handled <= 300 + 5 * 10
+        assert not any(cached.body for _, cached in operator.channels), "those that wait are read when they are due"
         await asyncio.sleep(7)
         assert all(_handled(api, n) == "now" for n in range(400))
 
 
 @virtually
 async def test_check_asked_for_again_while_it_waits_keeps_its_place() -> None:
-    """Otherwise a loop that touches all channels would push them back forever."""
+    """Otherwise a loop that touches all channels would push them, and all others of the namespace, back forever."""
     async with _many(400) as (api, _, _):
         for n in range(400):
             api.annotate(n, **{CHECK_NOW_ANNOTATION: "0"})
@@ -618,7 +668,7 @@ async def test_check_asked_for_again_while_it_waits_keeps_its_place() -> None:
         await asyncio.sleep(3)
         first = [_handled(api, n) for n in range(350, 400)]
         assert "" not in first, "each was handled once, in the ten seconds that the first round takes"
-        await asyncio.sleep(60)
+        await asyncio.sleep(10)
         assert {_handled(api, n) for n in range(350, 400)} == {"9"}, "and the last request of each is handled, too"
 
 

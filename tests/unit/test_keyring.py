@@ -37,6 +37,7 @@ from tests.unit.memory import (
     raising,
     running,
     sid_of,
+    virtual_clock,
 )
 from tests.unit.virtual_time import virtually
 
@@ -248,6 +249,18 @@ async def test_key_is_renewed_after_30_days_and_all_records_follow() -> None:
 
 
 @virtually
+async def test_key_is_renewed_although_somebody_annotated_the_keyring() -> None:
+    """That is no change of the keyring, but the Secret has another version now."""
+    api = with_keys(NEW)
+    store = await store_of(api)
+    there = api.objects[KEYRING_PLACE]
+    api._store("secrets", {**there, "metadata": {**there["metadata"], "annotations": {"note": "ours"}}})
+    await store.follow_keyring()
+    await store.renew_keyring(virtual_clock())
+    assert len(stored_keyring(api)) == 2
+
+
+@virtually
 async def test_lost_race_for_a_renewal_makes_no_second_key() -> None:
     """'kubectl sms keys renew' was faster: the operator takes that key."""
     old = SealingKey.generate(START - timedelta(days=31))
@@ -259,6 +272,17 @@ async def test_lost_race_for_a_renewal_makes_no_second_key() -> None:
     await store.follow_keyring()
     assert published(api) == NEW.public.encoded
     assert stored_keyring(api).fingerprints == (old.fingerprint, NEW.fingerprint)
+
+
+@virtually
+async def test_lost_race_is_nothing_to_warn_of() -> None:
+    """Shards and 'kubectl sms keys' share the keyring, and the next check reads it again."""
+    api = with_keys(SealingKey.generate(START - timedelta(days=31)))
+    async with started(api, MemoryTwilio()):
+        api.on_call = raising(Conflict("the object has been modified"), method="PATCH")
+        with capture_logs() as logs:
+            await asyncio.sleep(CHECK_SECONDS + 2)
+    assert [each["log_level"] for each in logs] == ["info"]
 
 
 # Following
@@ -346,6 +370,19 @@ async def test_working_channel_that_uses_its_recorded_login_is_looked_at_as_well
         await changed(api, lost, OTHER, NEW)
         await asyncio.sleep(CHECK_SECONDS + 2)
         assert _credentials(api) == "Verified"
+
+
+@virtually
+async def test_deleted_channel_waits_for_no_key() -> None:
+    """Else channels that are created and deleted in a loop would fill the memory."""
+    api = with_keys(NEW)
+    async with started(api, MemoryTwilio(N)) as operator:
+        api.apply(1, N, **sealed(1, OTHER))
+        await asyncio.sleep(5)
+        assert operator.kube.keys.lacking
+        api.delete(1)
+        await asyncio.sleep(5)
+        assert operator.kube.keys.lacking == set()
 
 
 def _credentials(api: MemoryApi) -> str:

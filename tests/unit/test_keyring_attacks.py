@@ -28,7 +28,7 @@ from smschannel.cli import keys as command
 from smschannel.cli.admin_store import AdminStore
 from smschannel.cli.main import cli
 from smschannel.keyring_store import KeyringStore, authenticated
-from tests.unit.memory import OPERATOR_NAMESPACE, START, MemoryApi, MemoryTwilio, Operator, raising
+from tests.unit.memory import OPERATOR_NAMESPACE, START, MemoryApi, MemoryTwilio, Operator, raising, virtual_clock
 from tests.unit.test_keyring import (
     KEYRING_PLACE,
     N,
@@ -208,6 +208,23 @@ async def test_late_answer_does_not_bring_back_an_older_keyring() -> None:
     await asyncio.gather(slow, store.follow_keyring())
     assert store.keys.keyring.fingerprints == fingerprints(A, B)
     assert published(api) == B.public.encoded
+
+
+@virtually
+async def test_late_answer_does_not_undo_a_renewal() -> None:
+    api = with_keys(A)
+    store = await store_of(api)
+
+    async def answer_writes_at_once(method: str, path: str) -> None:
+        if method == "PATCH":
+            api.latency = 0
+
+    api.on_call = answer_writes_at_once
+    slow = asyncio.create_task(store.keys.follow())
+    await asyncio.sleep(0)
+    key = await store.keys.renew(virtual_clock())
+    await slow
+    assert store.keys.keyring.current.fingerprint == key.fingerprint
 
 
 @virtually

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -171,6 +172,36 @@ async def test_deleted_crd_is_proven_at_the_second_resync() -> None:
         await operator.controller.resync()
         await asyncio.sleep(60)
     assert (twilio.writes, api.records()) == ([(N, BEFORE)], {})
+
+
+@virtually
+async def test_crd_that_was_listed_in_between_is_not_proven_to_be_deleted() -> None:
+    """An API server that starts may lack it for a moment, now and then."""
+    api, twilio = WithoutCrd(), MemoryTwilio(N)
+    async with running(api, twilio, resync=1e9) as operator:
+        await configured(api, twilio)
+        for is_gone in (True, False, True):
+            api.is_gone = is_gone
+            with pytest.raises(NoKindMatch) if is_gone else nullcontext():
+                await operator.controller.resync()
+        await asyncio.sleep(60)
+        assert operator.controller.has_crd
+    assert twilio.writes == []
+
+
+@virtually
+async def test_record_of_a_namespace_that_is_not_watched_is_left_alone() -> None:
+    """Its channel cannot be read there, which says nothing about it."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio):
+        await configured(api, twilio)
+    async with running(api, twilio, namespaces=("team-b",), resync=1e9) as operator:
+        api.calls.clear()
+        await operator.controller.resync()
+        api.edit_record(N, {"record": "AAAA"})
+        await operator.controller.resync()
+        await asyncio.sleep(60)
+    assert [path for _, path in api.calls if f"/{NAMESPACE}/" in path] == []
 
 
 @virtually

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from smschannel.api.errors import KubernetesRefused
+from smschannel.api.errors import Conflict, KubernetesRefused
 from smschannel.api.kube_client import KubeClient, Object
 from smschannel.api.names import KEYRING_SECRET, NAMESPACES, PUBLIC_KEY, PUBLIC_KEY_CONFIGMAP, SETTINGS_CONFIGMAP
 from smschannel.api.resource import GROUP
@@ -180,6 +180,23 @@ async def test_deleted_record_is_an_alarm() -> None:
 
 
 @virtually
+async def test_record_that_its_channel_gives_up_during_the_list_is_no_alarm() -> None:
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+
+        async def delete_meanwhile(method: str, path: str) -> None:
+            if method == "LIST" and path.endswith("/secrets"):
+                api.delete(1)
+                await asyncio.sleep(5)
+
+        api.on_call = delete_meanwhile
+        await operator.controller.resync()
+        assert (api.records(), alarms(api)) == ({}, [])
+
+
+@virtually
 async def test_record_without_its_label_still_holds_the_number_of_a_suspended_channel() -> None:
     """The list of records does not show it, and nothing else would read it before the channel is deleted."""
     api, twilio = MemoryApi(), MemoryTwilio(N)
@@ -237,6 +254,21 @@ async def test_refused_repair_of_the_keyring_does_not_end_the_resync() -> None:
     api.on_call = raising(KubernetesRefused(403, "exceeded quota"), method="POST")
     await store.check_own_objects()
     assert counted("keyring")
+
+
+@virtually
+async def test_repair_that_another_operator_was_faster_with_does_not_end_the_resync() -> None:
+    """Of the keyring or of a record: what comes after it is looked at all the same, and the next check reads again."""
+    api, twilio = MemoryApi(), MemoryTwilio(N)
+    async with running(api, twilio) as operator:
+        api.apply(1, N)
+        await asyncio.sleep(5)
+        edit(api, record_of(api, N), annotations=annotated(record_of(api, N), channel=f"team-b/{instance(7)}"))
+        keyring = api.objects["secrets", OPERATOR_NAMESPACE, KEYRING_SECRET]
+        api._store("secrets", {**keyring, "data": {"keyring": "b3RoZXI="}})
+        api.on_call = raising(Conflict("the object has been modified"), method="PATCH", path="/secrets/")
+        await operator.controller.resync()
+        assert [name for name, _ in alarms(api)] == [KEYRING_SECRET, sid_of(N).lower()]
 
 
 @virtually

@@ -22,6 +22,7 @@ from smschannel.api.names import (
     is_lease,
     lease_of,
 )
+from smschannel.api.resource import GROUP
 from smschannel.api.sealing import SealingKey
 from smschannel.core.record import NAMESPACE_LABEL
 from smschannel.kube_store import KubeStore
@@ -32,6 +33,7 @@ from tests.unit.memory import (
     MemoryApi,
     MemoryTwilio,
     Operator,
+    instance,
     sid_of,
     url_of,
     virtual_clock,
@@ -101,8 +103,12 @@ async def test_records_of_other_shards_are_not_asked_for() -> None:
         await asyncio.sleep(5)
         [record] = [body for place, body in api.objects.items() if place[2] == sid_of(N1).lower()]
         assert record["metadata"]["labels"][NAMESPACE_LABEL] == NAMESPACE
+        sent, selected = list[Any](), api._selected
+        api._selected = lambda *asked: sent.extend(selected(*asked)) or selected(*asked)  # type: ignore[method-assign, func-returns-value]
         assert [each.phone_number async for each in first.kube.records()] == [N1]
+        assert sent == [record]
         assert [each.phone_number async for each in second.kube.records()] == []
+        assert sent == [record], "nothing more was sent"
         # a record from before there was the label is filtered by its annotation
         del record["metadata"]["labels"][NAMESPACE_LABEL]
         assert [each.phone_number async for each in first.kube.records()] == [N1]
@@ -178,10 +184,75 @@ async def test_number_that_passed_to_another_shard_is_no_foreign_change() -> Non
         api.apply(2, N1, namespace=OTHER)
         await asyncio.sleep(5)
         first.kube.claims.put(had)  # as if its deletion had not been noticed
-        await first.controller.resync()
+        with capture_logs() as logs:
+            await first.controller.resync()
+        assert logs == []
         assert list(first.kube.claims) == []
         await asyncio.sleep(60)
         assert (api.reason(2, OTHER), twilio.webhook(N1)) == ("Configured", url_of(2, OTHER))
+        assert alarms(api) == []
+
+
+@virtually
+async def test_altered_record_is_put_right_by_its_own_shard_only() -> None:
+    """By its plain metadata it belongs to the first one; what is sealed says otherwise."""
+    api, twilio = api_with_secrets(), MemoryTwilio(N1)
+    async with shards(api, twilio, resync=1e9) as (first, second):
+        api.apply(1, N1, namespace=OTHER)
+        await asyncio.sleep(5)
+        record = api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N1).lower()]
+        notes = {**record["metadata"]["annotations"], f"{GROUP}/channel": f"{NAMESPACE}/{instance(1)}"}
+        labels = {**record["metadata"]["labels"], NAMESPACE_LABEL: NAMESPACE}
+        api._store("secrets", {**record, "metadata": {**record["metadata"], "annotations": notes, "labels": labels}})
+        await first.controller.resync()
+        await asyncio.sleep(5)
+        assert (alarms(api), list(first.kube.claims)) == ([], [])
+        await second.controller.resync()
+        assert alarms(api) == [sid_of(N1).lower()]
+        assert api.records()[N1].namespace == OTHER
+
+
+@virtually
+async def test_record_from_before_there_was_the_label_is_no_foreign_change() -> None:
+    """It gets the label when it is written for another reason."""
+    api, twilio = api_with_secrets(), MemoryTwilio(N1)
+    async with shards(api, twilio, resync=60) as (first, _):
+        api.apply(1, N1)
+        await asyncio.sleep(5)
+        record = api.objects["secrets", OPERATOR_NAMESPACE, sid_of(N1).lower()]
+        labels = {name: value for name, value in record["metadata"]["labels"].items() if name != NAMESPACE_LABEL}
+        api._store("secrets", {**record, "metadata": {**record["metadata"], "labels": labels}})
+        await asyncio.sleep(1000)
+        assert alarms(api) == []
+        assert [each.phone_number for each in first.kube.claims] == [N1]
+
+
+@virtually
+async def test_written_off_records_are_sealed_again_by_their_own_shard_only() -> None:
+    api, twilio = api_with_secrets(), MemoryTwilio(N1)
+    async with shards(api, twilio) as (first, second):
+        api.apply(1, N1)
+        await asyncio.sleep(5)
+        [record] = first.kube.claims
+        await first.kube.write_off(record, "for the test")
+        assert [each.phone_number async for each in first.kube.written_off()] == [N1]
+        assert [each.phone_number async for each in second.kube.written_off()] == []
+
+
+@virtually
+async def test_damaged_record_that_passed_to_another_shard_is_reported_by_that_one_only() -> None:
+    api, twilio = api_with_secrets(), MemoryTwilio(N1)
+    async with shards(api, twilio, resync=1e9) as (first, _):
+        api.apply(1, N1)
+        await asyncio.sleep(5)
+        [had] = list(first.kube.claims)
+        api.delete(1)
+        await asyncio.sleep(5)
+        api.apply(2, N1, namespace=OTHER)
+        await asyncio.sleep(5)
+        api.edit_record(N1, {"record": "AAAA"})
+        first.kube.claims.put(had)  # as if its deletion had not been noticed
+        await first.controller.resync()
         assert alarms(api) == []
 
 

@@ -287,9 +287,8 @@ class Keyring:
 
         Raises `ValueError` if these are too many keys.
         """
-        known = {key.fingerprint: key for key in others}
-        own = [key if key.created else key.dated(_created(known.get(key.fingerprint))) for key in self]
-        return Keyring([*(key for key in known.values() if key.fingerprint not in self.fingerprints), *own])
+        own = set(self.fingerprints)
+        return Keyring([*(key for key in others if key.fingerprint not in own), *self])
 
     def without(self, fingerprints: Iterable[str]) -> Keyring:
         """Return a keyring without these keys. Raises `ValueError` if none would be left."""
@@ -393,10 +392,6 @@ def _date(created: object, fingerprint: str) -> datetime | None:
             case {**dates} if isinstance(at := dates.get(fingerprint), str):
                 return datetime.strptime(at, _TIME).replace(tzinfo=UTC)
     return None
-
-
-def _created(key: SealingKey | None) -> datetime | None:
-    return key.created if key else None
 
 
 def _base64(encoded: str) -> bytes:
