@@ -10,7 +10,7 @@ from typing import Any, cast
 from smschannel.api.errors import ChannelError, Expired, KubernetesUnavailable
 from smschannel.api.follow import follow
 from smschannel.api.kube_client import KubeClient, Object
-from tests.unit.virtual_time import virtually
+from tests.unit.virtual_time import now, virtually
 
 
 def event(kind: str, name: str, version: str) -> Object:
@@ -18,18 +18,28 @@ def event(kind: str, name: str, version: str) -> Object:
 
 
 class Api:
-    """Answers each watch with the next of `watches`: events, and errors to raise. `versions`: from where each began."""
+    """Answers each watch with the next of `watches`: events, errors to raise, and seconds in which nothing happens.
 
-    def __init__(self, *watches: list[Object | ChannelError]) -> None:
+    `versions` is from where each watch began, and `pauses` how many seconds after the end of the one before.
+    """
+
+    def __init__(self, *watches: list[Object | ChannelError | int]) -> None:
         self._watches = list(watches)
+        self._ended = 0.0
         self.versions: list[str | None] = []
+        self.pauses: list[float] = []
 
     async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Object]:
         self.versions.append(params.get("resourceVersion"))
+        self.pauses.append(now() - self._ended)
         for each in self._watches.pop(0) if self._watches else ():
+            if isinstance(each, int):
+                await asyncio.sleep(each)
+            self._ended = now()
             if isinstance(each, ChannelError):
                 raise each
-            yield each
+            if isinstance(each, dict):
+                yield each
         if not self._watches:
             raise asyncio.CancelledError
 
@@ -38,7 +48,7 @@ async def seen(api: Api, version: str = "10") -> list[str | None]:
     """Return the names of the events, and None where they begin again."""
     found: list[Any] = []
     with suppress(asyncio.CancelledError):
-        async for each in follow(cast(KubeClient, api), "/x", version):
+        async for each in follow(cast(KubeClient, api), "/x", version, longest_delay=3):
             found.append(each and each["object"]["metadata"]["name"])
     return found
 
@@ -67,3 +77,22 @@ async def test_watch_goes_on_from_the_last_event() -> None:
     api = Api([event("ADDED", "a", "100"), event("BOOKMARK", "", "101")], [])
     assert await seen(api, "") == ["a"]
     assert api.versions == [None, "101"]
+
+
+@virtually
+async def test_api_server_that_is_away_is_asked_less_and_less_often() -> None:
+    """And at once again after an event: each pause is between half of the delay and the delay."""
+    away = KubernetesUnavailable("away")
+    api = Api([away], [away], [away], [away], [event("MODIFIED", "a", "11"), away], [away], [])
+    await seen(api)
+    for pause, delay in zip(api.pauses[1:], [0.5, 1, 2, 3, 0.5, 1], strict=True):
+        assert delay / 2 <= pause <= delay
+
+
+@virtually
+async def test_watch_that_ends_as_usual_goes_on_at_once() -> None:
+    """The API server ends each one after some minutes. One that ends right away is not repeated without a pause."""
+    api = Api([240], [240], [0], [])
+    await seen(api)
+    assert api.pauses[1:3] == [0, 0]
+    assert 0.25 <= api.pauses[3] <= 0.5

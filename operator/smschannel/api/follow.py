@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 
 import structlog
@@ -37,10 +36,10 @@ async def follow(
     Kubernetes, with a delay that doubles up to `longest_delay` seconds. `on_request` is called before each request, and
     `on_answer` for each event and bookmark.
     """
-    delay, count, is_behind = _FIRST_DELAY, 0, False
+    clock, delay, count, is_behind = asyncio.get_running_loop().time, _FIRST_DELAY, 0, False
     while True:
         params = {"timeoutSeconds": str(SERVER_SECONDS), **({"resourceVersion": version} if version else {})}
-        began = time.monotonic()
+        began = clock()
         on_request()
         try:
             async for event in api.watch(path, params):
@@ -56,7 +55,7 @@ async def follow(
                 count += 1
                 if count % _EVENTS_AT_ONCE == 0:
                     await asyncio.sleep(0)  # many may have arrived at once: others have work, too
-            if time.monotonic() - began > delay:
+            if clock() - began > delay:
                 continue  # the usual end
         except Expired:
             version, is_behind = "", True
