@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,11 @@ def tenant(stack: Stack) -> Path:
     token = core.create_namespaced_service_account_token("tenant", CHANNELS, request).status.token
     cluster, path = stack.cluster, stack.home / "tenant.kubeconfig"
     return write_kubeconfig(path, url=cluster.url, ca_data=cluster.ca_data, token=token, namespace=CHANNELS)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started can be interrupted, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

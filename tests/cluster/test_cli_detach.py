@@ -229,6 +229,7 @@ def test_restore_writes_previous_webhooks_unchanged(quiet: Stack, configured: Co
     delete_crd(quiet)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 def test_restore_may_be_interrupted_and_repeated(quiet: Stack, configured: Configured, how: signal.Signals) -> None:
     """Also after Twilio has restored the number and before its answer arrives."""
