@@ -96,3 +96,20 @@ async def test_watch_that_ends_as_usual_goes_on_at_once() -> None:
     await seen(api)
     assert api.pauses[1:3] == [0, 0]
     assert 0.25 <= api.pauses[3] <= 0.5
+
+
+@virtually
+async def test_events_of_one_watch_leave_turns_for_others() -> None:
+    """Thousands that a hostile namespace causes at once arrive in one piece, while others have reconciles to do."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(others())
+    await seen(Api([event("MODIFIED", "a", str(version)) for version in range(11, 411)]))
+    other.cancel()
+    assert turns >= 50
