@@ -146,6 +146,19 @@ def _reads(api: MemoryApi) -> int:
     return sum(method == "GET" and path.endswith(sid_of(N).lower()) for method, path in api.calls)
 
 
+def _in_next_reconcile(api: MemoryApi, act: Callable[[MemoryApi], object]) -> asyncio.Event:
+    """Let something happen when the next reconcile reads its record. Return what is set then."""
+    happened = asyncio.Event()
+
+    async def during(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
+            happened.set()
+            act(api)
+
+    api.on_call = during
+    return happened
+
+
 def _edit_status(api: MemoryApi) -> None:
     there = api.objects["smschannels", NAMESPACE, instance(1)]
     api._store("smschannels", {**there, "status": {**there["status"], "webhookUrl": "https://x"}}, "MODIFIED")
@@ -210,14 +223,7 @@ async def test_what_happens_during_a_reconcile_is_not_left_to_a_check(
     api: MemoryApi, twilio: Pages, operator: Operator
 ) -> None:
     """A request that comes while the status is written must not be taken for one that was handled."""
-    happened = asyncio.Event()
-
-    async def during(method: str, path: str) -> None:
-        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
-            happened.set()
-            _rotate(api)
-
-    api.on_call = during
+    happened = _in_next_reconcile(api, _rotate)
     api.annotate(1, **{CHECK_NOW_ANNOTATION: "1"})
     await happened.wait()
     await asyncio.sleep(5)
@@ -319,14 +325,7 @@ async def test_status_that_others_write_during_a_reconcile_is_not_left_to_checks
     api: MemoryApi, twilio: Pages, operator: Operator
 ) -> None:
     """The reconcile has read the status before, and no event adds the key for it."""
-    happened = asyncio.Event()
-
-    async def during(method: str, path: str) -> None:
-        if method == "GET" and path.endswith(sid_of(N).lower()) and not happened.is_set():
-            happened.set()
-            _edit_status(api)
-
-    api.on_call = during
+    happened = _in_next_reconcile(api, _edit_status)
     operator.kube.claims.on_change(Key(NAMESPACE, instance(1)))
     await happened.wait()
     await asyncio.sleep(1.3 * INTERVAL)

@@ -99,17 +99,17 @@ async def test_watch_that_ends_as_usual_goes_on_at_once() -> None:
 
 
 @virtually
-async def test_events_of_one_watch_leave_turns_for_others() -> None:
+async def test_other_tasks_run_between_the_events_of_a_watch() -> None:
     """Thousands that a hostile namespace causes at once arrive in one piece, while others have reconciles to do."""
-    turns = 0
+    runs = 0
 
     async def others() -> None:
-        nonlocal turns
+        nonlocal runs
         while True:
             await asyncio.sleep(0)
-            turns += 1
+            runs += 1
 
     other = asyncio.create_task(others())
     await seen(Api([event("MODIFIED", "a", str(version)) for version in range(11, 411)]))
     other.cancel()
-    assert turns >= 50
+    assert runs >= 50

@@ -46,7 +46,7 @@ def test_unit_costs_are_those_of_their_sources() -> None:
     limit = yaml.safe_load(values)["operator"]["resources"]["limits"]["memory"]
     assert limit == f"{simulate.MEMORY_LIMIT / simulate.MIB:.0f}Mi"
     costs = dict(table("What", "For each channel"))
-    assert costs["the operator's memory"] == f"{simulate.MEMORY_PER_CHANNEL / simulate.KIB:g} KiB"
+    assert costs["the operator's memory, after a start"] == f"{simulate.MEMORY_PER_CHANNEL / simulate.KIB:g} KiB"
     etcd = f"an object of {simulate.CHANNEL_BYTES / 1e3:g} KB and a record of {simulate.RECORD_BYTES / 1e3:g} KB"
     assert costs["etcd"] == etcd
 

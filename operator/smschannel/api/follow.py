@@ -18,7 +18,7 @@ SERVER_SECONDS = 240
 
 _FIRST_DELAY = 0.5
 _EVENTS_AT_ONCE = 4
-"""Then others have a turn: beside 2,000 edits, with 32 of them their reconciles took two and a half times as long."""
+"""Then other tasks run: beside 2,000 edits, reconciles of others took two and a half times as long with 32."""
 
 
 async def follow(
